@@ -1,0 +1,3 @@
+//! The `tower-openrouter` command.
+
+fn main() {}
