@@ -2,5 +2,23 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod clock;
+
+pub mod body;
+pub mod endpoint;
+pub mod error;
+pub mod key;
+pub mod openrouter;
+pub mod outcome;
+pub mod request;
 #[cfg(feature = "simulator")]
 pub mod simulator;
+mod sync;
+
+pub use clock::WallClock;
+pub use endpoint::Endpoint;
+pub use error::Rejected;
+pub use key::{ApiKey, KeyError};
+pub use openrouter::OpenRouter;
+pub use outcome::{Classify, Outcome};
+pub use request::RequestContext;

@@ -1,0 +1,5 @@
+//! The OpenRouter service.
+
+/// The leaf.
+#[derive(Debug)]
+pub struct OpenRouter;
