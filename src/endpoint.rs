@@ -46,6 +46,8 @@ pub struct EndpointId(u64);
 pub(crate) struct PoolState {
     /// Counts changes of who is out for everybody; selection looks again when it moves.
     version: AtomicU64,
+    /// Whether any endpoint has proved itself.
+    warm: AtomicBool,
     suspects: Suspects,
 }
 
@@ -56,6 +58,16 @@ impl PoolState {
 
     pub(crate) fn touch(&self) {
         self.version.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn is_warm(&self) -> bool {
+        self.warm.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn warm_up(&self) {
+        if !self.is_warm() {
+            self.warm.store(true, Ordering::Relaxed);
+        }
     }
 
     pub(crate) fn suspects(&self) -> &Suspects {
