@@ -73,10 +73,10 @@ async fn gateway(settings: Settings) -> Result<(), Box<dyn Error>> {
 
     let drain = Drain::new();
     let (alive, mut ended) = mpsc::channel(1);
-    let server = Server { header_timeout: settings.header_timeout, stop: drain.watch(), alive };
-    // it answers until the very end; its sender of `alive` is another's, so nobody waits for it
+    let server = Server { header_timeout: settings.header_timeout, stop: drain.watch(), _alive: alive };
+    // it answers until the very end; nobody waits for it
     let never = watch::Sender::new(false);
-    let admin_server = Server { stop: never.subscribe(), alive: mpsc::channel(1).0, ..server.clone() };
+    let admin_server = Server { stop: never.subscribe(), _alive: mpsc::channel(1).0, ..server.clone() };
 
     let admin = admin::app(Admin {
         pool: balancer.pool.clone(),

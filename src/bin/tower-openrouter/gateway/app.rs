@@ -3,7 +3,10 @@
 use std::{
     any::Any,
     convert::Infallible,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use axum::{
@@ -92,18 +95,15 @@ fn panicked(panic: Box<dyn Any + Send>) -> Response<Body> {
     Dialect::OpenRouter.refuse(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error")
 }
 
-/// Request ids that tell requests of all gateways apart and cost next to nothing: a random start, counted up.
+/// Request ids that tell requests of all gateways apart and cost next to nothing: a name of this process, and a count.
 #[derive(Debug, Clone, Copy)]
 struct Numbers;
 
 impl MakeRequestId for Numbers {
     fn make_request_id<B>(&mut self, _: &Request<B>) -> Option<RequestId> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        thread_local! {
-            static PROCESS: u64 = std::process::id().into();
-        }
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let id = PROCESS.with(|process| format!("{process:x}-{number:x}"));
+        static PROCESS: LazyLock<u64> = LazyLock::new(|| fastrand::u64(..));
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let id = format!("{:016x}-{}", *PROCESS, NEXT.fetch_add(1, Ordering::Relaxed));
         HeaderValue::try_from(id).ok().map(RequestId::new)
     }
 }

@@ -155,7 +155,7 @@ impl Shared {
             let attempts = ledger.attempts();
             headers.insert(ATTEMPTS, number(attempts.len()));
             if let Some(attempt) = attempts.last()
-                && let Ok(label) = HeaderValue::from_str(attempt.endpoint.key().name())
+                && let Ok(label) = HeaderValue::from_bytes(attempt.endpoint.key().name().as_bytes())
             {
                 headers.insert(KEY, label);
             }

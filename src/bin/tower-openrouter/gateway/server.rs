@@ -38,7 +38,7 @@ pub(super) struct Server {
     /// Turns true when nothing new should be taken.
     pub(super) stop: watch::Receiver<bool>,
     /// Dropped by each connection at its end.
-    pub(super) alive: mpsc::Sender<Infallible>,
+    pub(super) _alive: mpsc::Sender<Infallible>,
 }
 
 impl Server {
