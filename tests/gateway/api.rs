@@ -153,7 +153,9 @@ fn r104_no_client_chooses_the_upstream() {
         format!("POST http://user:word@{evil}/v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n"),
         format!("POST /v1/chat/completions HTTP/1.1\r\nhost: {evil}\r\n"),
         format!("POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nhost: {evil}\r\n"),
-        format!("POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nx-forwarded-host: {evil}\r\nforwarded: host={evil}\r\n"),
+        format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nx-forwarded-host: {evil}\r\nforwarded: host={evil}\r\n"
+        ),
         format!("POST /v1/chat/completions HTTP/1.1\r\nhost: {evil}@localhost\r\n"),
         "POST /v1/chat/completions HTTP/1.1\r\n".to_owned(),
         "POST /v1/chat/completions HTTP/1.1\r\nhost: \r\n".to_owned(),
@@ -229,7 +231,7 @@ fn each_event_of_a_stream_is_passed_on_at_once() {
 async fn http2_is_served_without_tls() {
     let upstream = Upstream::fine();
     let gateway = Gateway::before(&upstream, &[]);
-    let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
+    let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http::<Full<bytes::Bytes>>();
     let request = http::Request::post(format!("http://{}/v1/chat/completions", gateway.api));
     let response = client.request(request.body(Full::from(CHAT)).unwrap()).await.unwrap();
     assert_eq!((response.status().as_u16(), response.version()), (200, http::Version::HTTP_2));

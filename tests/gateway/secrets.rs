@@ -33,7 +33,8 @@ fn shows(text: &str) -> Option<String> {
     for secret in [ENV_KEY, FILE_KEY, CLIENT, OPERATOR] {
         let private = secret.trim_start_matches("sk-or-v1-");
         let runs = (0..=private.len() - 8).map(|at| private[at..at + 8].to_owned());
-        let others = [secret, private, &format!("Bearer {secret}")].map(|form| (base64(form.as_bytes()), hex(form.as_bytes())));
+        let others =
+            [secret, private, &format!("Bearer {secret}")].map(|form| (base64(form.as_bytes()), hex(form.as_bytes())));
         for form in runs.chain(others.into_iter().flat_map(|(base64, hex)| [base64, hex])) {
             if let Some(line) = text.lines().find(|line| line.contains(&form)) {
                 return Some(format!("{secret} in: {line}"));
@@ -53,7 +54,8 @@ fn the_search_would_find_what_it_looks_for() {
     assert!(shows("sk-or-v1-").is_none());
 }
 
-#[tokio::test]
+// waiting for the process blocks a thread, which the HTTP/2 client must not be on
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn r099_no_key_and_no_token_shows_however_much_is_logged() {
     let upstream = Upstream::start(|request, stream| {
         use std::io::Write;
@@ -68,7 +70,8 @@ async fn r099_no_key_and_no_token_shows_however_much_is_logged() {
         stream.write_all(answer.as_bytes()).unwrap();
     });
     let path = std::env::temp_dir().join(format!("tower-openrouter-secrets-{}.toml", std::process::id()));
-    fs::write(&path, format!("max_wait = \"0s\"\nadmin_token = \"{OPERATOR}\"\n[[keys]]\nkey = \"{FILE_KEY}\"\n")).unwrap();
+    fs::write(&path, format!("max_wait = \"0s\"\nadmin_token = \"{OPERATOR}\"\n[[keys]]\nkey = \"{FILE_KEY}\"\n"))
+        .unwrap();
     let mut gateway = Gateway::start(
         &["--config", path.to_str().unwrap(), "--upstream", &upstream.base()],
         &[("OPENROUTER_API_KEY", ENV_KEY), ("TOWER_OPENROUTER_ACCESS_TOKEN", CLIENT), ("RUST_LOG", "trace")],
@@ -87,7 +90,7 @@ async fn r099_no_key_and_no_token_shows_however_much_is_logged() {
     for broken in ["GET /v1/models\r\n\r\n", "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: x\r\n"] {
         outputs.push(raw(gateway.api, &format!("{broken}{}\r\n", tokens[0])).head);
     }
-    let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
+    let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http::<Full<bytes::Bytes>>();
     for path in ["v1/chat/completions", "nowhere"] {
         let request = http::Request::post(format!("http://{}/{path}", gateway.api))
             .header("authorization", format!("Bearer {CLIENT}"))

@@ -253,7 +253,9 @@ pub fn until(stream: &mut TcpStream, text: &str) -> String {
 
 pub fn request(method: &str, path: &str, headers: &str, body: &str) -> String {
     let length = body.len();
-    format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\n{headers}connection: close\r\ncontent-length: {length}\r\n\r\n{body}")
+    format!(
+        "{method} {path} HTTP/1.1\r\nhost: localhost\r\n{headers}connection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+    )
 }
 
 pub fn post(address: SocketAddr, path: &str, headers: &str, body: &str) -> Reply {

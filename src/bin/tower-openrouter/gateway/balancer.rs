@@ -35,9 +35,11 @@ impl Upstream {
     pub(super) fn choose(settings: &Settings, keys: Vec<ApiKey>) -> Result<(Self, Vec<ApiKey>), Box<dyn Error>> {
         match (&settings.upstream, keys.is_empty()) {
             (upstream, false) => Ok((Self::Real(upstream.as_deref().unwrap_or(BASE_URL).to_owned()), keys)),
-            (Some(_), true) => Err("an upstream is set (--upstream) but there is no key for it: set OPENROUTER_API_KEY or \
+            (Some(_), true) => {
+                Err("an upstream is set (--upstream) but there is no key for it: set OPENROUTER_API_KEY or \
                                     [[keys]] in --config, or leave --upstream out to try the simulator"
-                .into()),
+                    .into())
+            }
             (None, true) => {
                 let today = SystemTime::now().duration_since(UNIX_EPOCH)?;
                 let mut scenario = Scenario::default();
@@ -80,11 +82,7 @@ pub(super) struct Balancer {
 }
 
 impl Balancer {
-    pub(super) fn new(
-        settings: &Settings,
-        upstream: &Upstream,
-        keys: Vec<ApiKey>,
-    ) -> Result<Self, Box<dyn Error>> {
+    pub(super) fn new(settings: &Settings, upstream: &Upstream, keys: Vec<ApiKey>) -> Result<Self, Box<dyn Error>> {
         let pool = Pool::new(keys)?;
         let service = match upstream {
             Upstream::Real(url) => {

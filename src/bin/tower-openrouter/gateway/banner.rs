@@ -28,7 +28,10 @@ impl fmt::Display for Banner<'_> {
         match self.simulated {
             None => writeln!(f, "  upstream  {}", self.upstream)?,
             Some(_) => {
-                writeln!(f, "  upstream  SIMULATED inside this process, because no key was given: answers are made up and")?;
+                writeln!(
+                    f,
+                    "  upstream  SIMULATED inside this process, because no key was given: answers are made up and"
+                )?;
                 writeln!(f, "            cost nothing. To use OpenRouter, set OPENROUTER_API_KEY and start again.")?;
             }
         }

@@ -28,11 +28,23 @@ pub(crate) struct Arguments {
 
     /// Token clients must send as `Authorization: Bearer` or `x-api-key`; better given by the environment, where other
     /// users of the machine cannot see it [default: none asked]
-    #[arg(long, env = "TOWER_OPENROUTER_ACCESS_TOKEN", value_name = "TOKEN", hide_env_values = true, help_heading = "Listeners")]
+    #[arg(
+        long,
+        env = "TOWER_OPENROUTER_ACCESS_TOKEN",
+        value_name = "TOKEN",
+        hide_env_values = true,
+        help_heading = "Listeners"
+    )]
     access_token: Option<SecretString>,
 
     /// The same for /stats; required when the admin address is not on loopback
-    #[arg(long, env = "TOWER_OPENROUTER_ADMIN_TOKEN", value_name = "TOKEN", hide_env_values = true, help_heading = "Listeners")]
+    #[arg(
+        long,
+        env = "TOWER_OPENROUTER_ADMIN_TOKEN",
+        value_name = "TOKEN",
+        hide_env_values = true,
+        help_heading = "Listeners"
+    )]
     admin_token: Option<SecretString>,
 
     /// How long a connection may take to send a request's head, and may idle [default: 30s]

@@ -23,7 +23,9 @@ pub(super) fn to_client(headers: &mut HeaderMap) {
     strip(headers, |name| {
         is_hop_by_hop(name)
             || match name {
-                "set-cookie" | "alt-svc" | "strict-transport-security" | "nel" | "report-to" | "clear-site-data" => true,
+                "set-cookie" | "alt-svc" | "strict-transport-security" | "nel" | "report-to" | "clear-site-data" => {
+                    true
+                }
                 _ => name.starts_with("access-control-") || name.starts_with("x-balancer-"),
             }
     });

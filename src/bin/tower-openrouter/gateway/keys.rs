@@ -193,9 +193,7 @@ fn label_of(variable: &str) -> String {
 fn text_of(value: &OsString, place: &str) -> Result<String, String> {
     match value.to_str() {
         None => Err(format!("{place}: the value is not text")),
-        Some(text) if text.trim().is_empty() => {
-            Err(format!("{place} is set but empty: give it a key, or unset it"))
-        }
+        Some(text) if text.trim().is_empty() => Err(format!("{place} is set but empty: give it a key, or unset it")),
         Some(text) => Ok(text.to_owned()),
     }
 }
@@ -256,7 +254,11 @@ mod tests {
             ("OPENROUTER_API_KEY_3", "", "OPENROUTER_API_KEY_3 is set but empty"),
             ("OPENROUTER_KEY_1", "", "OPENROUTER_KEY_1 is set but empty"),
             ("OPENROUTER_API_KEYS", "canary,", "OPENROUTER_API_KEYS, key 2 of 2: the key is empty"),
-            ("OPENROUTER_API_KEYS", "a,can ary,b", "OPENROUTER_API_KEYS, key 2 of 3: the key holds white space at position 4"),
+            (
+                "OPENROUTER_API_KEYS",
+                "a,can ary,b",
+                "OPENROUTER_API_KEYS, key 2 of 3: the key holds white space at position 4",
+            ),
             ("OPENROUTER_API_KEY", "can\r\nary", "OPENROUTER_API_KEY: the key holds a carriage return at position 4"),
         ] {
             let trouble = from_environment(&[(name, value)]).unwrap_err();
@@ -316,7 +318,10 @@ mod tests {
             ("key = \"a\"\nmodels = [\"\"]", "[[keys]] number 1: "),
             ("key = \"a\"\nlabel = \"x\\ny\"", "[[keys]] number 1, `x\\ny`: the label is empty, or holds control"),
             ("key = \"a\"\nlabel = \"\"", "[[keys]] number 1, ``: the label is empty"),
-            ("key = \"a\"\n[[keys]]\nlabel = \"config-1\"\nkey = \"b\"", "[[keys]] number 2, `config-1`: two keys have the label"),
+            (
+                "key = \"a\"\n[[keys]]\nlabel = \"config-1\"\nkey = \"b\"",
+                "[[keys]] number 2, `config-1`: two keys have the label",
+            ),
         ] {
             let trouble = from_entries(&format!("[[keys]]\n{entry}\n"), &[("EMPTY", "")]).unwrap_err();
             assert!(trouble.starts_with(told), "{entry} -> {trouble}");

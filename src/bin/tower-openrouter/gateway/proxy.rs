@@ -111,13 +111,11 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let response = match self.project() {
             ProxyProj::Refused { response } => response.take().expect("polled after it was ready"),
-            ProxyProj::Running { answer, cut, context, dialect, shared } => {
-                match answer.poll(cx) {
-                    Poll::Ready(Ok(response)) => shared.finish(response, context, *dialect),
-                    Poll::Pending if cut.poll(cx).is_ready() => dialect.refuse(StatusCode::SERVICE_UNAVAILABLE, STOPPING),
-                    Poll::Pending => return Poll::Pending,
-                }
-            }
+            ProxyProj::Running { answer, cut, context, dialect, shared } => match answer.poll(cx) {
+                Poll::Ready(Ok(response)) => shared.finish(response, context, *dialect),
+                Poll::Pending if cut.poll(cx).is_ready() => dialect.refuse(StatusCode::SERVICE_UNAVAILABLE, STOPPING),
+                Poll::Pending => return Poll::Pending,
+            },
         };
         Poll::Ready(Ok(response))
     }
@@ -136,10 +134,8 @@ impl Shared {
         B::Error: Into<BoxError>,
     {
         headers::to_client(response.headers_mut());
-        let is_stream = response
-            .headers()
-            .get(CONTENT_TYPE)
-            .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
+        let is_stream =
+            response.headers().get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
         let mut response = if response.status().is_redirection() && response.status() != StatusCode::NOT_MODIFIED {
             // the client would follow it, and show the other server the token it has for this one
             let message = format!("The upstream answered with a redirect ({})", response.status().as_u16());
