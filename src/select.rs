@@ -81,6 +81,7 @@ mod future;
 mod lanes;
 mod pick;
 mod pool;
+mod swap;
 mod waiting;
 
 pub use cooldown::Resting;
