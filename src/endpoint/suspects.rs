@@ -324,7 +324,7 @@ mod tests {
         for _ in 0..10 {
             success(&keys[1], route, now);
         }
-        assert_eq!(fault(&keys[0], route, now), Blame::Endpoint(1));
+        assert_eq!(fault(&keys[0], route, now), Blame::Endpoint(2));
     }
 
     #[tokio::test(start_paused = true)]
