@@ -21,7 +21,7 @@ mod penalty;
 mod suspects;
 
 pub use figures::{Figures, Latency};
-pub use suspects::{Blame, Suspects};
+pub use suspects::{Blame, Route, Suspects};
 
 /// One key in a pool. Cheap to clone; all clones are the same endpoint.
 #[derive(Clone)]
@@ -143,6 +143,7 @@ impl Endpoint {
 
     pub(crate) fn remove(&self) {
         self.0.removed.store(true, Ordering::Release);
+        self.suspects().forget(self.id());
         self.0.pool.touch();
     }
 

@@ -5,6 +5,7 @@
 mod clock;
 
 pub mod body;
+pub mod breaker;
 pub mod endpoint;
 pub mod error;
 pub mod key;
