@@ -11,6 +11,7 @@ pub mod key;
 pub mod openrouter;
 pub mod outcome;
 pub mod request;
+pub mod retry;
 #[cfg(feature = "simulator")]
 pub mod simulator;
 mod sync;
@@ -22,3 +23,4 @@ pub use key::{ApiKey, KeyError};
 pub use openrouter::OpenRouter;
 pub use outcome::{Classify, Outcome};
 pub use request::RequestContext;
+pub use retry::RetryLayer;
