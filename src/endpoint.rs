@@ -20,6 +20,7 @@ mod figures;
 mod penalty;
 mod suspects;
 
+pub(crate) use figures::Times;
 pub use figures::{Figures, Latency};
 pub use suspects::{Blame, Route, Suspects};
 
