@@ -5,6 +5,7 @@
 mod clock;
 
 pub mod body;
+pub mod buffer;
 pub mod endpoint;
 pub mod error;
 pub mod key;
@@ -16,6 +17,7 @@ pub mod request;
 pub mod simulator;
 mod sync;
 
+pub use buffer::BufferLayer;
 pub use clock::WallClock;
 pub use endpoint::Endpoint;
 pub use error::Rejected;
