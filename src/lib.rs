@@ -6,6 +6,7 @@ mod clock;
 
 pub mod body;
 pub mod buffer;
+pub mod deadline;
 pub mod endpoint;
 pub mod error;
 pub mod key;
@@ -19,6 +20,7 @@ mod sync;
 
 pub use buffer::BufferLayer;
 pub use clock::WallClock;
+pub use deadline::DeadlineLayer;
 pub use endpoint::Endpoint;
 pub use error::Rejected;
 pub use key::{ApiKey, KeyError};
