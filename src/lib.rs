@@ -14,6 +14,7 @@ pub mod limit;
 pub mod openrouter;
 pub mod outcome;
 pub mod request;
+pub mod respond;
 #[cfg(feature = "simulator")]
 pub mod simulator;
 mod sync;
@@ -28,3 +29,4 @@ pub use limit::ConcurrencyLimitLayer;
 pub use openrouter::OpenRouter;
 pub use outcome::{Classify, Outcome};
 pub use request::RequestContext;
+pub use respond::RespondLayer;
