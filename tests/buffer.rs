@@ -127,6 +127,20 @@ async fn a_body_in_one_piece_is_not_copied_and_its_length_is_known() {
 }
 
 #[tokio::test]
+async fn a_declared_length_survives_however_the_body_is_sent() {
+    for layer in [BufferLayer::new(), BufferLayer::new().replay_cap(1), BufferLayer::tee()] {
+        let got = through(&layer, full(5)).await.unwrap();
+        assert_eq!(got.body().size_hint().exact(), Some(5));
+        let (mut sender, body) = Channel::<Bytes, BoxError>::new(1);
+        sender.send_data(Bytes::from("x")).await.unwrap();
+        drop(sender);
+        let mut got = through(&layer.replay_cap(0), body).await.unwrap();
+        assert_eq!(got.body().size_hint().exact(), None);
+        assert_eq!(got.body_mut().frame().await.unwrap().unwrap().into_data().unwrap(), "x");
+    }
+}
+
+#[tokio::test]
 async fn an_empty_body_stays_empty() {
     let layer = BufferLayer::new();
     for got in

@@ -10,7 +10,7 @@ use std::{
 use bytes::{Buf, Bytes};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::{BodyExt, LengthLimitError};
+use http_body_util::LengthLimitError;
 use tower::BoxError;
 
 use super::{Limits, collect::Pieces};
@@ -74,7 +74,7 @@ impl ReplayBody {
     /// What was read already, then the rest, of which at most `left` bytes may come.
     pub(super) fn once<B>(read: [Bytes; 2], rest: B, left: u64) -> Self
     where
-        B: Body + Send + 'static,
+        B: Body + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
     {
         Self(Kind::Once { read, rest: Source::new(rest, left) })
@@ -82,7 +82,7 @@ impl ReplayBody {
 
     pub(super) fn tee<B>(body: B, limits: &Limits) -> Self
     where
-        B: Body + Send + 'static,
+        B: Body + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
     {
         let cap = limits.replay_cap;
@@ -283,22 +283,21 @@ impl Drop for Recorder {
 /// The caller's body, of any type, held to the limit.
 struct Source {
     /// Never contended: it only makes any body `Sync`.
-    body: Mutex<Pin<Box<dyn Body<Data = Bytes, Error = BoxError> + Send>>>,
+    body: Mutex<Box<dyn Body<Data = Bytes, Error = Rejected> + Send + Unpin>>,
     left: u64,
 }
 
 impl Source {
     fn new<B>(body: B, left: u64) -> Self
     where
-        B: Body + Send + 'static,
+        B: Body + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
     {
-        let body = body.map_frame(|frame| frame.map_data(whole)).map_err(Into::into);
-        Self { body: Mutex::new(Box::pin(body)), left }
+        Self { body: Mutex::new(Box::new(Plain(body))), left }
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Rejected>>> {
-        let frame = ready!(lock(&self.body).as_mut().poll_frame(cx));
+        let frame = ready!(Pin::new(&mut **lock(&self.body)).poll_frame(cx));
         Poll::Ready(match frame {
             Some(Ok(frame)) => {
                 let size = frame.data_ref().map_or(0, |data| data.len() as u64);
@@ -310,8 +309,7 @@ impl Source {
                     None => Some(Err(too_large())),
                 }
             }
-            Some(Err(error)) => Some(Err(broken(&*error))),
-            None => None,
+            frame => frame,
         })
     }
 
@@ -321,6 +319,34 @@ impl Source {
 
     fn size_hint(&self) -> SizeHint {
         lock(&self.body).size_hint()
+    }
+}
+
+/// Any body as one of [`Bytes`] that fails with refusals. It keeps the size hint, as `BodyExt::map_frame` does not.
+struct Plain<B>(B);
+
+impl<B> Body for Plain<B>
+where
+    B: Body + Unpin,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = Rejected;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Rejected>>> {
+        let frame = ready!(Pin::new(&mut self.0).poll_frame(cx));
+        Poll::Ready(frame.map(|frame| match frame {
+            Ok(frame) => Ok(frame.map_data(whole)),
+            Err(error) => Err(broken(&*error.into())),
+        }))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.size_hint()
     }
 }
 
