@@ -25,10 +25,7 @@ pub(super) async fn answer(shared: &Arc<Shared>, call: Call, dialect: Dialect) -
         Some(body) => Asked::read(dialect, body),
         None => Err(refusal::of_status(413)),
     };
-    let key = match call.credentials {
-        Credentials::Key(key) => Some(key),
-        _ => None,
-    };
+    let key = call.credentials.key();
     let first_model = asked
         .as_ref()
         .ok()
@@ -76,14 +73,7 @@ pub(super) async fn answer(shared: &Arc<Shared>, call: Call, dialect: Dialect) -
             };
             Some(refusal::of_reason(reason, &struck))
         }
-        Some(What::Status {
-            status,
-            retry_after,
-        }) => Some(Refusal {
-            retry_after,
-            ..refusal::of_status(status)
-        }),
-        _ => None,
+        other => other.and_then(|what| what.refusal()),
     };
     if let Some(refusal) = refused {
         return Ok(refuse(shared, &refusal, &reference, Some(ticket)));
@@ -118,13 +108,14 @@ pub(super) async fn answer(shared: &Arc<Shared>, call: Call, dialect: Dialect) -
     Ok(refuse(shared, &last, &reference, Some(ticket)))
 }
 
-enum Edge {
+/// Faults in front of the API that have no answer.
+pub(super) enum Edge {
     Reset,
     Stall,
 }
 
 /// Faults in front of the API.
-fn edge(shared: &Shared, target: Target<'_>) -> Result<Option<Refusal>, Edge> {
+pub(super) fn edge(shared: &Shared, target: Target<'_>) -> Result<Option<Refusal>, Edge> {
     let mut world = shared.lock();
     let struck = world.strike(Stage::Edge, target, shared.clock.now().elapsed);
     match struck {

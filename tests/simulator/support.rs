@@ -177,3 +177,7 @@ pub(crate) fn events(body: &[u8]) -> Vec<Value> {
 pub(crate) fn seconds(number: u64) -> Duration {
     Duration::from_secs(number)
 }
+
+pub(crate) fn toml_scenario(text: &str) -> Scenario {
+    Scenario::from_toml(text).expect("a valid scenario")
+}
