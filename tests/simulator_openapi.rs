@@ -6,25 +6,42 @@
 #[path = "simulator/support.rs"]
 mod support;
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+
 use http::{Method, Request};
 use http_body_util::Full;
+use jsonschema::Validator;
 use serde_json::{Value, json};
 use support::*;
 use tokio::time::advance;
 use tower_openrouter::simulator::{Fault, InBand, Reason, Reset, SimKey, Simulator, What};
 
+static DOCUMENT: LazyLock<Value> = LazyLock::new(|| {
+    let text = include_str!("fixtures/openrouter-schemas.json");
+    serde_json::from_str(text).expect("JSON")
+});
+
+/// Compiled schemas by name: each takes longer to compile than hundreds of checks.
+static VALIDATORS: Mutex<BTreeMap<String, Arc<Validator>>> = Mutex::new(BTreeMap::new());
+
+fn validator(answer: &str) -> Arc<Validator> {
+    let mut known = VALIDATORS.lock().unwrap_or_else(PoisonError::into_inner);
+    let compile = || {
+        let mut schema = DOCUMENT["answers"][answer].clone();
+        assert!(schema.is_object(), "no schema is called {answer}");
+        schema["$defs"] = DOCUMENT["$defs"].clone();
+        Arc::new(jsonschema::draft202012::new(&schema).expect("a valid schema"))
+    };
+    Arc::clone(known.entry(answer.to_owned()).or_insert_with(compile))
+}
+
 /// Fails when `instance` is not what the schema called `answer` describes.
 fn check(answer: &str, instance: &Value) {
-    let document = include_str!("fixtures/openrouter-schemas.json");
-    let mut document: Value = serde_json::from_str(document).expect("JSON");
-    let mut schema = document["answers"][answer].take();
-    assert!(schema.is_object(), "no schema is called {answer}");
-    schema["$defs"] = document["$defs"].take();
-    let validator = jsonschema::draft202012::new(&schema).expect("a valid schema");
-    let errors: Vec<_> = validator
-        .iter_errors(instance)
-        .map(|error| format!("{}: {error}", error.instance_path()))
-        .collect();
+    let validator = validator(answer);
+    let place =
+        |error: jsonschema::ValidationError<'_>| format!("{}: {error}", error.instance_path());
+    let errors: Vec<_> = validator.iter_errors(instance).map(place).collect();
     assert!(errors.is_empty(), "{answer}: {errors:#?}\n{instance:#}");
 }
 
