@@ -187,10 +187,10 @@ impl Play {
                 self.queue.extend(reply::opening(&self.served));
             }
             Step::Tokens => {
-                if let Some((after, last)) = self.twist.as_ref().and_then(interruption) {
-                    if self.sent >= after.min(self.served.completion_tokens) {
-                        return self.interrupt(last);
-                    }
+                if let Some((after, last)) = self.twist.as_ref().and_then(interruption)
+                    && self.sent >= after.min(self.served.completion_tokens)
+                {
+                    return self.interrupt(last);
                 }
                 if self.sent < self.served.completion_tokens {
                     self.queue.push_back(reply::token(&self.served, self.sent));
