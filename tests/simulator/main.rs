@@ -1,10 +1,12 @@
 //! The simulator's behaviour, read as a specification of the simulated platform.
 
+mod broken;
 mod counts;
 mod faults;
 mod lookups;
 mod platform;
 mod pools;
+mod routing;
 mod served;
 mod spending;
 mod stream;
