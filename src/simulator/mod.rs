@@ -1,1 +1,99 @@
 //! An upstream that behaves like OpenRouter.
+//!
+//! Policies for paid, rate-limited traffic cannot be tried on paid, rate-limited traffic. The simulator
+//! stands in for the platform: accounts, keys, quotas, budgets, providers with shared pools, the wire format
+//! with its five error shapes, and faults on demand. It is a [`tower_service::Service`] for tests and
+//! benchmarks in process, and [`serve`]s HTTP for clients in any language.
+//!
+//! Time comes from `tokio::time`, so under a paused clock a day of quotas passes in milliseconds. Everything
+//! random comes from [`Scenario::seed`]: the same requests in the same order get the same bytes.
+//!
+//! ```
+//! use http_body_util::BodyExt;
+//! use tower::{Service, ServiceExt};
+//! use tower_openrouter::simulator::{Scenario, Simulator};
+//!
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let simulator = Simulator::new(Scenario::default())?;
+//! let key = &simulator.keys()[0];
+//! let request = http::Request::post("https://openrouter.ai/api/v1/chat/completions")
+//!     .header("authorization", format!("Bearer {}", key.secret))
+//!     .body(r#"{"model":"acme/swift-1","messages":[{"role":"user","content":"Hi"}]}"#.to_owned())?;
+//! let response = simulator.service().oneshot(request).await?;
+//! assert_eq!(response.status(), 200);
+//! response.into_body().collect().await?;
+//! assert_eq!(simulator.counts().finished, 1);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What it does not do
+//!
+//! Models do not think: replies are words drawn from the seed. Prompt tokens are bytes divided by four.
+//! Changes take effect at once, without the stale caches of the real edge. Providers are asked in a strict
+//! order rather than a weighted random one.
+
+mod admission;
+mod body;
+mod clock;
+mod control;
+mod faults;
+mod generation;
+mod ids;
+mod inference;
+mod lookup;
+mod money;
+mod pool;
+mod refusal;
+mod reply;
+mod request;
+mod routing;
+mod scenario;
+mod serve;
+mod service;
+mod stats;
+mod ticket;
+mod world;
+
+pub use body::SimulatorBody;
+pub use control::{SimulatedKey, Simulator, utc_date};
+pub use scenario::{
+    Account, Budget, Fault, InBand, InFlight, Keep, Model, Pool, PoolKind, ProviderEndpoint,
+    Reason, Reply, Reset, RetryAfter, Scenario, ScenarioError, SimKey, What, Wire, Workspace,
+};
+pub use serve::serve;
+pub use service::{SimulatorFuture, SimulatorService};
+pub use stats::{Attempt, Counts, Ending, Received, Tally};
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// What transport would report: the answer, or its rest, did not come.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SimulatorError {
+    /// The connection was reset.
+    #[error("simulated connection reset")]
+    Reset,
+    /// The body ended before its end.
+    #[error("simulated body cut short")]
+    Cut,
+    /// The caller's request body failed.
+    #[error("the request body could not be read: {0}")]
+    RequestBody(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// What all handles and services of one simulator share.
+#[derive(Debug)]
+struct Shared {
+    scenario: Scenario,
+    clock: clock::Clock,
+    world: Mutex<world::World>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, world::World> {
+        // A panic elsewhere leaves plain numbers behind, still usable.
+        self.world.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,3 +1,33 @@
 //! The `tower-openrouter` command.
 
-fn main() {}
+mod simulator;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Balance LLM requests over many OpenRouter keys, or simulate OpenRouter.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Simulator(simulator::Arguments),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Simulator(arguments) => simulator::run(arguments),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Which disturbance strikes which request, where on its way.
+
+use std::time::Duration;
+
+use super::scenario::{Fault, What};
+use super::world::World;
+
+/// A fault with its window as times since the simulator's start, and how often it struck.
+#[derive(Clone, Debug)]
+pub(super) struct FaultState {
+    fault: Fault,
+    from: Duration,
+    until: Option<Duration>,
+    struck: u64,
+}
+
+impl FaultState {
+    pub(super) fn new(fault: Fault, base: Duration) -> Self {
+        let after = |start: Duration, seconds: f64| {
+            Duration::try_from_secs_f64(seconds)
+                .ok()
+                .and_then(|length| start.checked_add(length))
+        };
+        let from = after(base, fault.at_s).unwrap_or(Duration::MAX);
+        let until = fault.for_s.and_then(|seconds| after(from, seconds));
+        Self {
+            fault,
+            from,
+            until,
+            struck: 0,
+        }
+    }
+}
+
+/// Where on a request's way a fault acts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// In front of the API: it looks at nothing.
+    Edge,
+    /// When the key is looked up.
+    Authentication,
+    /// After the key is known, in place of the platform's checks.
+    Platform,
+    /// When a provider is asked.
+    Provider,
+    /// The time a provider takes.
+    Delay,
+    /// After the 200.
+    Body,
+}
+
+impl What {
+    const fn stage(&self) -> Stage {
+        match self {
+            Self::Reset | Self::Stall | Self::Html { .. } | Self::Raw { .. } => Stage::Edge,
+            Self::Unauthorized => Stage::Authentication,
+            Self::Refuse { .. } | Self::Status { .. } => Stage::Platform,
+            Self::PoolFull { .. } | Self::ProviderFails { .. } => Stage::Provider,
+            Self::Slow { .. } => Stage::Delay,
+            Self::InBand { .. }
+            | Self::Eof { .. }
+            | Self::Cut { .. }
+            | Self::Hang { .. }
+            | Self::Malformed
+            | Self::PaddingOnly
+            | Self::Huge { .. } => Stage::Body,
+        }
+    }
+}
+
+/// Whom a request concerns, as far as known at the stage.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Target<'a> {
+    pub(super) key: Option<usize>,
+    pub(super) models: &'a [String],
+    pub(super) provider: Option<&'a str>,
+}
+
+impl World {
+    /// The first active fault of `stage` that matches, counted as struck.
+    pub(super) fn strike(
+        &mut self,
+        stage: Stage,
+        target: Target<'_>,
+        elapsed: Duration,
+    ) -> Option<What> {
+        if self.faults.is_empty() {
+            return None;
+        }
+        let key = target.key.map(|index| &self.keys[index]);
+        let label = key.map(|key| &*key.label);
+        let account = key.map(|key| &*self.accounts[key.account].name);
+        let rng = &mut self.rng;
+        let state = self.faults.iter_mut().find(|state| {
+            let fault = &state.fault;
+            let meant = |wanted: &Option<String>, found: Option<&str>| {
+                wanted.as_deref().is_none_or(|wanted| found == Some(wanted))
+            };
+            fault.what.stage() == stage
+                && elapsed >= state.from
+                && state.until.is_none_or(|until| elapsed < until)
+                && fault.times.is_none_or(|times| state.struck < times)
+                && meant(&fault.key, label)
+                && meant(&fault.account, account)
+                && meant(&fault.provider, target.provider)
+                && fault.model.as_ref().is_none_or(|model| target.models.contains(model))
+                // Drawn last, so a fault that cannot strike does not move the random sequence.
+                && (fault.probability >= 1.0 || rng.f64() < fault.probability)
+        })?;
+        state.struck += 1;
+        Some(state.fault.what.clone())
+    }
+}

@@ -1,0 +1,153 @@
+//! One accepted inference: what it will say, what it costs, and who pays when it ends early.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::clock::Wall;
+use super::ids;
+use super::request::{Asked, Dialect};
+use super::scenario::{Model, ProviderEndpoint, Reply};
+
+/// An accepted request; fixed from the moment the provider said yes.
+#[derive(Debug)]
+pub(super) struct Served {
+    pub(super) id: String,
+    pub(super) created: Wall,
+    pub(super) dialect: Dialect,
+    pub(super) model: String,
+    pub(super) provider: String,
+    pub(super) streamed: bool,
+    pub(super) prompt_tokens: u64,
+    pub(super) completion_tokens: u64,
+    /// Whether `max_tokens` or the context ended it.
+    pub(super) cut_short: bool,
+    pub(super) inputs: usize,
+    /// USD per token.
+    pub(super) prices: (f64, f64),
+    pub(super) cancel: bool,
+    pub(super) text_seed: u64,
+    /// A text of this many bytes instead of words.
+    pub(super) huge: Option<usize>,
+}
+
+impl Served {
+    pub(super) fn new(
+        (id, mut rng): (String, fastrand::Rng),
+        created: Wall,
+        asked: &Asked,
+        (model, endpoint): (&Model, &ProviderEndpoint),
+        reply: &Reply,
+    ) -> Self {
+        let wanted = rng.u64(reply.min_tokens..=reply.max_tokens);
+        let room = model
+            .context_length
+            .saturating_sub(asked.prompt_tokens)
+            .max(1);
+        let most = asked
+            .max_tokens
+            .unwrap_or(model.max_output)
+            .min(model.max_output)
+            .min(room);
+        let embeds = asked.dialect == Dialect::Embeddings;
+        Self {
+            id,
+            created,
+            dialect: asked.dialect,
+            model: model.id.clone(),
+            provider: endpoint.provider.clone(),
+            streamed: asked.stream,
+            prompt_tokens: asked.prompt_tokens,
+            completion_tokens: if embeds { 0 } else { wanted.min(most) },
+            cut_short: wanted > most,
+            inputs: asked.inputs,
+            prices: (endpoint.prompt_price / 1e6, endpoint.completion_price / 1e6),
+            cancel: endpoint.cancel,
+            text_seed: rng.u64(..),
+            huge: None,
+        }
+    }
+
+    pub(super) fn cost(&self) -> f64 {
+        self.cost_of(self.completion_tokens)
+    }
+
+    fn cost_of(&self, completion_tokens: u64) -> f64 {
+        self.prompt_tokens as f64 * self.prices.0 + completion_tokens as f64 * self.prices.1
+    }
+
+    /// What an end after `sent` tokens is charged.
+    pub(super) fn charge(&self, end: EndOf, sent: u64) -> f64 {
+        match end {
+            EndOf::Whole => self.cost(),
+            // Zero completion insurance: an error finish, or nothing at all, is free.
+            EndOf::Error => 0.0,
+            EndOf::Broken => {
+                if sent == 0 {
+                    0.0
+                } else {
+                    self.cost_of(sent)
+                }
+            }
+            // Only some providers stop when a stream is closed; JSON requests never do.
+            EndOf::Left if self.streamed && self.cancel => {
+                if sent == 0 {
+                    0.0
+                } else {
+                    self.cost_of(sent)
+                }
+            }
+            EndOf::Left => self.cost(),
+        }
+    }
+
+    /// The text of one token.
+    pub(super) fn piece(&self, index: u64) -> &'static str {
+        let mut rng = ids::rng(self.text_seed, "word", index);
+        let word = WORDS[rng.usize(..WORDS.len())];
+        if index == 0 { word.trim_start() } else { word }
+    }
+
+    /// The first `tokens` tokens.
+    pub(super) fn text(&self, tokens: u64) -> String {
+        if let Some(bytes) = self.huge {
+            return "a".repeat(bytes);
+        }
+        (0..tokens).map(|index| self.piece(index)).collect()
+    }
+}
+
+/// How a served request ended, as billing sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum EndOf {
+    Whole,
+    Error,
+    Broken,
+    Left,
+}
+
+/// What `/generation` reports.
+#[derive(Clone, Debug)]
+pub(super) struct Generation {
+    pub(super) served: Arc<Served>,
+    pub(super) account: usize,
+    pub(super) workspace: usize,
+    pub(super) started: Duration,
+    pub(super) settled: Option<Settled>,
+}
+
+/// The end of a generation.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Settled {
+    pub(super) at: Duration,
+    pub(super) end: EndOf,
+    pub(super) tokens: u64,
+    pub(super) cost: f64,
+}
+
+/// Words without characters that JSON escapes, each with the space before it.
+const WORDS: [&str; 32] = [
+    " amber", " basin", " cedar", " delta", " ember", " fjord", " grove", " harbor", " inlet",
+    " jasper", " kestrel", " lagoon", " meadow", " north", " orchard", " pebble", " quartz",
+    " river", " stone", " timber", " umber", " valley", " willow", " yarrow", " zephyr", " and",
+    " of", " the", " under", " over", " between", " beyond",
+];

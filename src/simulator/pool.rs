@@ -1,0 +1,107 @@
+//! A provider's shared pool: requests per window, whoever sends them.
+
+use std::time::Duration;
+
+use super::scenario::{Pool, PoolKind, RetryAfter};
+
+/// The state of one pool. Times are since the simulator's start.
+#[derive(Clone, Debug)]
+pub(super) struct PoolState {
+    rule: Pool,
+    /// Fixed: requests in this window. Bucket: when the saved allowance would be full again, seconds.
+    window: u64,
+    used: u64,
+    full_at: f64,
+}
+
+impl PoolState {
+    pub(super) fn new(rule: Pool) -> Self {
+        Self {
+            rule,
+            window: 0,
+            used: 0,
+            full_at: 0.0,
+        }
+    }
+
+    /// Takes one request, or says after how many seconds there is room.
+    pub(super) fn take(&mut self, elapsed: Duration) -> Result<(), f64> {
+        let now = elapsed.as_secs_f64();
+        let length = self.rule.window_s;
+        if self.rule.requests == 0 {
+            return Err(length);
+        }
+        match self.rule.kind {
+            PoolKind::Fixed => {
+                let window = (now / length) as u64;
+                if window != self.window {
+                    (self.window, self.used) = (window, 0);
+                }
+                if self.used >= self.rule.requests {
+                    return Err((window + 1) as f64 * length - now);
+                }
+                self.used += 1;
+                Ok(())
+            }
+            PoolKind::Bucket => {
+                let each = length / self.rule.requests as f64;
+                let full_at = self.full_at.max(now) + each;
+                // A nanosecond of tolerance, or the wait just announced could be refused again.
+                if full_at - now > length + 1e-9 {
+                    return Err(full_at - now - length);
+                }
+                self.full_at = full_at;
+                Ok(())
+            }
+        }
+    }
+
+    /// The hint this provider gives for a true wait.
+    pub(super) fn hint(&self, wait: f64) -> Option<f64> {
+        match self.rule.retry_after {
+            RetryAfter::Honest => Some(wait),
+            RetryAfter::Never => None,
+            RetryAfter::Seconds(seconds) => Some(seconds as f64),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{Pool, PoolKind, PoolState, RetryAfter};
+
+    fn pool(kind: PoolKind) -> PoolState {
+        PoolState::new(Pool {
+            requests: 2,
+            window_s: 10.0,
+            kind,
+            retry_after: RetryAfter::Honest,
+        })
+    }
+
+    #[test]
+    fn a_fixed_window_opens_at_its_boundary() {
+        let mut pool = pool(PoolKind::Fixed);
+        let at = Duration::from_secs;
+        assert!(pool.take(at(8)).is_ok() && pool.take(at(9)).is_ok());
+        assert_eq!(pool.take(at(9)), Err(1.0));
+        assert!(pool.take(at(10)).is_ok());
+    }
+
+    #[test]
+    fn a_bucket_gives_back_one_request_at_a_time() {
+        let mut pool = pool(PoolKind::Bucket);
+        let at = Duration::from_secs;
+        assert!(pool.take(at(0)).is_ok() && pool.take(at(0)).is_ok());
+        assert_eq!(pool.take(at(0)), Err(5.0));
+        assert!(pool.take(at(5)).is_ok());
+        assert!(pool.take(at(5)).is_err());
+        assert!(pool.take(at(100)).is_ok() && pool.take(at(100)).is_ok());
+        assert!(
+            pool.take(at(100)).is_err(),
+            "idle time saves at most one window"
+        );
+    }
+}

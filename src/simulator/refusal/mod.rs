@@ -1,0 +1,180 @@
+//! An error answer before it has a wire form.
+//!
+//! The same refusal is spelled differently by endpoint (`/messages` has Anthropic's envelope) and by age
+//! (legacy bodies lack members). So checks produce a [`Refusal`], and only [`Refusal::answer`] knows forms.
+
+mod catalogue;
+mod reasons;
+
+pub(super) use catalogue::*;
+pub(super) use reasons::{Struck, of_reason};
+
+use bytes::Bytes;
+use serde_json::{Map, Value, json};
+
+use super::request::Dialect;
+use super::scenario::Wire;
+
+/// A status with everything a body or header may say about it.
+#[derive(Clone, Debug)]
+pub(super) struct Refusal {
+    pub(super) status: u16,
+    pub(super) message: String,
+    pub(super) error_type: Option<&'static str>,
+    pub(super) metadata: Map<String, Value>,
+    /// `X-RateLimit-Limit` and `-Reset`; `-Remaining` is always 0.
+    pub(super) quota: Option<(u64, i64)>,
+    pub(super) retry_after: Option<u64>,
+    /// Whether providers were tried, which gives the request an id.
+    pub(super) routed: bool,
+    /// A body that replaces the API form altogether, with its content type.
+    pub(super) verbatim: Option<Box<(String, Bytes)>>,
+}
+
+impl Refusal {
+    pub(super) fn new(status: u16, error_type: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            message: message.into(),
+            error_type: Some(error_type),
+            metadata: Map::new(),
+            quota: None,
+            retry_after: None,
+            routed: false,
+            verbatim: None,
+        }
+    }
+
+    pub(super) fn with(mut self, member: &str, value: impl Into<Value>) -> Self {
+        self.metadata.insert(member.to_owned(), value.into());
+        self
+    }
+
+    pub(super) fn limited_by(self, source: &str, remedy: &str) -> Self {
+        self.with("limit_source", source)
+            .with("remedy_hint", remedy)
+    }
+
+    pub(super) fn retry_after(mut self, seconds: u64) -> Self {
+        self.retry_after = Some(seconds);
+        self
+    }
+
+    pub(super) fn routed(mut self) -> Self {
+        self.routed = true;
+        self
+    }
+
+    /// The `metadata` member under the wire's switches; empty when none is left.
+    pub(super) fn visible_metadata(&self, wire: &Wire) -> Map<String, Value> {
+        let mut metadata = self.metadata.clone();
+        if let Some((limit, reset)) = self.quota {
+            let headers = json!({
+                "X-RateLimit-Limit": limit.to_string(),
+                "X-RateLimit-Remaining": "0",
+                "X-RateLimit-Reset": reset.to_string(),
+            });
+            metadata.insert("headers".to_owned(), headers);
+        }
+        if wire.legacy_bodies {
+            for member in ["limit_source", "reason", "remedy_hint"] {
+                metadata.remove(member);
+            }
+        }
+        if wire.legacy_bodies || wire.omit_hints {
+            metadata.remove("retry_after_seconds");
+            metadata.remove("retry_after_seconds_raw");
+        }
+        if wire.omit_hints && self.quota.is_none() {
+            metadata.remove("headers");
+        }
+        // Captured 401 bodies have no metadata at all, and old bodies had no types.
+        let typed = self.status != 401 && !wire.omit_error_type && !wire.legacy_bodies;
+        if let Some(kind) = self.error_type.filter(|_| typed) {
+            metadata.insert("error_type".to_owned(), kind.into());
+        }
+        metadata
+    }
+
+    /// The answer's body and content type. `id` is the generation, known once providers were tried.
+    pub(super) fn body(
+        &self,
+        dialect: Dialect,
+        wire: &Wire,
+        owner: Option<&str>,
+        id: &str,
+    ) -> (String, Bytes) {
+        if let Some((content_type, bytes)) = self.verbatim.as_deref() {
+            return (content_type.clone(), bytes.clone());
+        }
+        let metadata = self.visible_metadata(wire);
+        let body = if dialect == Dialect::Messages {
+            let mut error = json!({"type": anthropic_name(self.status), "message": self.message});
+            let mut metadata = metadata;
+            if let Some(kind) = metadata.remove("error_type") {
+                error["error_type"] = kind;
+            }
+            let request_id = if self.routed {
+                Value::from(id)
+            } else {
+                Value::Null
+            };
+            let mut body = json!({"type": "error", "error": error, "request_id": request_id});
+            if !metadata.is_empty() {
+                body["metadata"] = metadata.into();
+            }
+            body
+        } else {
+            let mut error = json!({"code": self.status, "message": self.message});
+            if !metadata.is_empty() {
+                error["metadata"] = metadata.into();
+            }
+            let mut body = json!({"error": error});
+            if let Some(owner) = owner {
+                body["user_id"] = owner.into();
+            }
+            body
+        };
+        ("application/json".to_owned(), Bytes::from(body.to_string()))
+    }
+}
+
+/// `error.type` of `/messages` for a status.
+pub(super) const fn anthropic_name(status: u16) -> &'static str {
+    match status {
+        401 => "authentication_error",
+        402 => "billing_error",
+        403 => "permission_error",
+        404 => "not_found_error",
+        408 | 504 | 524 => "timeout_error",
+        429 => "rate_limit_error",
+        503 | 529 => "overloaded_error",
+        400..=499 => "invalid_request_error",
+        _ => "api_error",
+    }
+}
+
+/// The canonical `error_type` and message of a status.
+pub(super) const fn canonical(status: u16) -> (&'static str, &'static str) {
+    match status {
+        400 => ("invalid_request", "Invalid request parameters"),
+        401 => ("authentication", "User not found."),
+        402 => (
+            "payment_required",
+            "Insufficient credits. Add more using https://openrouter.ai/credits",
+        ),
+        403 => ("permission_denied", "Access denied"),
+        404 => ("not_found", "Resource not found"),
+        408 => ("timeout", "Request timed out. Please try again later."),
+        412 => ("precondition_failed", "Precondition failed"),
+        413 => ("payload_too_large", "Request payload exceeds size limits"),
+        422 => ("unprocessable", "Unable to process request"),
+        429 => ("rate_limit_exceeded", "Rate limit exceeded"),
+        500 => ("server", "Internal Server Error"),
+        502 => ("provider_unavailable", "Provider returned error"),
+        503 => ("provider_overloaded", "Service temporarily unavailable"),
+        504 | 524 => ("timeout", "Request timed out. Please try again later."),
+        529 => ("provider_overloaded", "Provider is temporarily overloaded"),
+        _ => ("unmapped", "Request failed"),
+    }
+}
