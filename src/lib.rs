@@ -23,6 +23,9 @@ pub mod breaker;
 pub mod limit;
 pub mod openrouter;
 
+// all of them together
+pub mod stack;
+
 #[cfg(feature = "simulator")]
 pub mod simulator;
 
@@ -41,3 +44,4 @@ pub use request::RequestContext;
 pub use respond::RespondLayer;
 pub use retry::RetryLayer;
 pub use select::{EndpointLayer, KeySelect, KeySelectLayer, endpoint_fn};
+pub use stack::Balancer;

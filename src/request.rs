@@ -222,6 +222,11 @@ impl Ledger {
 pub trait Replay: Sized {
     /// The same body from its beginning; `None` when it cannot be sent a second time.
     fn replay(&self) -> Option<Self>;
+
+    /// Whether all of it is known, so that what [`replay`](Self::replay) gave may be sent now. Default: yes.
+    fn is_replayable(&self) -> bool {
+        true
+    }
 }
 
 impl Replay for Full<Bytes> {

@@ -178,6 +178,12 @@ impl<L, P: Pick> KeySelectLayer<L, P> {
         KeySelectLayer { pool, per_key, pick: Arc::new(pick), filters, classify, waiting }
     }
 
+    /// Sets what makes each endpoint's stack, in place of what [`new`](Self::new) was given.
+    pub fn per_key<M>(self, per_key: M) -> KeySelectLayer<M, P> {
+        let Self { pool, pick, filters, classify, waiting, .. } = self;
+        KeySelectLayer { pool, per_key, pick, filters, classify, waiting }
+    }
+
     /// Adds a filter, asked after the built-in ones: model patterns, earlier attempts, rests.
     pub fn filter(mut self, filter: impl Filter) -> Self {
         self.filters.push(Arc::new(filter));

@@ -16,6 +16,7 @@ use tower::BoxError;
 use super::{Limits, collect::Pieces};
 use crate::{
     error::{self, Rejected, Why},
+    request::Replay,
     sync::{Arc, Mutex, lock},
 };
 
@@ -188,6 +189,16 @@ impl fmt::Debug for ReplayBody {
             Kind::Over => "Over",
         };
         f.debug_struct("ReplayBody").field("kind", &kind).field("size", &self.size_hint()).finish()
+    }
+}
+
+impl Replay for ReplayBody {
+    fn replay(&self) -> Option<Self> {
+        self.try_clone()
+    }
+
+    fn is_replayable(&self) -> bool {
+        self.is_replayable()
     }
 }
 

@@ -92,6 +92,10 @@ impl<B: Replay, ResB> Policy<Request<B>, Response<ResB>, BoxError> for Attempts 
             Err(error) => self.shared.classify.error(&**error),
         };
         let Outcome::Fault(fault) = outcome else { return None };
+        if !request.body().is_replayable() {
+            self.shared.counts.unreplayable();
+            return None;
+        }
         match self.next(fault, RequestContext::get(request.extensions())) {
             Ok(wait) => {
                 tracing::debug!(cause = %fault.cause, scope = %fault.scope, wait = ?wait.span(), "trying again");

@@ -26,21 +26,11 @@ pub(super) async fn answer(shared: &Arc<Shared>, call: Call, dialect: Dialect) -
         None => Err(refusal::of_status(413)),
     };
     let key = call.credentials.key();
-    let first_model = asked
-        .as_ref()
-        .ok()
-        .and_then(|asked| asked.models.first().cloned());
+    let first_model = asked.as_ref().ok().and_then(|asked| asked.models.first().cloned());
     let mut ticket = Ticket::open(shared, key, first_model);
     let mut reference = Reference::of(dialect);
-    let models = asked
-        .as_ref()
-        .map(|asked| asked.models.clone())
-        .unwrap_or_default();
-    let target = Target {
-        key,
-        models: &models,
-        provider: None,
-    };
+    let models = asked.as_ref().map(|asked| asked.models.clone()).unwrap_or_default();
+    let target = Target { key, models: &models, provider: None };
 
     match edge(shared, target) {
         Ok(None) => {}
@@ -66,11 +56,7 @@ pub(super) async fn answer(shared: &Arc<Shared>, call: Call, dialect: Dialect) -
     let refused = match struck {
         Some(What::Refuse { reason }) => {
             let hash = shared.lock().keys[key].hash.clone();
-            let struck = Struck {
-                model,
-                hash: &hash,
-                now: shared.clock.now().wall,
-            };
+            let struck = Struck { model, hash: &hash, now: shared.clock.now().wall };
             Some(refusal::of_reason(reason, &struck))
         }
         other => other.and_then(|what| what.refusal()),
@@ -79,12 +65,7 @@ pub(super) async fn answer(shared: &Arc<Shared>, call: Call, dialect: Dialect) -
         return Ok(refuse(shared, &refusal, &reference, Some(ticket)));
     }
     if shared.lock().keys[key].management {
-        return Ok(refuse(
-            shared,
-            &refusal::management_key(),
-            &reference,
-            Some(ticket),
-        ));
+        return Ok(refuse(shared, &refusal::management_key(), &reference, Some(ticket)));
     }
     let asked = match asked {
         Ok(asked) => asked,
@@ -92,13 +73,7 @@ pub(super) async fn answer(shared: &Arc<Shared>, call: Call, dialect: Dialect) -
     };
     let mut last = refusal::bad_request("No models provided");
     for model in &asked.models {
-        let request = Attempt {
-            shared,
-            key,
-            asked: &asked,
-            model,
-            draw: (&id, &rng),
-        };
+        let request = Attempt { shared, key, asked: &asked, model, draw: (&id, &rng) };
         match request.run(&mut ticket).await {
             Ok(accepted) => return Ok(accepted.response(shared, ticket)),
             Err(refusal) => last = refusal,
@@ -121,37 +96,20 @@ pub(super) fn edge(shared: &Shared, target: Target<'_>) -> Result<Option<Refusal
     match struck {
         Some(What::Reset) => Err(Edge::Reset),
         Some(What::Stall) => Err(Edge::Stall),
-        Some(What::Html { status }) => Ok(Some(refusal::html(
-            status,
-            &ids::ray(world.next_answer + 1),
-        ))),
-        Some(What::Raw {
-            status,
-            content_type,
-            body,
-        }) => {
+        Some(What::Html { status }) => Ok(Some(refusal::html(status, &ids::ray(world.next_answer + 1)))),
+        Some(What::Raw { status, content_type, body }) => {
             let verbatim = Some(Box::new((content_type, body.into())));
-            Ok(Some(Refusal {
-                verbatim,
-                ..refusal::of_status(status)
-            }))
+            Ok(Some(Refusal { verbatim, ..refusal::of_status(status) }))
         }
         _ => Ok(None),
     }
 }
 
 /// The key, or a 401.
-pub(super) fn authenticate(
-    shared: &Shared,
-    credentials: Credentials,
-    target: Target<'_>,
-) -> Result<usize, Refusal> {
+pub(super) fn authenticate(shared: &Shared, credentials: Credentials, target: Target<'_>) -> Result<usize, Refusal> {
     let now = shared.clock.now();
     let mut world = shared.lock();
-    if world
-        .strike(Stage::Authentication, target, now.elapsed)
-        .is_some()
-    {
+    if world.strike(Stage::Authentication, target, now.elapsed).is_some() {
         return Err(refusal::unknown_key());
     }
     match credentials {
@@ -186,10 +144,7 @@ impl Attempt<'_> {
     async fn run(&self, ticket: &mut Ticket) -> Result<Accepted, Refusal> {
         let shared = self.shared;
         let now = shared.clock.now();
-        let admission =
-            shared
-                .lock()
-                .admit(&shared.scenario, self.key, self.asked, self.model, now)?;
+        let admission = shared.lock().admit(&shared.scenario, self.key, self.asked, self.model, now)?;
         ticket.hold(admission.hold);
         let mut failures: Vec<(Refusal, Option<f64>, &str)> = Vec::new();
         for index in &admission.providers {
@@ -200,10 +155,7 @@ impl Attempt<'_> {
             wait(millis(endpoint.accept_ms * factor + slow.0)).await;
             match self.ask_provider(*index, &admission) {
                 None => {
-                    let times = (
-                        endpoint.first_token_ms * factor + slow.1,
-                        endpoint.tokens_per_second,
-                    );
+                    let times = (endpoint.first_token_ms * factor + slow.1, endpoint.tokens_per_second);
                     return Ok(self.accept(rng, &admission, *index, times, factor));
                 }
                 Some((refusal, hint)) => {
@@ -220,30 +172,19 @@ impl Attempt<'_> {
 
     fn slow(&self, provider: &str) -> (f64, f64) {
         match self.strike(Stage::Delay, provider) {
-            Some(What::Slow {
-                accept_ms,
-                first_token_ms,
-            }) => (accept_ms, first_token_ms),
+            Some(What::Slow { accept_ms, first_token_ms }) => (accept_ms, first_token_ms),
             _ => (0.0, 0.0),
         }
     }
 
     fn strike(&self, stage: Stage, provider: &str) -> Option<What> {
-        let target = Target {
-            key: Some(self.key),
-            models: std::slice::from_ref(self.model),
-            provider: Some(provider),
-        };
+        let target = Target { key: Some(self.key), models: std::slice::from_ref(self.model), provider: Some(provider) };
         let elapsed = self.shared.clock.now().elapsed;
         self.shared.lock().strike(stage, target, elapsed)
     }
 
     /// Asks one provider; its refusal comes with its hint, seconds.
-    fn ask_provider(
-        &self,
-        index: usize,
-        admission: &Admission<'_>,
-    ) -> Option<(Refusal, Option<f64>)> {
+    fn ask_provider(&self, index: usize, admission: &Admission<'_>) -> Option<(Refusal, Option<f64>)> {
         let name = &self.shared.scenario.endpoints[index].provider;
         let struck = self.strike(Stage::Provider, name);
         let now = self.shared.clock.now();
@@ -251,12 +192,8 @@ impl Attempt<'_> {
         let endpoint = &mut world.endpoints[index];
         let full = |hint| (refusal::pool_full(&admission.model.id, name, None), hint);
         let refused = match struck {
-            Some(What::PoolFull { retry_after }) => {
-                Some(full(retry_after.map(|seconds| seconds as f64)))
-            }
-            Some(What::ProviderFails { status }) => {
-                Some((refusal::provider_failed(name, status), None))
-            }
+            Some(What::PoolFull { retry_after }) => Some(full(retry_after.map(|seconds| seconds as f64))),
+            Some(What::ProviderFails { status }) => Some((refusal::provider_failed(name, status), None)),
             _ => endpoint.pool.as_mut().and_then(|pool| {
                 let wait = pool.take(now.elapsed).err()?;
                 Some(full(pool.hint(wait)))
@@ -287,11 +224,7 @@ impl Attempt<'_> {
             served.huge = Some(bytes);
             served.completion_tokens = 1;
         }
-        let each = if tokens_per_second > 0.0 {
-            factor * 1e3 / tokens_per_second
-        } else {
-            0.0
-        };
+        let each = if tokens_per_second > 0.0 { factor * 1e3 / tokens_per_second } else { 0.0 };
         Accepted {
             served: Arc::new(served),
             twist: twist.filter(|what| !matches!(what, What::Huge { .. })),
@@ -318,22 +251,11 @@ impl Accepted {
         ticket.answered(200);
         let wire = &shared.scenario.wire;
         let (content_type, first, every) = if served.streamed {
-            (
-                "text/event-stream",
-                wire.comment_first_ms,
-                wire.comment_every_ms,
-            )
+            ("text/event-stream", wire.comment_first_ms, wire.comment_every_ms)
         } else {
-            (
-                "application/json",
-                wire.padding_every_ms,
-                wire.padding_every_ms,
-            )
+            ("application/json", wire.padding_every_ms, wire.padding_every_ms)
         };
-        let keep_alive = KeepAlive {
-            first: millis(first),
-            every: millis(every),
-        };
+        let keep_alive = KeepAlive { first: millis(first), every: millis(every) };
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
         common(shared, &mut headers, Some(&served.id));
@@ -361,11 +283,7 @@ fn all_failed(failures: Vec<(Refusal, Option<f64>, &str)>) -> Refusal {
         return refusal::of_status(503);
     };
     let last = refusal::hinted(last, hint);
-    if previous.is_empty() || last.status == 500 {
-        last
-    } else {
-        last.with("previous_errors", previous)
-    }
+    if previous.is_empty() || last.status == 500 { last } else { last.with("previous_errors", previous) }
 }
 
 fn millis(value: f64) -> Duration {

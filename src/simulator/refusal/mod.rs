@@ -51,8 +51,7 @@ impl Refusal {
     }
 
     pub(super) fn limited_by(self, source: &str, remedy: &str) -> Self {
-        self.with("limit_source", source)
-            .with("remedy_hint", remedy)
+        self.with("limit_source", source).with("remedy_hint", remedy)
     }
 
     pub(super) fn retry_after(mut self, seconds: u64) -> Self {
@@ -97,13 +96,7 @@ impl Refusal {
     }
 
     /// The answer's body and content type. `id` is the generation, known once providers were tried.
-    pub(super) fn body(
-        &self,
-        dialect: Dialect,
-        wire: &Wire,
-        owner: Option<&str>,
-        id: &str,
-    ) -> (String, Bytes) {
+    pub(super) fn body(&self, dialect: Dialect, wire: &Wire, owner: Option<&str>, id: &str) -> (String, Bytes) {
         if let Some((content_type, bytes)) = self.verbatim.as_deref() {
             return (content_type.clone(), bytes.clone());
         }
@@ -114,11 +107,7 @@ impl Refusal {
             if let Some(kind) = metadata.remove("error_type") {
                 error["error_type"] = kind;
             }
-            let request_id = if self.routed {
-                Value::from(id)
-            } else {
-                Value::Null
-            };
+            let request_id = if self.routed { Value::from(id) } else { Value::Null };
             let mut body = json!({"type": "error", "error": error, "request_id": request_id});
             if !metadata.is_empty() {
                 body["metadata"] = metadata.into();
@@ -159,10 +148,7 @@ pub(super) const fn canonical(status: u16) -> (&'static str, &'static str) {
     match status {
         400 => ("invalid_request", "Invalid request parameters"),
         401 => ("authentication", "User not found."),
-        402 => (
-            "payment_required",
-            "Insufficient credits. Add more using https://openrouter.ai/credits",
-        ),
+        402 => ("payment_required", "Insufficient credits. Add more using https://openrouter.ai/credits"),
         403 => ("permission_denied", "Access denied"),
         404 => ("not_found", "Resource not found"),
         408 => ("timeout", "Request timed out. Please try again later."),
