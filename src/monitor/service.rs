@@ -151,6 +151,8 @@ pub struct Exchange {
     started: Instant,
     deadline: Option<Instant>,
     first_byte: Option<Instant>,
+    /// How long the body says it is.
+    length: Option<u64>,
     said: Said,
 }
 
@@ -161,21 +163,27 @@ enum Said {
     Nothing,
     /// The leaf judges, in here.
     Cell(OutcomeCell),
-    /// Of an answer nobody judged: what its head meant, if that is final, and what its trailers meant.
-    Head { head: Option<Outcome>, trailers: Option<Outcome> },
+    /// Nobody judged it, and its head is not final.
+    Open,
+    /// What its head meant.
+    Head(Outcome),
+    /// What its trailers meant.
+    Trailers(Outcome),
 }
 
 impl Exchange {
     fn start(monitored: Arc<Monitored>, deadline: Option<Instant>) -> Self {
         monitored.place.figures().start();
-        Self { monitored, started: Instant::now(), deadline, first_byte: None, said: Said::Nothing }
+        Self { monitored, started: Instant::now(), deadline, first_byte: None, length: None, said: Said::Nothing }
     }
 
-    fn answered<B>(mut self, response: &Response<B>) -> Self {
+    fn answered<B: Body>(mut self, response: &Response<B>) -> Self {
+        self.length = response.body().size_hint().exact();
         self.said = match response.extensions().get::<OutcomeCell>() {
             Some(cell) => Said::Cell(cell.clone()),
             None => {
-                Said::Head { head: self.monitored.classify.head(response.status(), response.headers()), trailers: None }
+                let head = self.monitored.classify.head(response.status(), response.headers());
+                head.map_or(Said::Open, Said::Head)
             }
         };
         self
@@ -194,20 +202,21 @@ impl Exchange {
 
     /// What it came to; `None` when it was dropped before that could be known.
     fn outcome(&self, ending: Ending) -> Option<Outcome> {
-        let fault = |outcome: Option<Outcome>| outcome.filter(|outcome| !outcome.is_success());
+        let (head, end) = match &self.said {
+            Said::Nothing | Said::Open => (None, None),
+            Said::Cell(cell) => (cell.at_commit(), cell.at_end()),
+            Said::Head(outcome) => (Some(*outcome), None),
+            Said::Trailers(outcome) => (None, Some(*outcome)),
+        };
+        let fault = head.filter(|outcome| !outcome.is_success());
         let cut = Outcome::Fault(Fault::new(Cause::Truncated, Scope::Pool));
-        match (&self.said, ending) {
-            (Said::Nothing, _) | (_, Ending::FutureDropped | Ending::NoResponse) => None,
-            (Said::Cell(cell), Ending::Complete | Ending::HeadOnly) => {
-                Some(cell.at_end().or(cell.at_commit()).unwrap_or(cut))
-            }
-            (Said::Cell(cell), Ending::Failed) => Some(cell.at_end().or(fault(cell.at_commit())).unwrap_or(cut)),
-            (Said::Cell(cell), Ending::Dropped) => cell.at_end().or(fault(cell.at_commit())),
-            (Said::Head { head, trailers }, Ending::Complete | Ending::HeadOnly) => {
-                Some(head.or(*trailers).unwrap_or_else(|| self.monitored.classify.end(None)))
-            }
-            (Said::Head { head, .. }, Ending::Failed) => Some(fault(*head).unwrap_or(cut)),
-            (Said::Head { head, trailers }, Ending::Dropped) => fault(*head).or(*trailers),
+        match (ending, &self.said) {
+            (Ending::FutureDropped | Ending::NoResponse, _) => None,
+            _ if end.is_some() => end,
+            (Ending::Complete | Ending::HeadOnly, Said::Open) => Some(self.monitored.classify.end(None)),
+            (Ending::Complete | Ending::HeadOnly, _) => Some(head.unwrap_or(cut)),
+            (Ending::Failed, _) => Some(fault.unwrap_or(cut)),
+            (Ending::Dropped, _) => fault,
         }
     }
 
@@ -238,7 +247,8 @@ impl Exchange {
 
 impl Guard for Exchange {
     fn data(&mut self, chunk: &[u8]) {
-        if self.first_byte.is_some() || chunk.is_empty() {
+        // a body that comes in one piece is over with its first byte: no need to read the clock twice
+        if self.first_byte.is_some() || chunk.is_empty() || self.length == Some(chunk.len() as u64) {
             return;
         }
         // until something is committed, what flows keeps the stream open and says nothing
@@ -247,8 +257,8 @@ impl Guard for Exchange {
     }
 
     fn trailers(&mut self, found: &HeaderMap) {
-        if let Said::Head { head: None, trailers } = &mut self.said {
-            *trailers = Some(self.monitored.classify.end(Some(found)));
+        if let Said::Open = self.said {
+            self.said = Said::Trailers(self.monitored.classify.end(Some(found)));
         }
     }
 
