@@ -72,7 +72,7 @@ fn join_path(prefix: &str, path: &str, query: Option<&str>) -> Option<PathAndQue
 
 /// The path below the API root, which clients spell `/api/v1/…`, `/v1/…` or not at all.
 fn below_root(path: &str) -> Option<&str> {
-    let under = |root: &str| path.strip_prefix(root).filter(|rest| rest.starts_with('/'));
+    let under = |root: &str| path.strip_prefix(root).filter(|rest| rest.is_empty() || rest.starts_with('/'));
     let below = under("/api/v1").or_else(|| under("/v1")).unwrap_or(path);
     (below.len() > 1 && below.starts_with('/') && key::is_plain_path(below)).then_some(below)
 }

@@ -126,6 +126,8 @@ pub(super) fn find_error(document: &Value) -> Option<&Value> {
     let of_choice = || document["choices"].as_array()?.iter().map(|choice| &choice["error"]).find(present);
     Some(&document["error"])
         .filter(present)
+        // a job that is asked about may tell why it failed
+        .filter(|error| error.is_object() || document["status"].is_null())
         .or_else(of_choice)
         .or_else(|| Some(&document["response"]["error"]).filter(present))
         .or_else(|| {

@@ -33,10 +33,6 @@ enum Shape {
 
 impl Sse {
     pub(super) fn data(&mut self, mut chunk: &[u8], note: &mut Note) {
-        if !self.began {
-            self.began = true;
-            chunk = chunk.strip_prefix(b"\xef\xbb\xbf").unwrap_or(chunk);
-        }
         while let Some(at) = memchr2(b'\n', b'\r', chunk) {
             let (line, rest) = (&chunk[..at], &chunk[at + 1..]);
             // CR LF is one line end, even with a cut between the two
@@ -95,7 +91,12 @@ impl Sse {
         }
     }
 
-    fn line(&mut self, line: &[u8], note: &mut Note) {
+    fn line(&mut self, mut line: &[u8], note: &mut Note) {
+        if !self.began {
+            self.began = true;
+            // a byte order mark
+            line = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line);
+        }
         if line.is_empty() {
             return self.dispatch(note);
         }
@@ -224,5 +225,12 @@ fn says(value: &Value) -> bool {
         Value::String(text) => !text.is_empty(),
         Value::Array(items) => !items.is_empty(),
         Value::Object(members) => !members.is_empty(),
+    }
+}
+
+#[cfg(test)]
+impl Sse {
+    pub(super) fn kept(&self) -> usize {
+        self.line.capacity() + self.event.capacity()
     }
 }
