@@ -54,7 +54,13 @@ fn platform() -> Simulator {
 }
 
 async fn asked(simulator: &Simulator, path: &str, body: Value) -> Answer {
-    call(simulator, post(simulator, "a1", path, &body)).await
+    let mut request = post(simulator, "a1", path, &body);
+    // The richest form of every answer.
+    let enabled = "enabled".parse().expect("a header value");
+    request
+        .headers_mut()
+        .insert("x-openrouter-metadata", enabled);
+    call(simulator, request).await
 }
 
 #[test]

@@ -35,6 +35,7 @@
 //! order rather than a weighted random one.
 
 mod admission;
+mod attempt;
 mod body;
 mod clock;
 mod control;
@@ -54,13 +55,14 @@ mod serve;
 mod service;
 mod stats;
 mod ticket;
+mod trace;
 mod world;
 
 pub use body::SimulatorBody;
 pub use control::{SimulatedKey, Simulator, utc_date};
 pub use scenario::{
-    Account, Budget, Fault, InBand, InFlight, Keep, Model, Pool, PoolKind, ProviderEndpoint, Reason, Reply, Reset,
-    RetryAfter, Scenario, ScenarioError, SimKey, What, Wire, Workspace,
+    Account, Budget, Fault, InBand, InFlight, Keep, Model, Pool, PoolKind, ProviderEndpoint,
+    Reason, Reply, Reset, RetryAfter, Scenario, ScenarioError, SimKey, What, Wire, Workspace,
 };
 pub use serve::serve;
 pub use service::{SimulatorFuture, SimulatorService};
