@@ -28,7 +28,7 @@ fn open_breaker(probes: u32) -> (Arc<Breaker>, Ticket, Instant) {
 fn r028_never_more_than_the_probes_and_no_slot_is_lost() {
     for probes in [1, 2] {
         let mut model = loom::model::Builder::new();
-        // every interleaving of two racers; of three, those with up to three preemptions, as all of them take hours
+        // every interleaving of two racers; of three, those with up to three preemptions, as all of them do not end within minutes
         model.preemption_bound = (probes > 1).then_some(3);
         model.check(move || {
             let (breaker, _, now) = open_breaker(probes);
