@@ -271,12 +271,10 @@ async fn a_policy_of_ones_own_decides() {
 }
 
 type Streaming = Response<Channel<Bytes, BoxError>>;
+type Sent = std::sync::mpsc::Receiver<(OutcomeCell, http_body_util::channel::Sender<Bytes, BoxError>)>;
 
 /// A service whose answers are streams that say only later how they went: the test holds the cell and the sending side.
-fn streams() -> (
-    impl Service<Request<()>, Response = Streaming, Error = BoxError, Future: Send> + Clone,
-    std::sync::mpsc::Receiver<(OutcomeCell, http_body_util::channel::Sender<Bytes, BoxError>)>,
-) {
+fn streams() -> (impl Service<Request<()>, Response = Streaming, Error = BoxError, Future: Send> + Clone, Sent) {
     let (tell, told) = std::sync::mpsc::channel();
     let service = service_fn(move |_: Request<()>| {
         let (sender, body) = Channel::new(8);

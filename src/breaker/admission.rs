@@ -1,6 +1,6 @@
 use std::{error::Error, fmt, sync::Arc, time::Duration};
 
-use http::{HeaderMap, Response};
+use http::{Extensions, HeaderMap, Response};
 use tokio::time::Instant;
 
 use super::{
@@ -63,10 +63,10 @@ impl Admission {
     }
 
     /// The request goes now.
-    pub(super) fn start(&mut self, context: Option<&RequestContext>) {
+    pub(super) fn start(&mut self, request: &Extensions) {
         let breaker = &self.wiring.breaker;
         if breaker.endpoint().is_some() {
-            self.context = context.cloned();
+            self.context = RequestContext::get(request).cloned();
         }
         self.started = breaker.slow_after.map(|_| Instant::now());
     }

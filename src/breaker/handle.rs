@@ -20,7 +20,8 @@ impl BreakerHandle {
         self.breaker.snapshot(Instant::now())
     }
 
-    /// Lets nothing through until [`reset`](Self::reset). Requests under way are finished.
+    /// Lets nothing through until [`reset`](Self::reset). Requests under way are finished, and an instance that was ready
+    /// before keeps its promise of one call.
     pub fn isolate(&self) {
         self.breaker.step(Instant::now(), |core| ((), Some(core.isolate())));
     }

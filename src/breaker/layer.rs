@@ -28,7 +28,8 @@ impl CircuitBreakerLayer {
     /// Ties the breaker to an endpoint of a pool: suspect faults then count only while other endpoints succeed, and the
     /// endpoint shows until when the breaker is open, so that selection need not ask. The first endpoint stays.
     ///
-    /// Without an endpoint a breaker has nobody to compare with, and suspect faults count as failures.
+    /// Without an endpoint a breaker has nobody to compare with, and suspect faults count as failures. An endpoint outside any
+    /// pool is its own last one, which suspect faults never open: leave it out where they should.
     #[must_use]
     pub fn endpoint(self, endpoint: &Endpoint) -> Self {
         self.breaker.set_endpoint(endpoint);

@@ -19,7 +19,6 @@ use super::{
 use crate::{
     body::Guarded,
     error::{Rejected, Why},
-    request::RequestContext,
 };
 
 /// A service behind a circuit breaker; see [the module](crate::breaker).
@@ -182,7 +181,7 @@ where
             return CircuitBreakerFuture { state: State::Refused { error: Some(self.refusal()) } };
         };
         self.inner_ready = false;
-        admission.start(RequestContext::get(request.extensions()));
+        admission.start(request.extensions());
         let future = self.inner.call(request);
         CircuitBreakerFuture { state: State::Running { future, admission: Some(admission) } }
     }

@@ -249,11 +249,9 @@ impl Suspects {
         }
         let nanos = clock::nanos(now);
         self.lock().get(&route).is_some_and(|seen| {
-            let with_traffic = seen.endpoints.iter().filter(|luck| luck.counts(nanos).any());
-            let (all, failing) = with_traffic.fold((0_usize, 0_usize), |(all, failing), luck| {
-                (all + 1, failing + usize::from(luck.failed_last && luck.counts(nanos).faults > 0))
-            });
-            failing >= 2 && failing * 2 >= all
+            let endpoints = seen.endpoints.iter();
+            let failing = endpoints.clone().filter(|luck| luck.failed_last && luck.counts(nanos).faults > 0).count();
+            failing >= 2 && failing * 2 >= endpoints.filter(|luck| luck.counts(nanos).any()).count()
         })
     }
 
