@@ -155,7 +155,7 @@ impl<S> DeadlineService<S> {
 
 impl<S, B, ResB> Service<Request<B>> for DeadlineService<S>
 where
-    S: Service<Request<B>, Response = Response<ResB>>,
+    S: Service<Request<B>, Response = Response<ResB>> + Clone,
     S::Error: Into<BoxError>,
     ResB: Body,
     ResB::Error: Into<BoxError>,
@@ -174,8 +174,13 @@ where
         let context = RequestContext::of(&mut request);
         context.limit(own.unwrap_or_else(|| clock::after(now, self.total)));
         let deadline = context.deadline().unwrap_or(now);
-        // the inner instance stays ready for the next call when this one is late already
-        let future = (now < deadline).then(|| self.inner.call(request));
+        let future = if now < deadline {
+            Some(self.inner.call(request))
+        } else {
+            // late already: what the inner service reserved to become ready must not idle in here
+            self.inner = self.inner.clone();
+            None
+        };
         DeadlineFuture { future, timer: Some(Timer::new(now, deadline)) }
     }
 }

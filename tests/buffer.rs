@@ -23,6 +23,7 @@ use tower_openrouter::{
     RequestContext,
     buffer::{Buffer, BufferLayer, ReplayBody},
     error::{Rejected, Why},
+    limit::ConcurrencyLimitLayer,
 };
 
 type Pieces = StreamBody<futures_util::stream::Iter<std::vec::IntoIter<Result<Frame<Bytes>, BoxError>>>>;
@@ -356,6 +357,16 @@ async fn r006_refusals_are_answers_and_the_service_stays_usable() {
     }
     ready(&mut service).await;
     service.call(Request::new(full(1))).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_refused_instance_keeps_nothing_that_the_inner_service_reserved() {
+    let below = ConcurrencyLimitLayer::new(9).unwrap();
+    let mut service = BufferLayer::new().body_limit(1).layer(below.layer(Probe::ok()));
+    ServiceExt::<Request<Full<Bytes>>>::ready(&mut service).await.unwrap();
+    assert_eq!(below.handle().in_flight(), 1);
+    service.call(Request::new(full(2))).await.unwrap_err();
+    assert_eq!(below.handle().in_flight(), 0);
 }
 
 #[tokio::test]

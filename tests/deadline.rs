@@ -180,13 +180,14 @@ async fn inner_layers_see_the_deadline() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_comes_too_late_is_not_sent() {
+async fn a_request_that_comes_too_late_is_not_sent_and_leaves_nothing_reserved() {
     let probe = Probe::ok();
-    let mut service = within(30).layer(probe.clone());
+    let below = ConcurrencyLimitLayer::new(9).unwrap();
+    let mut service = within(30).layer(below.layer(probe.clone()));
     let mut late = request();
     late.extensions_mut().insert(Deadline::at(Instant::now()));
     let error = ready(&mut service).await.call(late).await.unwrap_err();
-    assert_eq!((why(&error), probe.calls()), (Why::Deadline, 0));
+    assert_eq!((why(&error), probe.calls(), below.handle().in_flight()), (Why::Deadline, 0, 0));
     ready(&mut service).await.call(request()).await.unwrap();
     assert_eq!(probe.unready_calls(), 0);
 }
@@ -216,8 +217,11 @@ async fn the_deadline_reaches_a_waiting_body_by_its_waker() {
     assert_eq!(why(&assert_ready!(read.poll()).unwrap_err()), Why::Deadline);
 }
 
-async fn ready(service: &mut DeadlineService<Probe>) -> &mut DeadlineService<Probe> {
-    ServiceExt::<Request<()>>::ready(service).await.unwrap()
+async fn ready<S>(service: &mut DeadlineService<S>) -> &mut DeadlineService<S>
+where
+    DeadlineService<S>: Service<Request<()>, Error = BoxError>,
+{
+    service.ready().await.unwrap()
 }
 
 #[tokio::test]

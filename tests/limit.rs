@@ -5,7 +5,7 @@ mod support;
 use std::{
     future::Future,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::atomic::Ordering::SeqCst,
+    sync::{Arc, Mutex, atomic::Ordering::SeqCst},
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -148,7 +148,66 @@ fn a_pending_instance_holds_nothing_while_the_inner_service_is_not_ready() {
     assert!(poll_ready(&mut service).is_ready());
 }
 
-/// Mechanisms, experiment 2: tower's limiter gives the permit to the clone that was refused and idles.
+#[tokio::test]
+async fn a_refused_instance_keeps_nothing_that_the_inner_service_reserved() {
+    let below = ConcurrencyLimitLayer::new(9).unwrap();
+    for layer in
+        [ConcurrencyLimitLayer::new(1).unwrap().refuse(), ConcurrencyLimitLayer::new(1).unwrap().wait(0, Duration::MAX)]
+    {
+        let mut service = layer.layer(below.layer(Probe::ok()));
+        let _running = service.clone().oneshot(request()).await.unwrap();
+        ready(&mut service).await;
+        assert_eq!(below.handle().in_flight(), 2);
+        service.call(request()).await.unwrap_err();
+        assert_eq!(below.handle().in_flight(), 1, "only what runs");
+    }
+}
+
+/// Takes a permit of the limit around it while it becomes ready.
+struct Rival<S> {
+    inner: S,
+    other: Arc<Mutex<Option<ConcurrencyLimit<Probe>>>>,
+}
+
+impl<S: Clone> Clone for Rival<S> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone(), other: self.other.clone() }
+    }
+}
+
+impl<S: Service<Request<()>>> Service<Request<()>> for Rival<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        if let Some(other) = &mut *self.other.lock().unwrap() {
+            assert!(poll_ready(other).is_ready());
+        }
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<()>) -> S::Future {
+        self.inner.call(request)
+    }
+}
+
+#[test]
+fn who_loses_the_last_permit_keeps_nothing_that_the_inner_service_reserved() {
+    let (layer, below) = (ConcurrencyLimitLayer::new(1).unwrap(), ConcurrencyLimitLayer::new(9).unwrap());
+    let other = Arc::new(Mutex::new(Some(layer.layer(Probe::ok()))));
+    let rival = Rival { inner: below.layer(Probe::ok()), other: other.clone() };
+    let mut service = task::spawn(layer.layer(rival));
+    assert_pending!(service.enter(|cx, mut service| service.poll_ready(cx)));
+    assert_eq!((layer.handle().in_flight(), below.handle().in_flight()), (1, 0));
+    assert!(!service.is_woken());
+    *other.lock().unwrap() = None;
+    assert!(service.is_woken());
+    assert_ready_ok!(service.enter(|cx, mut service| service.poll_ready(cx)));
+    assert_eq!((layer.handle().in_flight(), below.handle().in_flight()), (1, 1));
+}
+
+/// tower's limiter gives the permit to the clone that was refused and idles.
 #[tokio::test]
 async fn an_idle_clone_that_was_refused_strands_no_permit() {
     let (_, service, _) = limited(1, not_ready);
@@ -161,7 +220,7 @@ async fn an_idle_clone_that_was_refused_strands_no_permit() {
     drop(b);
 }
 
-/// Mechanisms, experiment 3: tower's limiter gives the permit back with the head.
+/// tower's limiter gives the permit back with the head.
 #[tokio::test(start_paused = true)]
 async fn r041_a_permit_lasts_until_the_body_ends_fails_or_is_dropped() {
     for body in [BodyAct::Whole("x"), BodyAct::Frames { pause: Duration::from_secs(1), frames: 3 }, BodyAct::Cut] {

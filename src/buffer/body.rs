@@ -274,10 +274,10 @@ impl Recorder {
         };
         if !kept {
             *record = Record::Lost;
-        } else if last || frame.is_none() || trailers.is_some() {
-            if let Record::Running { pieces, .. } = mem::replace(&mut *record, Record::Lost) {
-                *record = Record::Complete(Whole::new(pieces.join(), trailers));
-            }
+        } else if (last || frame.is_none() || trailers.is_some())
+            && let Record::Running { pieces, .. } = mem::replace(&mut *record, Record::Lost)
+        {
+            *record = Record::Complete(Whole::new(pieces.join(), trailers));
         }
     }
 }
