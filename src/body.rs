@@ -88,14 +88,19 @@ pin_project! {
     pub struct Guarded<B, G: Guard> {
         #[pin]
         body: B,
-        guard: Option<G>,
+        // after the body, so that what is given back at a drop is free only once the exchange below is gone
+        guard: Last<G>,
     }
+}
 
-    impl<B, G: Guard> PinnedDrop for Guarded<B, G> {
-        fn drop(this: Pin<&mut Self>) {
-            if let Some(guard) = this.project().guard.take() {
-                guard.finish(Ending::Dropped);
-            }
+/// A guard in a body; dropping it finishes the guard with [`Ending::Dropped`].
+#[derive(Debug)]
+struct Last<G: Guard>(Option<G>);
+
+impl<G: Guard> Drop for Last<G> {
+    fn drop(&mut self) {
+        if let Some(guard) = self.0.take() {
+            guard.finish(Ending::Dropped);
         }
     }
 }
@@ -109,7 +114,7 @@ impl<B: Body, G: Guard> Guarded<B, G> {
         {
             guard.finish(Ending::HeadOnly);
         }
-        Self { body, guard }
+        Self { body, guard: Last(guard) }
     }
 
     /// The body inside.
@@ -125,7 +130,7 @@ impl<B: Body, G: Guard> Body for Guarded<B, G> {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let mut this = self.project();
         let frame = ready!(this.body.as_mut().poll_frame(cx));
-        let ending = match (&frame, this.guard.as_mut()) {
+        let ending = match (&frame, this.guard.0.as_mut()) {
             (_, None) => return Poll::Ready(frame),
             (Some(Ok(frame)), Some(guard)) => {
                 if let Some(data) = frame.data_ref() {
@@ -140,7 +145,7 @@ impl<B: Body, G: Guard> Body for Guarded<B, G> {
             (None, Some(_)) => Some(Ending::Complete),
         };
         if let Some(ending) = ending
-            && let Some(guard) = this.guard.take()
+            && let Some(guard) = this.guard.0.take()
         {
             guard.finish(ending);
         }
@@ -209,6 +214,24 @@ mod tests {
         sender.abort("cut");
         Guarded::new(body, log.clone()).collect().await.unwrap_err();
         assert_eq!(log.seen(), [Ending::Failed]);
+    }
+
+    #[test]
+    fn a_dropped_body_is_gone_before_its_guard_is_finished() {
+        struct Seen(Log);
+        impl Drop for Seen {
+            fn drop(&mut self) {
+                assert_eq!(self.0.seen(), [], "the guard came first");
+            }
+        }
+        let log = Log::default();
+        let seen = Seen(log.clone());
+        let body = Full::new(Bytes::from("x")).map_frame(move |frame| {
+            let _ = &seen;
+            frame
+        });
+        drop(Guarded::new(body, log.clone()));
+        assert_eq!(log.seen(), [Ending::Dropped]);
     }
 
     #[tokio::test]

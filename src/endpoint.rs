@@ -20,8 +20,9 @@ mod figures;
 mod penalty;
 mod suspects;
 
+pub(crate) use figures::Times;
 pub use figures::{Figures, Latency};
-pub use suspects::{Blame, Suspects};
+pub use suspects::{Blame, Route, Suspects};
 
 /// One key in a pool. Cheap to clone; all clones are the same endpoint.
 #[derive(Clone)]
@@ -143,6 +144,7 @@ impl Endpoint {
 
     pub(crate) fn remove(&self) {
         self.0.removed.store(true, Ordering::Release);
+        self.suspects().forget(self.id());
         self.0.pool.touch();
     }
 

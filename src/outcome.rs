@@ -16,9 +16,11 @@ use http::Response;
 
 mod cause;
 mod classify;
+mod counts;
 
 pub use cause::Cause;
 pub use classify::{Classify, Grpc, HttpStatus, error_fault};
+pub(crate) use counts::CauseCounts;
 
 /// What became of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

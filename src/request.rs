@@ -12,6 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{Extensions, Request};
+use http_body_util::{Empty, Full};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 use smallvec::SmallVec;
@@ -214,5 +215,34 @@ impl Ledger {
     /// Whether, at the end of the latest attempt, a key outside the failed scope could have served.
     pub fn elsewhere(&self) -> bool {
         self.elsewhere
+    }
+}
+
+/// A request body that can be sent again.
+pub trait Replay: Sized {
+    /// The same body from its beginning; `None` when it cannot be sent a second time.
+    fn replay(&self) -> Option<Self>;
+
+    /// Whether all of it is known, so that what [`replay`](Self::replay) gave may be sent now. Default: yes.
+    fn is_replayable(&self) -> bool {
+        true
+    }
+}
+
+impl Replay for Full<Bytes> {
+    fn replay(&self) -> Option<Self> {
+        Some(self.clone())
+    }
+}
+
+impl Replay for Empty<Bytes> {
+    fn replay(&self) -> Option<Self> {
+        Some(Self::new())
+    }
+}
+
+impl Replay for () {
+    fn replay(&self) -> Option<Self> {
+        Some(())
     }
 }

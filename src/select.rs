@@ -81,6 +81,7 @@ mod future;
 mod lanes;
 mod pick;
 mod pool;
+mod swap;
 mod waiting;
 
 pub use cooldown::Resting;
@@ -175,6 +176,12 @@ impl<L, P: Pick> KeySelectLayer<L, P> {
     pub fn pick<Q: Pick>(self, pick: Q) -> KeySelectLayer<L, Q> {
         let Self { pool, per_key, filters, classify, waiting, .. } = self;
         KeySelectLayer { pool, per_key, pick: Arc::new(pick), filters, classify, waiting }
+    }
+
+    /// Sets what makes each endpoint's stack, in place of what [`new`](Self::new) was given.
+    pub fn per_key<M>(self, per_key: M) -> KeySelectLayer<M, P> {
+        let Self { pool, pick, filters, classify, waiting, .. } = self;
+        KeySelectLayer { pool, per_key, pick, filters, classify, waiting }
     }
 
     /// Adds a filter, asked after the built-in ones: model patterns, earlier attempts, rests.

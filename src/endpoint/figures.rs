@@ -1,7 +1,8 @@
 use std::{
+    collections::BTreeMap,
     sync::{
         OnceLock,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -10,19 +11,24 @@ use histogram::{AtomicHistogram, Histogram};
 use tokio::time::Instant;
 
 use super::penalty::Penalty;
-use crate::outcome::{Cause, Fault, Usage};
+use crate::outcome::{Cause, CauseCounts, Fault, Scope, Usage};
 
 /// What is measured on one endpoint. The monitor writes it, picks and snapshots read it.
+///
+/// Every attempt that [starts](Self::start) [leaves](Self::leave) once, and ends in one of four ways: it
+/// [succeeds](Self::succeed), [fails](Self::fail), is [refused](Self::refuse) by a layer of our own, or its caller
+/// [leaves](Self::cancel). Each way has its own times, so that none falsifies another.
 ///
 /// Without history it takes well under 1 KiB; the two histograms, 7.3 KiB together, are made at the first success.
 #[derive(Debug, Default)]
 pub struct Figures {
-    in_flight: AtomicU32,
     started: AtomicU64,
+    left: AtomicU64,
     succeeded: AtomicU64,
-    cancelled: AtomicU64,
-    faults: Counters,
-    failed_time: AtomicU64,
+    cancelled: Series,
+    refused: Series,
+    faults: CauseCounts,
+    failed_micros: AtomicU64,
     prompt_tokens: AtomicU64,
     completion_tokens: AtomicU64,
     cost_nano_usd: AtomicU64,
@@ -30,45 +36,70 @@ pub struct Figures {
     penalty: Penalty,
 }
 
-#[derive(Debug)]
-struct Counters([AtomicU64; Cause::ALL.len()]);
+/// How many there were, and how long they took together.
+#[derive(Debug, Default)]
+struct Series {
+    count: AtomicU64,
+    micros: AtomicU64,
+}
 
-impl Default for Counters {
-    fn default() -> Self {
-        Self(std::array::from_fn(|_| AtomicU64::new(0)))
+impl Series {
+    fn add(&self, span: Duration) {
+        self.micros.fetch_add(micros(span), Ordering::Relaxed);
+        self.count.fetch_add(1, Ordering::Release);
     }
+
+    fn count(&self) -> u64 {
+        self.count.load(Ordering::Acquire)
+    }
+
+    fn mean(&self) -> Option<Duration> {
+        mean(self.micros.load(Ordering::Relaxed), self.count())
+    }
+}
+
+fn mean(micros: u64, count: u64) -> Option<Duration> {
+    micros.checked_div(count).map(Duration::from_micros)
 }
 
 impl Figures {
     /// An attempt starts.
     pub fn start(&self) {
         self.started.fetch_add(1, Ordering::Relaxed);
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
     }
 
     /// An attempt is no longer in flight. Exactly one for each [`start`](Self::start).
     pub fn leave(&self) {
-        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+        // released, here and at each way to end, so that whoever reads an end also sees its start
+        self.left.fetch_add(1, Ordering::Release);
     }
 
     /// An attempt ended well.
     pub fn succeed(&self, first_byte: Duration, total: Duration) {
-        self.succeeded.fetch_add(1, Ordering::Relaxed);
         self.latency.get_or_init(Box::default).record(first_byte, total);
+        self.succeeded.fetch_add(1, Ordering::Release);
     }
 
-    /// An attempt failed after `total`. What speaks against the key, and what may, adds a virtual request in flight.
+    /// An attempt failed after `total`. What speaks against the key, its workspace or account, and what may, adds a virtual
+    /// request in flight.
     pub fn fail(&self, fault: &Fault, total: Duration, now: Instant) {
-        self.faults.0[fault.cause.index()].fetch_add(1, Ordering::Relaxed);
-        self.failed_time.fetch_add(micros(total), Ordering::Relaxed);
-        if fault.is_of_key() || fault.is_suspect() {
+        self.failed_micros.fetch_add(micros(total), Ordering::Relaxed);
+        self.faults.add(fault.cause);
+        if fault.is_suspect() || matches!(fault.scope, Scope::Key | Scope::Workspace | Scope::Account) {
             self.penalty.add(fault.rest.map(|rest| rest.duration), now);
         }
     }
 
-    /// The caller left before an attempt ended.
-    pub fn cancel(&self) {
-        self.cancelled.fetch_add(1, Ordering::Relaxed);
+    /// A layer of our own refused an attempt, and asks to come back after `hint`. It is no fault, but a fast one must not
+    /// look like a fast endpoint either, so it adds a virtual request in flight.
+    pub fn refuse(&self, hint: Option<Duration>, total: Duration, now: Instant) {
+        self.refused.add(total);
+        self.penalty.add(hint, now);
+    }
+
+    /// The caller left after `total`, before an attempt ended.
+    pub fn cancel(&self, total: Duration) {
+        self.cancelled.add(total);
     }
 
     /// An answer reported what it used.
@@ -81,7 +112,9 @@ impl Figures {
 
     /// Requests in flight now, bodies included.
     pub fn in_flight(&self) -> u32 {
-        self.in_flight.load(Ordering::Relaxed)
+        // in this order, so that no start is missing for an end
+        let left = self.left.load(Ordering::Acquire);
+        self.started().saturating_sub(left).try_into().unwrap_or(u32::MAX)
     }
 
     /// Requests in flight, real and virtual: what the least-loaded pick compares.
@@ -91,7 +124,7 @@ impl Figures {
 
     /// Whether an attempt ever ended well.
     pub fn has_history(&self) -> bool {
-        self.succeeded.load(Ordering::Relaxed) > 0
+        self.succeeded() > 0
     }
 
     /// Attempts started.
@@ -101,28 +134,47 @@ impl Figures {
 
     /// Attempts that ended well.
     pub fn succeeded(&self) -> u64 {
-        self.succeeded.load(Ordering::Relaxed)
+        self.succeeded.load(Ordering::Acquire)
     }
 
     /// Attempts whose caller left.
     pub fn cancelled(&self) -> u64 {
-        self.cancelled.load(Ordering::Relaxed)
+        self.cancelled.count()
+    }
+
+    /// Attempts that a layer of our own refused.
+    pub fn refused(&self) -> u64 {
+        self.refused.count()
     }
 
     /// Attempts that failed for `cause`.
     pub fn failed_for(&self, cause: Cause) -> u64 {
-        self.faults.0[cause.index()].load(Ordering::Relaxed)
+        self.faults.get(cause)
     }
 
     /// Attempts that failed, whatever for.
     pub fn failed(&self) -> u64 {
-        self.faults.0.iter().map(|count| count.load(Ordering::Relaxed)).sum()
+        self.faults.total()
+    }
+
+    /// Attempts that failed, by the name of their cause; what never happened is left out.
+    pub fn failed_by_name(&self) -> BTreeMap<&'static str, u64> {
+        self.faults.by_name()
     }
 
     /// Mean time a failed attempt took.
     pub fn mean_failed_time(&self) -> Option<Duration> {
-        let failed = self.failed();
-        (failed > 0).then(|| Duration::from_micros(self.failed_time.load(Ordering::Relaxed) / failed))
+        mean(self.failed_micros.load(Ordering::Relaxed), self.failed())
+    }
+
+    /// Mean time a refused attempt took.
+    pub fn mean_refused_time(&self) -> Option<Duration> {
+        self.refused.mean()
+    }
+
+    /// Mean time after which callers left.
+    pub fn mean_cancelled_time(&self) -> Option<Duration> {
+        self.cancelled.mean()
     }
 
     /// Tokens and money used, summed.
@@ -177,14 +229,30 @@ impl Latency {
         record(&self.total, &self.total_sum, total);
     }
 
-    /// The times to the first byte, and their sum in microseconds.
-    pub(crate) fn first_byte(&self) -> (Histogram, u64) {
-        (self.first_byte.load(), self.first_byte_sum.load(Ordering::Relaxed))
+    /// A copy of the times to the first byte.
+    pub(crate) fn first_byte(&self) -> Times {
+        Times { sum: self.first_byte_sum.load(Ordering::Relaxed), histogram: self.first_byte.load() }
     }
 
-    /// The times to the end, and their sum in microseconds.
-    pub(crate) fn total(&self) -> (Histogram, u64) {
-        (self.total.load(), self.total_sum.load(Ordering::Relaxed))
+    /// A copy of the times to the end.
+    pub(crate) fn total(&self) -> Times {
+        Times { sum: self.total_sum.load(Ordering::Relaxed), histogram: self.total.load() }
+    }
+}
+
+/// A copy of many times, in microseconds.
+#[derive(Debug, Clone)]
+pub(crate) struct Times {
+    pub(crate) sum: u64,
+    pub(crate) histogram: Histogram,
+}
+
+impl Times {
+    /// Adds those of another endpoint.
+    pub(crate) fn merge(&mut self, other: &Self) {
+        self.sum = self.sum.saturating_add(other.sum);
+        // all are made alike, and no count comes near overflow
+        let _ = self.histogram.checked_add_assign(&other.histogram);
     }
 }
 

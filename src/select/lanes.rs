@@ -1,18 +1,18 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
 
-use arc_swap::{ArcSwap, Guard};
 use tokio::time::Instant;
 
-use super::pool::Pool;
+use super::{pool::Pool, swap::Swap};
 use crate::{
     clock,
     endpoint::{Endpoint, EndpointId},
+    sync::Loaded,
 };
 
 /// An endpoint with the prototype of its stack, cloned for each attempt.
@@ -34,7 +34,7 @@ pub(super) struct Snapshot<S> {
     pub(super) endpoints: Box<[Endpoint]>,
     pub(super) lanes: Box<[Arc<Lane<S>>]>,
     version: u64,
-    /// When somebody who is out comes back.
+    /// When the first of those who are out comes back.
     next_return: u64,
 }
 
@@ -42,48 +42,59 @@ pub(super) struct Snapshot<S> {
 pub(super) struct Lanes<S> {
     pool: Pool,
     make: Box<dyn Fn(&Endpoint) -> S + Send + Sync>,
-    all: Mutex<HashMap<EndpointId, Arc<Lane<S>>>>,
-    snapshot: ArcSwap<Snapshot<S>>,
+    snapshot: Swap<Snapshot<S>, HashMap<EndpointId, Arc<Lane<S>>>>,
 }
 
 impl<S> Lanes<S> {
     pub(super) fn new(pool: Pool, make: Box<dyn Fn(&Endpoint) -> S + Send + Sync>) -> Self {
-        let empty = Snapshot { endpoints: Box::default(), lanes: Box::default(), version: u64::MAX, next_return: 0 };
-        Self { pool, make, all: Mutex::default(), snapshot: ArcSwap::from_pointee(empty) }
+        let stale = Snapshot { endpoints: Box::default(), lanes: Box::default(), version: u64::MAX, next_return: 0 };
+        Self { pool, make, snapshot: Swap::new(stale, HashMap::new()) }
     }
 
     /// The snapshot, made anew if somebody left or came back since.
-    pub(super) fn current(&self, now: Instant) -> Guard<Arc<Snapshot<S>>> {
-        let snapshot = self.snapshot.load();
-        if snapshot.version == self.pool.state().version() && clock::nanos(now) < snapshot.next_return {
-            return snapshot;
-        }
-        drop(snapshot);
-        self.refresh(now);
-        self.snapshot.load()
+    pub(super) fn current(&self, now: Instant) -> Loaded<Snapshot<S>> {
+        let mut gone = Vec::new();
+        let snapshot = self.snapshot.current(
+            |snapshot| {
+                snapshot.version == self.pool.state().version()
+                    && (snapshot.next_return == u64::MAX || clock::nanos(now) < snapshot.next_return)
+            },
+            |all| self.look(all, &mut gone, now),
+        );
+        // foreign code runs when a stack is dropped, so no lock may be held
+        drop(gone);
+        snapshot
     }
 
     /// Replaces the stack of an endpoint whose service said that it is finished.
     pub(super) fn rebuild(&self, endpoint: &Endpoint) {
         let lane = self.lane(endpoint);
-        let removed = self.lock().insert(endpoint.id(), lane);
-        drop(removed);
+        let finished = self.snapshot.change(|all| all.insert(endpoint.id(), lane));
+        drop(finished);
         endpoint.pool().touch();
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<EndpointId, Arc<Lane<S>>>> {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Until when an endpoint is out for every request.
+    pub(super) fn back_at(&self, endpoint: &Endpoint, now: Instant) -> Option<Instant> {
+        let rest = self.pool.book().out(endpoint, now).map(|resting| resting.until);
+        rest.max(endpoint.shut_until(now))
     }
 
     fn lane(&self, endpoint: &Endpoint) -> Arc<Lane<S>> {
-        Arc::new(Lane { endpoint: endpoint.clone(), service: (self.make)(endpoint), contended: AtomicBool::new(false) })
+        let service = (self.make)(endpoint);
+        Arc::new(Lane { endpoint: endpoint.clone(), service, contended: AtomicBool::new(false) })
     }
 
-    fn refresh(&self, now: Instant) {
-        let mut all = self.lock();
+    fn look(
+        &self,
+        all: &mut HashMap<EndpointId, Arc<Lane<S>>>,
+        gone: &mut Vec<Arc<Lane<S>>>,
+        now: Instant,
+    ) -> Snapshot<S> {
+        // read before the endpoints: a change in between makes this snapshot stale, not wrong
         let version = self.pool.state().version();
-        let mut next_return = u64::MAX;
         let pool = self.pool.endpoints();
+        let mut next_return = u64::MAX;
         let mut lanes = Vec::with_capacity(pool.len());
         for endpoint in pool.iter() {
             let lane = all.entry(endpoint.id()).or_insert_with(|| self.lane(endpoint));
@@ -92,7 +103,6 @@ impl<S> Lanes<S> {
                 None => lanes.push(lane.clone()),
             }
         }
-        let mut gone = Vec::new();
         if all.len() > pool.len() {
             all.retain(|_, lane| {
                 let stays = !lane.endpoint.is_removed();
@@ -102,20 +112,7 @@ impl<S> Lanes<S> {
                 stays
             });
         }
-        drop(all);
-        self.snapshot.store(Arc::new(Snapshot {
-            endpoints: lanes.iter().map(|lane| lane.endpoint.clone()).collect(),
-            lanes: lanes.into(),
-            version,
-            next_return,
-        }));
-        // foreign code runs when a stack is dropped, so no lock may be held
-        drop(gone);
-    }
-
-    /// Until when an endpoint is out for every request.
-    pub(super) fn back_at(&self, endpoint: &Endpoint, now: Instant) -> Option<Instant> {
-        let rest = self.pool.book().out(endpoint, now).map(|resting| resting.until);
-        rest.max(endpoint.shut_until(now))
+        let endpoints = lanes.iter().map(|lane| lane.endpoint.clone()).collect();
+        Snapshot { endpoints, lanes: lanes.into(), version, next_return }
     }
 }

@@ -28,6 +28,8 @@ pub(super) struct Served {
     pub(super) text_seed: u64,
     /// A text of this many bytes instead of words.
     pub(super) huge: Option<usize>,
+    /// `openrouter_metadata`, when asked for.
+    pub(super) routing: Option<serde_json::Value>,
 }
 
 impl Served {
@@ -39,8 +41,15 @@ impl Served {
         reply: &Reply,
     ) -> Self {
         let wanted = rng.u64(reply.min_tokens..=reply.max_tokens);
-        let room = model.context_length.saturating_sub(asked.prompt_tokens).max(1);
-        let most = asked.max_tokens.unwrap_or(model.max_output).min(model.max_output).min(room);
+        let room = model
+            .context_length
+            .saturating_sub(asked.prompt_tokens)
+            .max(1);
+        let most = asked
+            .max_tokens
+            .unwrap_or(model.max_output)
+            .min(model.max_output)
+            .min(room);
         let embeds = asked.dialect == Dialect::Embeddings;
         Self {
             id,
@@ -57,6 +66,7 @@ impl Served {
             cancel: endpoint.cancel,
             text_seed: rng.u64(..),
             huge: None,
+            routing: None,
         }
     }
 
@@ -139,7 +149,8 @@ pub(super) struct Settled {
 
 /// Words without characters that JSON escapes, each with the space before it.
 const WORDS: [&str; 32] = [
-    " amber", " basin", " cedar", " delta", " ember", " fjord", " grove", " harbor", " inlet", " jasper", " kestrel",
-    " lagoon", " meadow", " north", " orchard", " pebble", " quartz", " river", " stone", " timber", " umber",
-    " valley", " willow", " yarrow", " zephyr", " and", " of", " the", " under", " over", " between", " beyond",
+    " amber", " basin", " cedar", " delta", " ember", " fjord", " grove", " harbor", " inlet",
+    " jasper", " kestrel", " lagoon", " meadow", " north", " orchard", " pebble", " quartz",
+    " river", " stone", " timber", " umber", " valley", " willow", " yarrow", " zephyr", " and",
+    " of", " the", " under", " over", " between", " beyond",
 ];

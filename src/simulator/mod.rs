@@ -9,7 +9,7 @@
 //! random comes from [`Scenario::seed`]: the same requests in the same order get the same bytes.
 //!
 //! ```
-//! use http_body_util::{BodyExt, Full};
+//! use http_body_util::BodyExt;
 //! use tower::{Service, ServiceExt};
 //! use tower_openrouter::simulator::{Scenario, Simulator};
 //!
@@ -19,7 +19,7 @@
 //! let key = &simulator.keys()[0];
 //! let request = http::Request::post("https://openrouter.ai/api/v1/chat/completions")
 //!     .header("authorization", format!("Bearer {}", key.secret))
-//!     .body(Full::from(r#"{"model":"acme/swift-1","messages":[{"role":"user","content":"Hi"}]}"#))?;
+//!     .body(r#"{"model":"acme/swift-1","messages":[{"role":"user","content":"Hi"}]}"#.to_owned())?;
 //! let response = simulator.service().oneshot(request).await?;
 //! assert_eq!(response.status(), 200);
 //! response.into_body().collect().await?;
@@ -35,6 +35,7 @@
 //! order rather than a weighted random one.
 
 mod admission;
+mod attempt;
 mod body;
 mod clock;
 mod control;
@@ -54,13 +55,14 @@ mod serve;
 mod service;
 mod stats;
 mod ticket;
+mod trace;
 mod world;
 
 pub use body::SimulatorBody;
 pub use control::{SimulatedKey, Simulator, utc_date};
 pub use scenario::{
-    Account, Budget, Fault, InBand, InFlight, Keep, Model, Pool, PoolKind, ProviderEndpoint, Reason, Reply, Reset,
-    RetryAfter, Scenario, ScenarioError, SimKey, What, Wire, Workspace,
+    Account, Budget, Fault, InBand, InFlight, Keep, Model, Pool, PoolKind, ProviderEndpoint,
+    Reason, Reply, Reset, RetryAfter, Scenario, ScenarioError, SimKey, What, Wire, Workspace,
 };
 pub use serve::serve;
 pub use service::{SimulatorFuture, SimulatorService};

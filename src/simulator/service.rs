@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
-use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use http::header::{
+    AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER,
+};
 use http::{HeaderMap, Method, Request, Response};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tower_service::Service;
@@ -16,6 +18,7 @@ use super::refusal::{self, Refusal};
 use super::request::Dialect;
 use super::stats::Received;
 use super::ticket::Ticket;
+use super::trace::Trace;
 use super::{Shared, SimulatorBody, SimulatorError, ids, inference, lookup};
 
 /// Answers requests as OpenRouter would. Always ready, cheap to clone.
@@ -82,6 +85,8 @@ pub(super) struct Call {
     pub(super) path: String,
     pub(super) query: String,
     pub(super) credentials: Credentials,
+    /// Whether `openrouter_metadata` is wanted.
+    pub(super) metadata: bool,
     /// None when it was larger than [`Wire::max_body_bytes`](super::Wire::max_body_bytes).
     pub(super) body: Option<Bytes>,
 }
@@ -95,6 +100,15 @@ pub(super) enum Credentials {
     Key(usize),
 }
 
+impl Credentials {
+    pub(super) const fn key(self) -> Option<usize> {
+        match self {
+            Self::Key(key) => Some(key),
+            Self::Missing | Self::Unusable | Self::Unknown => None,
+        }
+    }
+}
+
 async fn answer<B>(shared: Arc<Shared>, request: Request<B>) -> Answer
 where
     B: http_body::Body + Send + 'static,
@@ -102,7 +116,10 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let (parts, body) = request.into_parts();
-    let body = match Limited::new(body, shared.scenario.wire.max_body_bytes).collect().await {
+    let body = match Limited::new(body, shared.scenario.wire.max_body_bytes)
+        .collect()
+        .await
+    {
         Ok(collected) => Some(collected.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => None,
         Err(error) => return Err(SimulatorError::RequestBody(error)),
@@ -111,9 +128,20 @@ where
     record(&shared, &parts, body.as_ref(), credentials);
     let path = parts.uri.path();
     let path = path.strip_prefix("/api").unwrap_or(path);
-    let path = path.strip_prefix("/v1/").unwrap_or_default().trim_matches('/').to_owned();
+    let path = path
+        .strip_prefix("/v1/")
+        .unwrap_or_default()
+        .trim_matches('/')
+        .to_owned();
     let query = parts.uri.query().unwrap_or_default().to_owned();
-    let call = Call { method: parts.method, path, query, credentials, body };
+    let call = Call {
+        method: parts.method,
+        path,
+        query,
+        credentials,
+        metadata: Trace::wanted_by(&parts.headers),
+        body,
+    };
     let dialect = match call.path.as_str() {
         "chat/completions" => Dialect::Chat,
         "completions" => Dialect::Completions,
@@ -124,7 +152,12 @@ where
     };
     if call.method != Method::POST {
         shared.lock().ledger.lookup();
-        return Ok(refuse(&shared, &refusal::not_found("Not Found"), &Reference::of(dialect), None));
+        return Ok(refuse(
+            &shared,
+            &refusal::not_found("Not Found"),
+            &Reference::of(dialect),
+            None,
+        ));
     }
     inference::answer(&shared, call, dialect).await
 }
@@ -133,17 +166,33 @@ fn credentials(shared: &Shared, headers: &HeaderMap) -> Credentials {
     let bearer = headers.get(AUTHORIZATION).map(|value| {
         let value = value.to_str().unwrap_or_default();
         let (scheme, token) = value.split_once(' ').unwrap_or((value, ""));
-        if scheme.eq_ignore_ascii_case("bearer") { token.trim() } else { "" }
+        if scheme.eq_ignore_ascii_case("bearer") {
+            token.trim()
+        } else {
+            ""
+        }
     });
-    let plain = || headers.get("x-api-key").map(|value| value.to_str().unwrap_or_default().trim());
+    let plain = || {
+        headers
+            .get("x-api-key")
+            .map(|value| value.to_str().unwrap_or_default().trim())
+    };
     match bearer.or_else(plain) {
         None => Credentials::Missing,
         Some("") => Credentials::Unusable,
-        Some(secret) => shared.lock().key_of(secret).map_or(Credentials::Unknown, Credentials::Key),
+        Some(secret) => shared
+            .lock()
+            .key_of(secret)
+            .map_or(Credentials::Unknown, Credentials::Key),
     }
 }
 
-fn record(shared: &Shared, parts: &http::request::Parts, body: Option<&Bytes>, credentials: Credentials) {
+fn record(
+    shared: &Shared,
+    parts: &http::request::Parts,
+    body: Option<&Bytes>,
+    credentials: Credentials,
+) {
     let at = shared.clock.now().elapsed;
     let mut world = shared.lock();
     if !world.ledger.keeps_requests() {
@@ -161,7 +210,13 @@ fn record(shared: &Shared, parts: &http::request::Parts, body: Option<&Bytes>, c
         }
     }
     let (method, uri) = (parts.method.clone(), parts.uri.clone());
-    world.ledger.received(Received { at, method, uri, headers, body: body.cloned().unwrap_or_default() });
+    world.ledger.received(Received {
+        at,
+        method,
+        uri,
+        headers,
+        body: body.cloned().unwrap_or_default(),
+    });
 }
 
 /// What an error answer refers to.
@@ -172,11 +227,18 @@ pub(super) struct Reference {
     pub(super) owner: Option<String>,
     /// The generation, once the key is known.
     pub(super) generation: Option<String>,
+    /// `openrouter_metadata`, once routing was reached.
+    pub(super) routing: Option<serde_json::Value>,
 }
 
 impl Reference {
     pub(super) const fn of(dialect: Dialect) -> Self {
-        Self { dialect, owner: None, generation: None }
+        Self {
+            dialect,
+            owner: None,
+            generation: None,
+            routing: None,
+        }
     }
 }
 
@@ -191,7 +253,7 @@ pub(super) fn refuse(
     // 401 bodies name nobody, even for a valid key in a storm.
     let owner = reference.owner.as_deref().filter(|_| refusal.status != 401);
     let generation = reference.generation.as_deref();
-    let (content_type, bytes) = refusal.body(reference.dialect, wire, owner, generation.unwrap_or_default());
+    let (content_type, bytes) = refusal.body(wire, reference, owner);
     let mut headers = HeaderMap::new();
     if let Some((limit, reset)) = refusal.quota {
         headers.insert("x-ratelimit-limit", limit.into());
@@ -202,7 +264,13 @@ pub(super) fn refuse(
         headers.insert(RETRY_AFTER, seconds.into());
     }
     let generation = generation.filter(|_| refusal.verbatim.is_none());
-    respond(shared, (refusal.status, &content_type, headers), generation, bytes, ticket)
+    respond(
+        shared,
+        (refusal.status, &content_type, headers),
+        generation,
+        bytes,
+        ticket,
+    )
 }
 
 /// An answer with a body that is there at once.
@@ -219,7 +287,8 @@ pub(super) fn respond(
     let mut response = Response::new(SimulatorBody::whole(bytes, ticket));
     *response.status_mut() = http::StatusCode::from_u16(status).unwrap_or_default();
     *response.headers_mut() = headers;
-    let content_type = HeaderValue::try_from(content_type).unwrap_or(HeaderValue::from_static("text/plain"));
+    let content_type =
+        HeaderValue::try_from(content_type).unwrap_or(HeaderValue::from_static("text/plain"));
     response.headers_mut().insert(CONTENT_TYPE, content_type);
     common(shared, response.headers_mut(), generation);
     response

@@ -3,7 +3,7 @@
 //! A clone forgets its readiness, calls without readiness are counted, and what a call does is scripted: answer, fail,
 //! hang, take time, panic. The body of an answer can be held open, cut or made to panic in the same way.
 
-#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
 use std::{
     collections::VecDeque,
@@ -217,7 +217,8 @@ impl<B> Service<Request<B>> for Probe {
             match act {
                 Act::Answer { status, headers, delay, body } => {
                     pause(delay).await;
-                    let mut response = Response::new(ProbeBody { act: body, sent: 0, sleep: None, running });
+                    let mut response =
+                        Response::new(ProbeBody { act: body, sent: 0, sleep: None, running: Some(running) });
                     *response.status_mut() = status.try_into().unwrap();
                     for (name, value) in headers {
                         response.headers_mut().append(name, value.parse().unwrap());
@@ -290,7 +291,8 @@ pub struct ProbeBody {
     act: BodyAct,
     sent: usize,
     sleep: Option<Pin<Box<tokio::time::Sleep>>>,
-    running: Running,
+    /// Gone when the body is over.
+    running: Option<Running>,
 }
 
 impl Body for ProbeBody {
@@ -305,6 +307,7 @@ impl Body for ProbeBody {
             BodyAct::Panic => panic!("scripted panic in the body"),
             BodyAct::Whole(data) if first => {
                 self.sent = 1;
+                self.running = None;
                 frame(data)
             }
             BodyAct::Hang | BodyAct::Cut if first => {
@@ -320,8 +323,14 @@ impl Body for ProbeBody {
                 self.sent += 1;
                 frame("frame")
             }
-            BodyAct::Whole(_) | BodyAct::Frames { .. } => Poll::Ready(None),
-            BodyAct::Cut => Poll::Ready(Some(Err("scripted cut".into()))),
+            BodyAct::Whole(_) | BodyAct::Frames { .. } => {
+                self.running = None;
+                Poll::Ready(None)
+            }
+            BodyAct::Cut => {
+                self.running = None;
+                Poll::Ready(Some(Err("scripted cut".into())))
+            }
             BodyAct::Hang => Poll::Pending,
         }
     }

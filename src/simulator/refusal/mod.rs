@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 
 use super::request::Dialect;
 use super::scenario::Wire;
+use super::service::Reference;
 
 /// A status with everything a body or header may say about it.
 #[derive(Clone, Debug)]
@@ -28,7 +29,7 @@ pub(super) struct Refusal {
     /// Whether providers were tried, which gives the request an id.
     pub(super) routed: bool,
     /// A body that replaces the API form altogether, with its content type.
-    pub(super) verbatim: Option<(String, Bytes)>,
+    pub(super) verbatim: Option<Box<(String, Bytes)>>,
 }
 
 impl Refusal {
@@ -51,7 +52,8 @@ impl Refusal {
     }
 
     pub(super) fn limited_by(self, source: &str, remedy: &str) -> Self {
-        self.with("limit_source", source).with("remedy_hint", remedy)
+        self.with("limit_source", source)
+            .with("remedy_hint", remedy)
     }
 
     pub(super) fn retry_after(mut self, seconds: u64) -> Self {
@@ -95,20 +97,25 @@ impl Refusal {
         metadata
     }
 
-    /// The answer's body and content type. `id` is the generation, known once providers were tried.
-    pub(super) fn body(&self, dialect: Dialect, wire: &Wire, owner: Option<&str>, id: &str) -> (String, Bytes) {
-        if let Some((content_type, bytes)) = &self.verbatim {
+    /// The answer's body and content type.
+    pub(super) fn body(
+        &self,
+        wire: &Wire,
+        reference: &Reference,
+        owner: Option<&str>,
+    ) -> (String, Bytes) {
+        if let Some((content_type, bytes)) = self.verbatim.as_deref() {
             return (content_type.clone(), bytes.clone());
         }
         let metadata = self.visible_metadata(wire);
-        let body = if dialect == Dialect::Messages {
+        let mut body = if reference.dialect == Dialect::Messages {
             let mut error = json!({"type": anthropic_name(self.status), "message": self.message});
             let mut metadata = metadata;
             if let Some(kind) = metadata.remove("error_type") {
                 error["error_type"] = kind;
             }
-            let request_id = if self.routed { Value::from(id) } else { Value::Null };
-            let mut body = json!({"type": "error", "error": error, "request_id": request_id});
+            let id = reference.generation.as_deref().filter(|_| self.routed);
+            let mut body = json!({"type": "error", "error": error, "request_id": id});
             if !metadata.is_empty() {
                 body["metadata"] = metadata.into();
             }
@@ -124,6 +131,9 @@ impl Refusal {
             }
             body
         };
+        if let Some(routing) = reference.routing.as_ref().filter(|_| self.status != 500) {
+            body["openrouter_metadata"] = routing.clone();
+        }
         ("application/json".to_owned(), Bytes::from(body.to_string()))
     }
 }
@@ -148,7 +158,10 @@ pub(super) const fn canonical(status: u16) -> (&'static str, &'static str) {
     match status {
         400 => ("invalid_request", "Invalid request parameters"),
         401 => ("authentication", "User not found."),
-        402 => ("payment_required", "Insufficient credits. Add more using https://openrouter.ai/credits"),
+        402 => (
+            "payment_required",
+            "Insufficient credits. Add more using https://openrouter.ai/credits",
+        ),
         403 => ("permission_denied", "Access denied"),
         404 => ("not_found", "Resource not found"),
         408 => ("timeout", "Request timed out. Please try again later."),

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{DONE, Failure, Served, data, finish, usage};
+use super::{DONE, Failure, Served, data, finish, usage, with_routing};
 use crate::simulator::scenario::InBand;
 
 #[derive(Serialize)]
@@ -17,6 +17,8 @@ struct Chunk<'a> {
     choices: [Choice<'a>; 1],
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    openrouter_metadata: Option<&'a Value>,
 }
 
 #[derive(Serialize)]
@@ -34,21 +36,36 @@ struct Delta<'a> {
     content: &'a str,
 }
 
-fn chunk<'a>(served: &'a Served, content: &'a str, finish: Option<&'a str>, usage: Option<Value>) -> Bytes {
-    let delta = Delta { role: "assistant", content };
+fn chunk<'a>(
+    served: &'a Served,
+    content: &'a str,
+    finish: Option<&'a str>,
+    usage: Option<Value>,
+) -> Bytes {
+    let delta = Delta {
+        role: "assistant",
+        content,
+    };
     data(&Chunk {
         id: &served.id,
         object: "chat.completion.chunk",
         created: served.created.seconds(),
         model: &served.model,
         provider: &served.provider,
-        choices: [Choice { index: 0, delta, finish_reason: finish, native_finish_reason: finish, logprobs: None }],
+        choices: [Choice {
+            index: 0,
+            delta,
+            finish_reason: finish,
+            native_finish_reason: finish,
+            logprobs: None,
+        }],
+        openrouter_metadata: served.routing.as_ref().filter(|_| usage.is_some()),
         usage,
     })
 }
 
 pub(super) fn json(served: &Served, text: &str) -> Bytes {
-    Bytes::from(whole(served, text, finish(served)).to_string())
+    Bytes::from(with_routing(served, whole(served, text, finish(served))).to_string())
 }
 
 fn whole(served: &Served, text: &str, finish: &str) -> Value {
@@ -84,7 +101,11 @@ pub(super) fn token(served: &Served, piece: &str) -> Bytes {
 /// The finish reason comes twice: alone, and with the usage.
 pub(super) fn closing(served: &Served) -> Vec<Bytes> {
     let finish = Some(finish(served));
-    vec![chunk(served, "", finish, None), chunk(served, "", finish, Some(usage(served))), DONE]
+    vec![
+        chunk(served, "", finish, None),
+        chunk(served, "", finish, Some(usage(served))),
+        DONE,
+    ]
 }
 
 pub(super) fn failure(served: &Served, failure: Failure) -> Vec<Bytes> {
@@ -101,7 +122,11 @@ pub(super) fn failure(served: &Served, failure: Failure) -> Vec<Bytes> {
     if failure.form == InBand::Choice {
         choice["error"] = error.clone();
     }
-    let choices = if failure.form == InBand::EmptyChoices { json!([]) } else { json!([choice]) };
+    let choices = if failure.form == InBand::EmptyChoices {
+        json!([])
+    } else {
+        json!([choice])
+    };
     let event = data(&json!({
         "id": served.id,
         "object": "chat.completion.chunk",
