@@ -56,8 +56,10 @@ fn object(value: &[u8]) -> Option<&[u8]> {
 fn read(object: &[u8]) -> Option<Usage> {
     let number = |name: &Name| {
         let value = value_after(&object[name.find(object)? + name.needle().len()..])?;
-        let digits = value.iter().take_while(|byte| matches!(byte, b'0'..=b'9' | b'.' | b'e' | b'E' | b'+' | b'-'));
-        let number: f64 = std::str::from_utf8(&value[..digits.count()]).ok()?.parse().ok()?;
+        let end = value.iter().position(|byte| matches!(byte, b',' | b'}' | b' ' | b'\n' | b'\r' | b'\t'));
+        let number = std::str::from_utf8(&value[..end.unwrap_or(value.len())]).ok()?;
+        // most are small and whole
+        let number = number.parse::<u32>().map(f64::from).or_else(|_| number.parse()).ok()?;
         (number.is_finite() && number >= 0.0).then_some(number)
     };
     let (prompt, completion) =
