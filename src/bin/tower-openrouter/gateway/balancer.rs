@@ -1,0 +1,114 @@
+//! What stands behind the API: the upstream, and the library's default stack in front of it.
+
+use std::{
+    error::Error,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use axum::Router;
+use tower_openrouter::{
+    ApiKey, Balancer, DeadlineLayer, KeyError, OpenRouter, RetryLayer,
+    breaker::{BreakerPolicy, TripPolicy},
+    openrouter::{BASE_URL, HyperTransport},
+    select::Pool,
+    simulator::{Scenario, SimulatedKey, Simulator, utc_date},
+    stack::{BalancerBuilder, BalancerHandle},
+};
+
+use super::{
+    app,
+    config::Settings,
+    proxy::{Proxy, Shared},
+};
+
+/// The longest a breaker stays open, unless its first time is longer.
+const LONGEST_COOLDOWN: Duration = Duration::from_secs(300);
+
+/// Who answers in the end.
+#[derive(Debug)]
+pub(super) enum Upstream {
+    /// OpenRouter, or something like it, at this base URL.
+    Real(String),
+    /// The simulator in this process, and a model it has.
+    Simulated(Simulator, String),
+}
+
+impl Upstream {
+    /// Without any key it is the simulator, whose keys are then used.
+    pub(super) fn choose(settings: &Settings, keys: Vec<ApiKey>) -> Result<(Self, Vec<ApiKey>), Box<dyn Error>> {
+        match (&settings.upstream, keys.is_empty()) {
+            (upstream, false) => Ok((Self::Real(upstream.as_deref().unwrap_or(BASE_URL).to_owned()), keys)),
+            (Some(_), true) => {
+                Err("an upstream is set (--upstream) but there is no key for it: set OPENROUTER_API_KEY or \
+                                    [[keys]] in --config, or leave --upstream out to try the simulator"
+                    .into())
+            }
+            (None, true) => Self::simulated(),
+        }
+    }
+
+    fn simulated() -> Result<(Self, Vec<ApiKey>), Box<dyn Error>> {
+        let today = SystemTime::now().duration_since(UNIX_EPOCH)?;
+        let mut scenario = Scenario::default();
+        scenario.start = Some(utc_date(i64::try_from(today.as_millis())?));
+        let model = scenario.models.first().ok_or("the simulator has no model")?.id.clone();
+        let simulator = Simulator::new(scenario)?;
+        let key = |key: SimulatedKey| Ok(ApiKey::new(key.secret)?.label(key.label).account(key.account));
+        let keys = simulator.keys().into_iter().map(key).collect::<Result<_, KeyError>>()?;
+        Ok((Self::Simulated(simulator, model), keys))
+    }
+
+    pub(super) fn name(&self) -> &str {
+        match self {
+            Self::Real(url) => url,
+            Self::Simulated(..) => "simulator",
+        }
+    }
+
+    pub(super) fn is_simulated(&self) -> bool {
+        self.simulated_model().is_some()
+    }
+
+    pub(super) fn simulated_model(&self) -> Option<&str> {
+        match self {
+            Self::Real(_) => None,
+            Self::Simulated(_, model) => Some(model),
+        }
+    }
+}
+
+/// The API's paths, served by a balancer over `keys`, and the balancer's handle.
+pub(super) fn routes(
+    settings: &Settings,
+    upstream: &Upstream,
+    keys: Vec<ApiKey>,
+    shared: Shared,
+) -> Result<(Router, BalancerHandle), Box<dyn Error>> {
+    let balancer = balancer(settings, Pool::new(keys)?)?;
+    // the stack as it is, not the boxed one: the router boxes it anyway
+    let router = match upstream {
+        Upstream::Real(url) => {
+            let leaf = OpenRouter::builder().base_url(url.as_str()).build(HyperTransport::new());
+            let leaf = leaf.map_err(|error| format!("--upstream {url}: {error}"))?;
+            app::routes(Proxy::new(balancer.service(leaf), shared))
+        }
+        Upstream::Simulated(simulator, _) => {
+            app::routes(Proxy::new(balancer.service(OpenRouter::new(simulator.service())), shared))
+        }
+    };
+    Ok((router, balancer.handle()))
+}
+
+fn balancer(settings: &Settings, pool: Pool) -> Result<BalancerBuilder, Box<dyn Error>> {
+    let trip = TripPolicy::failures(settings.breaker_failures, settings.breaker_window)?;
+    let cooldown = settings.breaker_cooldown;
+    let mut builder = Balancer::builder(pool)
+        .deadline(DeadlineLayer::new(settings.deadline)?)
+        .retry(RetryLayer::new().attempts(settings.attempts).map_err(|error| format!("attempts: {error}"))?)
+        .max_wait(settings.max_wait)
+        .breaker(BreakerPolicy::new(trip).cooldown(cooldown, cooldown.max(LONGEST_COOLDOWN))?);
+    if let Some(cap) = settings.max_in_flight {
+        builder = builder.max_in_flight(cap)?;
+    }
+    Ok(builder)
+}
