@@ -4,6 +4,7 @@
 //! affordability of key and account, in-flight hold. Providers come after.
 
 use super::clock::Now;
+use super::money::DUST;
 use super::refusal::{
     self, Refusal, bad_request, cannot_afford, in_flight_exhausted, insufficient_credits,
     invalid_model, key_cannot_afford, key_limit, not_found, weight_exceeds_budget,
@@ -79,12 +80,12 @@ impl World {
         let key = &self.keys[key];
         let workspace = &self.workspaces[key.workspace];
         for budget in &workspace.budgets {
-            if workspace.spend.since(budget.reset, now.wall) >= budget.limit {
+            if workspace.spend.since(budget.reset, now.wall) >= budget.limit - DUST {
                 return Err(workspace_budget(budget.reset, budget.limit));
             }
         }
         match key.remaining(now.wall) {
-            Some(left) if left <= 0.0 => Err(key_limit(key.reset, &key.hash)),
+            Some(left) if left <= DUST => Err(key_limit(key.reset, &key.hash)),
             _ => Ok(()),
         }
     }
@@ -93,7 +94,7 @@ impl World {
         let account = &self.accounts[self.keys[key].account];
         let balance = account.balance(now.wall);
         // A negative balance closes free models too.
-        if balance < 0.0 || (balance == 0.0 && !free) {
+        if balance < -DUST || (balance <= DUST && !free) {
             return Err(insufficient_credits(account.ever_purchased > 0.0));
         }
         Ok(())
@@ -136,17 +137,17 @@ impl World {
         let worst = fixed + wanted as f64 * completion;
         let affordable = |money: f64| {
             if completion > 0.0 {
-                ((money - fixed).max(0.0) / completion) as u64
+                ((money - fixed + DUST).max(0.0) / completion) as u64
             } else {
                 0
             }
         };
         let key = &self.keys[key];
-        if let Some(left) = key.remaining(now.wall).filter(|left| worst > *left) {
+        if let Some(left) = key.remaining(now.wall).filter(|left| worst > *left + DUST) {
             return Err(key_cannot_afford(wanted, affordable(left), key.reset));
         }
         let balance = self.accounts[key.account].balance(now.wall);
-        if worst > balance && worst > 0.0 {
+        if worst > balance + DUST {
             return Err(cannot_afford(wanted, affordable(balance)));
         }
         Ok(())
@@ -176,14 +177,14 @@ impl World {
             .min(rule.completion_cap);
         let estimate = asked.prompt_tokens as f64 * prompt + tokens as f64 * completion;
         let budget = (rule.fraction * balance).min(rule.ceiling);
-        if estimate > budget {
+        if estimate > budget + DUST {
             return Err(weight_exceeds_budget());
         }
         account
             .holds
             .retain(|hold| hold.until.is_none_or(|until| now.elapsed < until));
         let held: f64 = account.holds.iter().map(|hold| hold.amount).sum();
-        if held + estimate > budget {
+        if held + estimate > budget + DUST {
             return Err(in_flight_exhausted(rule.retry_after_s));
         }
         account.holds.push(Hold {

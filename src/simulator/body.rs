@@ -75,6 +75,8 @@ pub(super) struct Play {
     queue: VecDeque<Bytes>,
     /// How it ends once the queue is empty.
     end: Option<Last>,
+    /// Whether the frames before a failure had their chance to leave.
+    flushed: bool,
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
@@ -115,6 +117,7 @@ impl Play {
             sent: 0,
             queue: VecDeque::new(),
             end: None,
+            flushed: false,
             sleep: None,
         }
     }
@@ -184,10 +187,10 @@ impl Play {
                 self.queue.extend(reply::opening(&self.served));
             }
             Step::Tokens => {
-                if let Some((after, last)) = self.twist.as_ref().and_then(interruption) {
-                    if self.sent >= after.min(self.served.completion_tokens) {
-                        return self.interrupt(last);
-                    }
+                if let Some((after, last)) = self.twist.as_ref().and_then(interruption)
+                    && self.sent >= after.min(self.served.completion_tokens)
+                {
+                    return self.interrupt(last);
                 }
                 if self.sent < self.served.completion_tokens {
                     self.queue.push_back(reply::token(&self.served, self.sent));
@@ -282,6 +285,13 @@ impl Play {
                 Some(Last::End(end)) => {
                     self.ticket.close(end);
                     return Poll::Ready(None);
+                }
+                Some(Last::Fail { .. }) if !self.flushed => {
+                    // A server writes out what it has when the body has nothing more for the moment;
+                    // an error at once would take the frames before it along.
+                    self.flushed = true;
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
                 }
                 Some(Last::Fail { reset }) => {
                     self.ticket.close(EndOf::Broken);

@@ -28,10 +28,6 @@ impl Wall {
         self.0.div_euclid(SECOND)
     }
 
-    pub(super) fn plus(self, seconds: f64) -> Self {
-        Self(self.0.saturating_add((seconds * 1e3) as i64))
-    }
-
     /// The number of the minute, which changes when the per-minute quota starts anew.
     pub(super) const fn minute(self) -> i64 {
         self.0.div_euclid(MINUTE)

@@ -25,10 +25,7 @@ pub(super) async fn answer(shared: &Arc<Shared>, call: Call, dialect: Dialect) -
         Some(body) => Asked::read(dialect, body),
         None => Err(refusal::of_status(413)),
     };
-    let key = match call.credentials {
-        Credentials::Key(key) => Some(key),
-        _ => None,
-    };
+    let key = call.credentials.key();
     let first_model = asked
         .as_ref()
         .ok()
@@ -76,14 +73,7 @@ pub(super) async fn answer(shared: &Arc<Shared>, call: Call, dialect: Dialect) -
             };
             Some(refusal::of_reason(reason, &struck))
         }
-        Some(What::Status {
-            status,
-            retry_after,
-        }) => Some(Refusal {
-            retry_after,
-            ..refusal::of_status(status)
-        }),
-        _ => None,
+        other => other.and_then(|what| what.refusal()),
     };
     if let Some(refusal) = refused {
         return Ok(refuse(shared, &refusal, &reference, Some(ticket)));
@@ -118,13 +108,14 @@ pub(super) async fn answer(shared: &Arc<Shared>, call: Call, dialect: Dialect) -
     Ok(refuse(shared, &last, &reference, Some(ticket)))
 }
 
-enum Edge {
+/// Faults in front of the API that have no answer.
+pub(super) enum Edge {
     Reset,
     Stall,
 }
 
 /// Faults in front of the API.
-fn edge(shared: &Shared, target: Target<'_>) -> Result<Option<Refusal>, Edge> {
+pub(super) fn edge(shared: &Shared, target: Target<'_>) -> Result<Option<Refusal>, Edge> {
     let mut world = shared.lock();
     let struck = world.strike(Stage::Edge, target, shared.clock.now().elapsed);
     match struck {
@@ -139,7 +130,7 @@ fn edge(shared: &Shared, target: Target<'_>) -> Result<Option<Refusal>, Edge> {
             content_type,
             body,
         }) => {
-            let verbatim = Some((content_type, body.into()));
+            let verbatim = Some(Box::new((content_type, body.into())));
             Ok(Some(Refusal {
                 verbatim,
                 ..refusal::of_status(status)
@@ -208,14 +199,14 @@ impl Attempt<'_> {
             let slow = self.slow(&endpoint.provider);
             wait(millis(endpoint.accept_ms * factor + slow.0)).await;
             match self.ask_provider(*index, &admission) {
-                Ok(()) => {
+                None => {
                     let times = (
                         endpoint.first_token_ms * factor + slow.1,
                         endpoint.tokens_per_second,
                     );
                     return Ok(self.accept(rng, &admission, *index, times, factor));
                 }
-                Err((refusal, hint)) => {
+                Some((refusal, hint)) => {
                     let judged = refusal.status < 408;
                     failures.push((refusal, hint, &endpoint.provider));
                     if judged || self.asked.provider.allow_fallbacks == Some(false) {
@@ -247,12 +238,12 @@ impl Attempt<'_> {
         self.shared.lock().strike(stage, target, elapsed)
     }
 
-    /// Asks one provider; a refusal comes with its hint, seconds.
+    /// Asks one provider; its refusal comes with its hint, seconds.
     fn ask_provider(
         &self,
         index: usize,
         admission: &Admission<'_>,
-    ) -> Result<(), (Refusal, Option<f64>)> {
+    ) -> Option<(Refusal, Option<f64>)> {
         let name = &self.shared.scenario.endpoints[index].provider;
         let struck = self.strike(Stage::Provider, name);
         let now = self.shared.clock.now();
@@ -271,13 +262,10 @@ impl Attempt<'_> {
                 Some(full(pool.hint(wait)))
             }),
         };
-        match refused {
-            Some(refused) => {
-                endpoint.failed = Some(now.elapsed);
-                Err(refused)
-            }
-            None => Ok(()),
+        if refused.is_some() {
+            endpoint.failed = Some(now.elapsed);
         }
+        refused
     }
 
     fn accept(

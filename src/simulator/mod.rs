@@ -9,7 +9,7 @@
 //! random comes from [`Scenario::seed`]: the same requests in the same order get the same bytes.
 //!
 //! ```
-//! use http_body_util::{BodyExt, Full};
+//! use http_body_util::BodyExt;
 //! use tower::{Service, ServiceExt};
 //! use tower_openrouter::simulator::{Scenario, Simulator};
 //!
@@ -19,7 +19,7 @@
 //! let key = &simulator.keys()[0];
 //! let request = http::Request::post("https://openrouter.ai/api/v1/chat/completions")
 //!     .header("authorization", format!("Bearer {}", key.secret))
-//!     .body(Full::from(r#"{"model":"acme/swift-1","messages":[{"role":"user","content":"Hi"}]}"#))?;
+//!     .body(r#"{"model":"acme/swift-1","messages":[{"role":"user","content":"Hi"}]}"#.to_owned())?;
 //! let response = simulator.service().oneshot(request).await?;
 //! assert_eq!(response.status(), 200);
 //! response.into_body().collect().await?;

@@ -3,6 +3,9 @@
 use super::clock::Wall;
 use super::scenario::Reset;
 
+/// Sums of binary fractions miss the decimal sum they stand for by less than this, USD.
+pub(super) const DUST: f64 = 1e-9;
+
 /// USD spent, in total and in the current periods.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Spend {

@@ -192,11 +192,6 @@ impl Asked {
             provider,
         })
     }
-
-    /// Whether the model or a fallback of it is `model`; for faults that name one.
-    pub(super) fn mentions(&self, model: &str) -> bool {
-        self.models.iter().any(|asked| asked == model)
-    }
 }
 
 fn member<'a, T: Deserialize<'a>>(name: &str, raw: &'a RawValue) -> Result<T, Refusal> {

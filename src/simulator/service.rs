@@ -97,6 +97,15 @@ pub(super) enum Credentials {
     Key(usize),
 }
 
+impl Credentials {
+    pub(super) const fn key(self) -> Option<usize> {
+        match self {
+            Self::Key(key) => Some(key),
+            Self::Missing | Self::Unusable | Self::Unknown => None,
+        }
+    }
+}
+
 async fn answer<B>(shared: Arc<Shared>, request: Request<B>) -> Answer
 where
     B: http_body::Body + Send + 'static,

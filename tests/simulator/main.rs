@@ -1,4 +1,13 @@
 //! The simulator's behaviour, read as a specification of the simulated platform.
 
+mod broken;
+mod counts;
+mod faults;
+mod lookups;
+mod platform;
+mod pools;
+mod routing;
+mod served;
+mod spending;
 mod stream;
 mod support;

@@ -8,7 +8,8 @@ use http_body_util::{BodyExt, Full};
 use serde_json::{Value, json};
 use tower::ServiceExt;
 use tower_openrouter::simulator::{
-    Account, Model, ProviderEndpoint, Scenario, SimKey, Simulator, SimulatorBody, SimulatorError,
+    Account, Fault, Model, ProviderEndpoint, Scenario, SimKey, Simulator, SimulatorBody,
+    SimulatorError, What,
 };
 
 pub(crate) const PAID: &str = "acme/swift";
@@ -61,6 +62,13 @@ pub(crate) fn secret(simulator: &Simulator, label: &str) -> String {
         .find(|key| key.label == label)
         .expect("a key with this label")
         .secret
+}
+
+/// The small platform with a fault that strikes everybody.
+pub(crate) fn struck(what: What) -> Simulator {
+    let simulator = simulator(scenario());
+    simulator.inject(Fault::new(what)).expect("a valid fault");
+    simulator
 }
 
 /// A whole answer.
@@ -176,4 +184,8 @@ pub(crate) fn events(body: &[u8]) -> Vec<Value> {
 
 pub(crate) fn seconds(number: u64) -> Duration {
     Duration::from_secs(number)
+}
+
+pub(crate) fn toml_scenario(text: &str) -> Scenario {
+    Scenario::from_toml(text).expect("a valid scenario")
 }

@@ -247,7 +247,10 @@ pub(crate) fn html(status: u16, ray: &str) -> Refusal {
         "<!DOCTYPE html>\n<html lang=\"en-US\">\n<head><title>{title}</title></head>\n<body>\n\
          <h1>Error {status}</h1>\n<p>Cloudflare Ray ID: <strong>{ray}</strong></p>\n</body>\n</html>\n"
     );
-    let verbatim = Some(("text/html; charset=UTF-8".to_owned(), Bytes::from(page)));
+    let verbatim = Some(Box::new((
+        "text/html; charset=UTF-8".to_owned(),
+        Bytes::from(page),
+    )));
     Refusal {
         verbatim,
         error_type: None,

@@ -28,7 +28,7 @@ pub(super) struct Refusal {
     /// Whether providers were tried, which gives the request an id.
     pub(super) routed: bool,
     /// A body that replaces the API form altogether, with its content type.
-    pub(super) verbatim: Option<(String, Bytes)>,
+    pub(super) verbatim: Option<Box<(String, Bytes)>>,
 }
 
 impl Refusal {
@@ -104,7 +104,7 @@ impl Refusal {
         owner: Option<&str>,
         id: &str,
     ) -> (String, Bytes) {
-        if let Some((content_type, bytes)) = &self.verbatim {
+        if let Some((content_type, bytes)) = self.verbatim.as_deref() {
             return (content_type.clone(), bytes.clone());
         }
         let metadata = self.visible_metadata(wire);

@@ -4,11 +4,27 @@ use serde_json::json;
 
 use super::{
     Refusal, cannot_afford, free_per_day, free_per_minute, in_flight_exhausted,
-    insufficient_credits, key_cannot_afford, key_limit, management_key, provider_failed,
+    insufficient_credits, key_cannot_afford, key_limit, management_key, of_status, provider_failed,
     unroutable, weight_exceeds_budget, workspace_budget,
 };
 use crate::simulator::clock::Wall;
-use crate::simulator::scenario::{Reason, Reset};
+use crate::simulator::scenario::{Reason, Reset, What};
+
+impl What {
+    /// The refusal of a fault that names a status.
+    pub(in crate::simulator) fn refusal(&self) -> Option<Refusal> {
+        match self {
+            Self::Status {
+                status,
+                retry_after,
+            } => Some(Refusal {
+                retry_after: *retry_after,
+                ..of_status(*status)
+            }),
+            _ => None,
+        }
+    }
+}
 
 /// What a refusal by name needs to know about the request it strikes.
 pub(crate) struct Struck<'a> {

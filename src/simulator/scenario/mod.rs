@@ -3,11 +3,15 @@
 //! Unknown fields are refused, so a misspelt one cannot silently leave a default in place. Values are
 //! checked when a [`Simulator`](super::Simulator) is built, by [`Scenario::validate`].
 
+mod catalogue;
 mod fault;
 mod validate;
+mod wire;
 
+pub use catalogue::{Model, Pool, PoolKind, ProviderEndpoint, RetryAfter};
 pub use fault::{Fault, InBand, Reason, What};
 pub use validate::ScenarioError;
+pub use wire::{Keep, Reply, Wire};
 
 use serde::{Deserialize, Serialize};
 
@@ -230,199 +234,6 @@ impl std::fmt::Debug for SimKey {
             .field("disabled", &self.disabled)
             .field("management", &self.management)
             .finish_non_exhaustive()
-    }
-}
-
-/// A catalogue entry. Free are ids that end in `:free`, and the router `openrouter/free`.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Model {
-    /// `author/slug`, with the variant suffix where it is an entry of its own.
-    pub id: String,
-    /// Tokens of prompt and reply together. Default 128 000.
-    #[serde(default = "context_length")]
-    pub context_length: u64,
-    /// Tokens of a reply at most; also what affordability assumes when `max_tokens` is unset.
-    /// Default 16 384.
-    #[serde(default = "max_output")]
-    pub max_output: u64,
-}
-
-impl Model {
-    /// Whether requests for this id draw on the account's free quota.
-    pub fn is_free(id: &str) -> bool {
-        id.ends_with(":free") || id == "openrouter/free"
-    }
-}
-
-const fn context_length() -> u64 {
-    128_000
-}
-
-const fn max_output() -> u64 {
-    16_384
-}
-
-/// One provider serving one model, with a pool shared by every customer of the platform.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct ProviderEndpoint {
-    /// A model of the catalogue.
-    pub model: String,
-    /// Provider name. Strict clients know OpenRouter's own, such as `DeepInfra` or `Together`.
-    pub provider: String,
-    /// USD per million prompt tokens. Default 0, and 0 is required for free models.
-    #[serde(default)]
-    pub prompt_price: f64,
-    /// USD per million completion tokens. Default 0.
-    #[serde(default)]
-    pub completion_price: f64,
-    /// Until the provider accepts or refuses, which is when the status is sent; ms. Default 0.
-    #[serde(default)]
-    pub accept_ms: f64,
-    /// From acceptance to the first token, ms. Default 0.
-    #[serde(default)]
-    pub first_token_ms: f64,
-    /// Tokens per second after the first. Default 0, which means all at once.
-    #[serde(default)]
-    pub tokens_per_second: f64,
-    /// Each request's delays are multiplied by a number drawn from 1 ± this. Default 0, below 1.
-    #[serde(default)]
-    pub jitter: f64,
-    /// The shared pool. Default unlimited.
-    pub pool: Option<Pool>,
-    /// Whether closing a stream stops work and billing. Default true.
-    #[serde(default = "yes")]
-    pub cancel: bool,
-}
-
-const fn yes() -> bool {
-    true
-}
-
-/// How many requests a provider takes for a model, from all accounts together.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Pool {
-    /// Requests per window.
-    pub requests: u64,
-    /// Length of the window, seconds. Default 60.
-    #[serde(default = "minute")]
-    pub window_s: f64,
-    /// How the window moves. Default fixed.
-    #[serde(default)]
-    pub kind: PoolKind,
-    /// What the 429 says about when to come back. Default the true wait.
-    #[serde(default)]
-    pub retry_after: RetryAfter,
-}
-
-const fn minute() -> f64 {
-    60.0
-}
-
-/// How a pool's allowance comes back.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PoolKind {
-    /// All at once, at multiples of the window counted from the simulator's start.
-    #[default]
-    Fixed,
-    /// Evenly: one request per `window / requests`, up to a full window saved.
-    Bucket,
-}
-
-/// A provider's `Retry-After` habit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RetryAfter {
-    /// The seconds until it will take a request again, rounded up.
-    #[default]
-    Honest,
-    /// No hint.
-    Never,
-    /// This many seconds, true or not.
-    Seconds(u64),
-}
-
-/// What successful replies contain.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Reply {
-    /// Fewest completion tokens. Default 8.
-    pub min_tokens: u64,
-    /// Most completion tokens, before the request's own maximum. Default 32.
-    pub max_tokens: u64,
-}
-
-impl Default for Reply {
-    fn default() -> Self {
-        Self {
-            min_tokens: 8,
-            max_tokens: 32,
-        }
-    }
-}
-
-/// Forms of the wire on which reports differ, and keep-alives. Times in ms, 0 = off.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Wire {
-    /// Bodies as before spring 2026: no `limit_source`, `reason`, `remedy_hint`, `retry_after_*`.
-    pub legacy_bodies: bool,
-    /// No `error_type` in errors, as in many captured 4xx bodies.
-    pub omit_error_type: bool,
-    /// No `Retry-After` and no copy of it in the body.
-    pub omit_hints: bool,
-    /// First `: OPENROUTER PROCESSING` comment of a stream that waits. Default off.
-    pub comment_first_ms: f64,
-    /// Further comments while it still waits. Default off.
-    pub comment_every_ms: f64,
-    /// Whitespace before a JSON body, at this interval while the model works. Default off.
-    pub padding_every_ms: f64,
-    /// `/credits` refuses ordinary keys, as documented; observed is the contrary. Default false.
-    pub credits_management_only: bool,
-    /// How long `/generation` answers 404 after the request, ms. Default 5000; the wire took minutes.
-    pub generation_delay_ms: f64,
-    /// Largest request body, bytes; more is 413. Default 32 MiB; OpenRouter publishes none.
-    pub max_body_bytes: usize,
-}
-
-impl Default for Wire {
-    fn default() -> Self {
-        Self {
-            legacy_bodies: false,
-            omit_error_type: false,
-            omit_hints: false,
-            comment_first_ms: 0.0,
-            comment_every_ms: 0.0,
-            padding_every_ms: 0.0,
-            credits_management_only: false,
-            generation_delay_ms: 5_000.0,
-            max_body_bytes: 32 << 20,
-        }
-    }
-}
-
-/// How much history is kept; older entries go first.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Keep {
-    /// Attempts in the log. Default 10 000.
-    pub log: usize,
-    /// Requests with headers and body. Default 64.
-    pub requests: usize,
-    /// Generations that `/generation` knows. Default 1 000.
-    pub generations: usize,
-}
-
-impl Default for Keep {
-    fn default() -> Self {
-        Self {
-            log: 10_000,
-            requests: 64,
-            generations: 1_000,
-        }
     }
 }
 

@@ -179,10 +179,9 @@ impl Scenario {
                 );
             }
             part(at("jitter"), endpoint.jitter)?;
-            if let Some(pool) = &endpoint.pool {
-                if !(pool.window_s.is_finite() && pool.window_s > 0.0) {
-                    return fail(at("pool.window_s"), "must be above 0 seconds");
-                }
+            let window = endpoint.pool.as_ref().map_or(1.0, |pool| pool.window_s);
+            if !(window.is_finite() && window > 0.0) {
+                return fail(at("pool.window_s"), "must be above 0 seconds");
             }
         }
         Ok(())
