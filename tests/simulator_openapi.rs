@@ -39,8 +39,7 @@ fn validator(answer: &str) -> Arc<Validator> {
 /// Fails when `instance` is not what the schema called `answer` describes.
 fn check(answer: &str, instance: &Value) {
     let validator = validator(answer);
-    let place =
-        |error: jsonschema::ValidationError<'_>| format!("{}: {error}", error.instance_path());
+    let place = |error: jsonschema::ValidationError<'_>| format!("{}: {error}", error.instance_path());
     let errors: Vec<_> = validator.iter_errors(instance).map(place).collect();
     assert!(errors.is_empty(), "{answer}: {errors:#?}\n{instance:#}");
 }
@@ -50,15 +49,18 @@ fn platform() -> Simulator {
     scenario.accounts[0].organization = true;
     scenario.keys[0].cap = Some(5.0);
     scenario.keys[0].reset = Reset::Monthly;
-    scenario.keys.push(SimKey {
-        management: true,
-        ..SimKey::new("boss", "alpha")
-    });
+    scenario.keys.push(SimKey { management: true, ..SimKey::new("boss", "alpha") });
     simulator(scenario)
 }
 
 async fn asked(simulator: &Simulator, path: &str, body: Value) -> Answer {
-    call(simulator, post(simulator, "a1", path, &body)).await
+    let mut request = post(simulator, "a1", path, &body);
+    // The richest form of every answer.
+    let enabled = "enabled".parse().expect("a header value");
+    request
+        .headers_mut()
+        .insert("x-openrouter-metadata", enabled);
+    call(simulator, request).await
 }
 
 #[test]
@@ -70,11 +72,7 @@ fn the_check_can_fail() {
 #[tokio::test(start_paused = true)]
 async fn lookups_fit() {
     let simulator = platform();
-    let id = chat(&simulator, "a1", PAID)
-        .await
-        .header("x-generation-id")
-        .expect("an id")
-        .to_owned();
+    let id = chat(&simulator, "a1", PAID).await.header("x-generation-id").expect("an id").to_owned();
     advance(seconds(5)).await;
     let generation = format!("generation?id={id}");
     for (schema, path) in [
@@ -101,32 +99,18 @@ async fn key_management_fits() {
         let request = Request::builder()
             .method(method)
             .uri(format!("/api/v1/{path}"))
-            .header(
-                "authorization",
-                format!("Bearer {}", secret(&simulator, "boss")),
-            )
+            .header("authorization", format!("Bearer {}", secret(&simulator, "boss")))
             .body(Full::from(body.to_string()))
             .expect("a valid request");
         call(&simulator, request).await.json()
     };
-    let made = manage(
-        Method::POST,
-        "keys",
-        json!({"name": "n", "limit": 1, "limit_reset": "daily"}),
-    )
-    .await;
+    let made = manage(Method::POST, "keys", json!({"name": "n", "limit": 1, "limit_reset": "daily"})).await;
     check("key_created", &made);
     let path = format!("keys/{}", made["data"]["hash"].as_str().expect("a hash"));
     check("keys", &manage(Method::GET, "keys", Value::Null).await);
     check("key_one", &manage(Method::GET, &path, Value::Null).await);
-    check(
-        "key_changed",
-        &manage(Method::PATCH, &path, json!({"name": "m"})).await,
-    );
-    check(
-        "key_deleted",
-        &manage(Method::DELETE, &path, Value::Null).await,
-    );
+    check("key_changed", &manage(Method::PATCH, &path, json!({"name": "m"})).await);
+    check("key_deleted", &manage(Method::DELETE, &path, Value::Null).await);
 }
 
 #[tokio::test(start_paused = true)]
@@ -136,21 +120,10 @@ async fn replies_fit() {
     // Three tokens cut every reply short, a thousand none.
     for tokens in [3, 1_000] {
         let chat = json!({"model": PAID, "max_tokens": tokens, "messages": messages});
-        check(
-            "chat",
-            &asked(&simulator, "chat/completions", chat.clone())
-                .await
-                .json(),
-        );
-        check(
-            "messages",
-            &asked(&simulator, "messages", chat).await.json(),
-        );
+        check("chat", &asked(&simulator, "chat/completions", chat.clone()).await.json());
+        check("messages", &asked(&simulator, "messages", chat).await.json());
         let responses = json!({"model": PAID, "max_output_tokens": tokens, "input": "Hello"});
-        check(
-            "responses",
-            &asked(&simulator, "responses", responses).await.json(),
-        );
+        check("responses", &asked(&simulator, "responses", responses).await.json());
     }
     let embeddings = json!({"model": PAID, "input": ["one", "two"]});
     let answer = asked(&simulator, "embeddings", embeddings).await.json();
@@ -163,22 +136,14 @@ async fn stream_events_fit() {
     let simulator = platform();
     let messages = json!([{"role": "user", "content": "Hello"}]);
     for (path, schema, body) in [
-        (
-            "chat/completions",
-            "chat_event",
-            json!({"messages": messages}),
-        ),
+        ("chat/completions", "chat_event", json!({"messages": messages})),
         ("messages", "messages_event", json!({"messages": messages})),
         ("responses", "responses_event", json!({"input": "Hello"})),
     ] {
         for tokens in [3, 1_000] {
             let mut body = body.clone();
             (body["model"], body["stream"]) = (json!(PAID), json!(true));
-            let limit = if path == "responses" {
-                "max_output_tokens"
-            } else {
-                "max_tokens"
-            };
+            let limit = if path == "responses" { "max_output_tokens" } else { "max_tokens" };
             body[limit] = tokens.into();
             let answer = asked(&simulator, path, body).await;
             let events = events(&answer.body);
@@ -204,11 +169,7 @@ async fn in_band_errors_fit_where_the_schema_knows_them() {
         ("responses", "responses_event", InBand::EmptyChoices),
     ] {
         let simulator = platform();
-        let what = What::InBand {
-            form,
-            after_tokens: 2,
-            code: 502,
-        };
+        let what = What::InBand { form, after_tokens: 2, code: 502 };
         simulator.inject(Fault::new(what)).expect("a valid fault");
         let body = json!({
             "model": PAID, "max_tokens": 50, "stream": true, "messages": messages, "input": "Hello"
@@ -232,23 +193,14 @@ async fn errors_fit_on_both_envelopes() {
         Reason::UpstreamByok,
     ]
     .map(|reason| What::Refuse { reason });
-    let statuses = [
-        400, 401, 402, 403, 404, 408, 413, 422, 429, 500, 502, 503, 524, 529,
-    ]
-    .map(|status| What::Status {
-        status,
-        retry_after: None,
-    });
+    let statuses = [400, 401, 402, 403, 404, 408, 413, 422, 429, 500, 502, 503, 524, 529]
+        .map(|status| What::Status { status, retry_after: None });
     for what in refusals.into_iter().chain(statuses) {
         let simulator = platform();
         simulator.inject(Fault::new(what)).expect("a valid fault");
-        let body =
-            json!({"model": PAID, "max_tokens": 5, "messages": [{"role": "user", "content": "x"}]});
+        let body = json!({"model": PAID, "max_tokens": 5, "messages": [{"role": "user", "content": "x"}]});
         let answer = asked(&simulator, "chat/completions", body.clone()).await;
         check(&format!("error_{}", answer.status), &answer.json());
-        check(
-            "messages_error",
-            &asked(&simulator, "messages", body).await.json(),
-        );
+        check("messages_error", &asked(&simulator, "messages", body).await.json());
     }
 }

@@ -28,6 +28,8 @@ pub(super) struct Served {
     pub(super) text_seed: u64,
     /// A text of this many bytes instead of words.
     pub(super) huge: Option<usize>,
+    /// `openrouter_metadata`, when asked for.
+    pub(super) routing: Option<serde_json::Value>,
 }
 
 impl Served {
@@ -64,6 +66,7 @@ impl Served {
             cancel: endpoint.cancel,
             text_seed: rng.u64(..),
             huge: None,
+            routing: None,
         }
     }
 

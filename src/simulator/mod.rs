@@ -35,6 +35,7 @@
 //! order rather than a weighted random one.
 
 mod admission;
+mod attempt;
 mod body;
 mod clock;
 mod control;
@@ -54,6 +55,7 @@ mod serve;
 mod service;
 mod stats;
 mod ticket;
+mod trace;
 mod world;
 
 pub use body::SimulatorBody;

@@ -18,6 +18,7 @@ use super::refusal::{self, Refusal};
 use super::request::Dialect;
 use super::stats::Received;
 use super::ticket::Ticket;
+use super::trace::Trace;
 use super::{Shared, SimulatorBody, SimulatorError, ids, inference, lookup};
 
 /// Answers requests as OpenRouter would. Always ready, cheap to clone.
@@ -84,6 +85,8 @@ pub(super) struct Call {
     pub(super) path: String,
     pub(super) query: String,
     pub(super) credentials: Credentials,
+    /// Whether `openrouter_metadata` is wanted.
+    pub(super) metadata: bool,
     /// None when it was larger than [`Wire::max_body_bytes`](super::Wire::max_body_bytes).
     pub(super) body: Option<Bytes>,
 }
@@ -136,6 +139,7 @@ where
         path,
         query,
         credentials,
+        metadata: Trace::wanted_by(&parts.headers),
         body,
     };
     let dialect = match call.path.as_str() {
@@ -223,6 +227,8 @@ pub(super) struct Reference {
     pub(super) owner: Option<String>,
     /// The generation, once the key is known.
     pub(super) generation: Option<String>,
+    /// `openrouter_metadata`, once routing was reached.
+    pub(super) routing: Option<serde_json::Value>,
 }
 
 impl Reference {
@@ -231,6 +237,7 @@ impl Reference {
             dialect,
             owner: None,
             generation: None,
+            routing: None,
         }
     }
 }
@@ -246,12 +253,7 @@ pub(super) fn refuse(
     // 401 bodies name nobody, even for a valid key in a storm.
     let owner = reference.owner.as_deref().filter(|_| refusal.status != 401);
     let generation = reference.generation.as_deref();
-    let (content_type, bytes) = refusal.body(
-        reference.dialect,
-        wire,
-        owner,
-        generation.unwrap_or_default(),
-    );
+    let (content_type, bytes) = refusal.body(wire, reference, owner);
     let mut headers = HeaderMap::new();
     if let Some((limit, reset)) = refusal.quota {
         headers.insert("x-ratelimit-limit", limit.into());

@@ -19,56 +19,28 @@ async fn credentials_are_checked_before_anything_else() {
         if let Some((name, value)) = header {
             request = request.header(name, value);
         }
-        request
-            .body(Full::from("not even JSON"))
-            .expect("a valid request")
+        request.body(Full::from("not even JSON")).expect("a valid request")
     };
     let unknown = format!("Bearer sk-or-v1-{}", "0".repeat(64));
     for (header, message) in [
         (None, "Missing Authentication header"),
-        (
-            Some(("authorization", "Basic abc")),
-            "No cookie auth credentials found",
-        ),
-        (
-            Some(("authorization", "Bearer ")),
-            "No cookie auth credentials found",
-        ),
+        (Some(("authorization", "Basic abc")), "No cookie auth credentials found"),
+        (Some(("authorization", "Bearer ")), "No cookie auth credentials found"),
         (Some(("authorization", unknown.as_str())), "User not found."),
     ] {
         let answer = call(&simulator, with(header)).await;
         assert_eq!((answer.status, answer.message().as_str()), (401, message));
-        assert_eq!(
-            answer.json(),
-            json!({"error": {"code": 401, "message": message}}),
-            "no metadata, no user_id"
-        );
+        assert_eq!(answer.json(), json!({"error": {"code": 401, "message": message}}), "no metadata, no user_id");
         assert_eq!(answer.header("x-ratelimit-limit"), None);
     }
-    assert_eq!(
-        chat(&simulator, "a2", PAID).await.status,
-        401,
-        "a disabled key"
-    );
-    assert_eq!(
-        chat(&simulator, "b1", PAID).await.status,
-        200,
-        "a key not yet expired"
-    );
+    assert_eq!(chat(&simulator, "a2", PAID).await.status, 401, "a disabled key");
+    assert_eq!(chat(&simulator, "b1", PAID).await.status, 200, "a key not yet expired");
     advance(seconds(10)).await;
-    assert_eq!(
-        chat(&simulator, "b1", PAID).await.message(),
-        "User not found.",
-        "an expired key"
-    );
+    assert_eq!(chat(&simulator, "b1", PAID).await.message(), "User not found.", "an expired key");
     let own = format!("Bearer {}", secret(&simulator, "a1"));
     let answer = call(&simulator, with(Some(("authorization", &own)))).await;
     assert_eq!(answer.status, 400, "only a known key learns about its body");
-    assert!(
-        answer.json()["user_id"]
-            .as_str()
-            .is_some_and(|id| id.starts_with("user_"))
-    );
+    assert!(answer.json()["user_id"].as_str().is_some_and(|id| id.starts_with("user_")));
 }
 
 #[tokio::test(start_paused = true)]
@@ -85,8 +57,7 @@ async fn keys_of_one_account_name_the_same_user() {
 #[tokio::test(start_paused = true)]
 async fn messages_errors_have_anthropics_envelope() {
     let simulator = simulator(scenario());
-    let body =
-        json!({"model": FREE, "max_tokens": 5, "messages": [{"role": "user", "content": "x"}]});
+    let body = json!({"model": FREE, "max_tokens": 5, "messages": [{"role": "user", "content": "x"}]});
     let request = |body: &serde_json::Value| {
         Request::post("/api/v1/messages")
             .header("x-api-key", secret(&simulator, "a1"))
@@ -103,10 +74,7 @@ async fn messages_errors_have_anthropics_envelope() {
     assert_eq!(json["error"]["type"], "rate_limit_error");
     assert_eq!(json["error"]["error_type"], "rate_limit_exceeded");
     assert!(json["request_id"].is_null(), "refused before routing");
-    assert_eq!(
-        json["metadata"]["limit_source"],
-        "openrouter_free_tier_per_minute"
-    );
+    assert_eq!(json["metadata"]["limit_source"], "openrouter_free_tier_per_minute");
 }
 
 #[tokio::test(start_paused = true)]
@@ -119,40 +87,21 @@ async fn free_requests_are_limited_per_account_and_minute() {
     advance(seconds(30)).await;
     let answer = chat(&simulator, "a2", FREE).await;
     assert_eq!(answer.status, 429);
-    assert_eq!(
-        answer.message(),
-        "Rate limit exceeded: free-models-per-min. "
-    );
+    assert_eq!(answer.message(), "Rate limit exceeded: free-models-per-min. ");
     let reset = (simulator.wall_clock_ms() + 30_000).to_string();
     assert_eq!(answer.header("x-ratelimit-limit"), Some("20"));
     assert_eq!(answer.header("x-ratelimit-remaining"), Some("0"));
-    assert_eq!(
-        answer.header("x-ratelimit-reset"),
-        Some(reset.as_str()),
-        "the next minute, in milliseconds"
-    );
+    assert_eq!(answer.header("x-ratelimit-reset"), Some(reset.as_str()), "the next minute, in milliseconds");
     assert_eq!(answer.header("retry-after"), None);
     let metadata = &answer.json()["error"]["metadata"];
     assert_eq!(metadata["headers"]["X-RateLimit-Reset"], reset);
     assert_eq!(metadata["limit_source"], "openrouter_free_tier_per_minute");
     assert!(metadata["provider_name"].is_null());
 
-    assert_eq!(
-        chat(&simulator, "a1", PAID).await.status,
-        200,
-        "paid models of the account stay usable"
-    );
-    assert_eq!(
-        chat(&simulator, "b1", FREE).await.status,
-        200,
-        "another account has its own quota"
-    );
+    assert_eq!(chat(&simulator, "a1", PAID).await.status, 200, "paid models of the account stay usable");
+    assert_eq!(chat(&simulator, "b1", FREE).await.status, 200, "another account has its own quota");
     advance(seconds(30)).await;
-    assert_eq!(
-        chat(&simulator, "a1", FREE).await.status,
-        200,
-        "a new minute"
-    );
+    assert_eq!(chat(&simulator, "a1", FREE).await.status, 200, "a new minute");
 }
 
 #[tokio::test(start_paused = true)]
@@ -172,26 +121,12 @@ async fn refused_free_requests_count_for_the_day() {
     }
     assert_eq!(served, 15);
     let answer = chat(&simulator, "a1", FREE).await;
-    assert!(
-        answer
-            .message()
-            .starts_with("Rate limit exceeded: free-models-per-day. "),
-        "{}",
-        answer.message()
-    );
+    assert!(answer.message().starts_with("Rate limit exceeded: free-models-per-day. "), "{}", answer.message());
     assert_eq!(answer.header("x-ratelimit-limit"), Some("50"));
-    assert_eq!(
-        answer.header("x-ratelimit-reset"),
-        Some("1768521600000"),
-        "00:00 UTC"
-    );
+    assert_eq!(answer.header("x-ratelimit-reset"), Some("1768521600000"), "00:00 UTC");
     let key = call(&simulator, get(&simulator, "a2", "key")).await.json();
     let quota = &key["data"]["free_model_daily_requests"];
-    assert_eq!(
-        quota,
-        &json!({"limit": 50, "used": 52, "remaining": 0}),
-        "used may exceed the limit"
-    );
+    assert_eq!(quota, &json!({"limit": 50, "used": 52, "remaining": 0}), "used may exceed the limit");
     advance(seconds(9 * 60)).await;
     assert_eq!(chat(&simulator, "a1", FREE).await.status, 200, "a new day");
 }
@@ -205,13 +140,7 @@ async fn nine_credits_ever_bought_raise_the_daily_quota() {
         assert_eq!(chat(&simulator, "a1", FREE).await.status, 200);
     }
     let answer = chat(&simulator, "a1", FREE).await;
-    assert!(
-        answer
-            .message()
-            .contains("free-models-per-day-high-balance"),
-        "{}",
-        answer.message()
-    );
+    assert!(answer.message().contains("free-models-per-day-high-balance"), "{}", answer.message());
 }
 
 #[tokio::test(start_paused = true)]
@@ -245,20 +174,13 @@ async fn the_platform_checks_in_the_documented_order() {
         (answer.status, answer.message())
     };
     let expect = |(status, message): (u16, String), wanted: u16, part: &str| {
-        assert!(
-            status == wanted && message.contains(part),
-            "{status} {message}, wanted {wanted} {part}"
-        );
+        assert!(status == wanted && message.contains(part), "{status} {message}, wanted {wanted} {part}");
     };
     expect(check(&now, free).await, 403, "Management keys");
     now.keys[0].management = false;
     expect(check(&now, free).await, 403, "Workspace daily budget of $0");
     now.workspaces[0].budgets.clear();
-    expect(
-        check(&now, free).await,
-        403,
-        "Key limit exceeded (total limit)",
-    );
+    expect(check(&now, free).await, 403, "Key limit exceeded (total limit)");
     now.keys[0].used = 0.0;
     expect(check(&now, free).await, 402, "Insufficient credits");
     now.accounts[0].used = 0.0;
@@ -274,11 +196,7 @@ async fn the_platform_checks_in_the_documented_order() {
     now.accounts[0].in_flight = Some(tower_openrouter::simulator::InFlight::default());
     now.accounts[0].credits = 0.001;
     now.accounts[0].ever_purchased = Some(0.001);
-    expect(
-        check(&now, "acme/x").await,
-        402,
-        "exceeds the in-flight budget",
-    );
+    expect(check(&now, "acme/x").await, 402, "exceeds the in-flight budget");
     now.accounts[0].in_flight = None;
     expect(check(&now, "acme/x").await, 200, "");
 }

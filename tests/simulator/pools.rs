@@ -7,12 +7,7 @@ use tower_openrouter::simulator::{Fault, Pool, PoolKind, RetryAfter, Scenario, W
 use crate::support::*;
 
 fn pool(requests: u64, retry_after: RetryAfter) -> Option<Pool> {
-    Some(Pool {
-        requests,
-        window_s: 60.0,
-        kind: PoolKind::Fixed,
-        retry_after,
-    })
+    Some(Pool { requests, window_s: 60.0, kind: PoolKind::Fixed, retry_after })
 }
 
 fn with_pool(requests: u64, retry_after: RetryAfter) -> Scenario {
@@ -32,11 +27,7 @@ async fn a_pool_is_drained_by_all_accounts_together() {
         let answer = chat(&simulator, label, PAID).await;
         assert_eq!(answer.status, 429, "no key helps");
         assert_eq!(answer.header("retry-after"), Some("29"));
-        assert_eq!(
-            answer.header("x-ratelimit-limit"),
-            None,
-            "not a limit of the platform"
-        );
+        assert_eq!(answer.header("x-ratelimit-limit"), None, "not a limit of the platform");
         assert!(answer.header("x-generation-id").is_some());
         let error = &answer.json()["error"];
         assert_eq!(error["message"], "Provider returned error");
@@ -45,18 +36,10 @@ async fn a_pool_is_drained_by_all_accounts_together() {
         assert_eq!(metadata["provider_name"], "DeepInfra");
         assert_eq!(metadata["retry_after_seconds"], 29);
         assert_eq!(metadata["headers"], json!({"Retry-After": "29"}));
-        assert!(
-            metadata["raw"]
-                .as_str()
-                .is_some_and(|raw| raw.contains("temporarily rate-limited upstream"))
-        );
+        assert!(metadata["raw"].as_str().is_some_and(|raw| raw.contains("temporarily rate-limited upstream")));
     }
     advance(seconds(29)).await;
-    assert_eq!(
-        chat(&simulator, "a1", PAID).await.status,
-        200,
-        "the hint was true"
-    );
+    assert_eq!(chat(&simulator, "a1", PAID).await.status, 200, "the hint was true");
 }
 
 #[tokio::test(start_paused = true)]
@@ -68,11 +51,7 @@ async fn another_provider_takes_over_before_the_commit() {
     let provider = async || chat(&simulator, "a1", PAID).await.json()["provider"].clone();
     assert_eq!(provider().await, "DeepInfra", "the cheaper");
     assert_eq!(provider().await, "Together");
-    assert_eq!(
-        provider().await,
-        "Together",
-        "one that failed lately is asked last"
-    );
+    assert_eq!(provider().await, "Together", "one that failed lately is asked last");
     advance(seconds(60)).await;
     assert_eq!(provider().await, "DeepInfra");
     let log = simulator.log();
@@ -86,11 +65,7 @@ async fn when_all_providers_fail_the_last_answers_for_all() {
     scenario.endpoints[1 + 1].pool = pool(0, RetryAfter::Seconds(5));
     let simulator = simulator(scenario.clone());
     let answer = chat(&simulator, "a1", PAID).await;
-    assert_eq!(
-        (answer.status, answer.header("retry-after")),
-        (429, Some("5")),
-        "the least of the hints"
-    );
+    assert_eq!((answer.status, answer.header("retry-after")), (429, Some("5")), "the least of the hints");
     let metadata = &answer.json()["error"]["metadata"];
     assert_eq!(metadata["provider_name"], "Together");
     let first = json!([{"provider": "DeepInfra", "code": 429, "status": 429}]);
@@ -99,16 +74,8 @@ async fn when_all_providers_fail_the_last_answers_for_all() {
     scenario.endpoints[0].pool = pool(0, RetryAfter::Never);
     let simulator = crate::support::simulator(scenario);
     let answer = chat(&simulator, "a1", PAID).await;
-    assert_eq!(
-        (answer.status, answer.header("retry-after")),
-        (429, None),
-        "not every provider gave one"
-    );
-    assert!(
-        answer.json()["error"]["metadata"]
-            .get("retry_after_seconds")
-            .is_none()
-    );
+    assert_eq!((answer.status, answer.header("retry-after")), (429, None), "not every provider gave one");
+    assert!(answer.json()["error"]["metadata"].get("retry_after_seconds").is_none());
 }
 
 #[tokio::test(start_paused = true)]
@@ -124,16 +91,9 @@ async fn a_provider_5xx_moves_on_and_a_400_does_not() {
     let simulator = simulator(scenario);
     let mut body = chat_body(PAID);
     body["provider"] = json!({"order": ["deepinfra"], "allow_fallbacks": false});
-    let answer = call(
-        &simulator,
-        post(&simulator, "a1", "chat/completions", &body),
-    )
-    .await;
+    let answer = call(&simulator, post(&simulator, "a1", "chat/completions", &body)).await;
     assert_eq!(answer.status, 502, "fallbacks forbidden");
-    assert_eq!(
-        answer.json()["error"]["metadata"]["error_type"],
-        "provider_unavailable"
-    );
+    assert_eq!(answer.json()["error"]["metadata"]["error_type"], "provider_unavailable");
 }
 
 #[tokio::test(start_paused = true)]
@@ -151,12 +111,7 @@ async fn hints_and_sources_can_be_left_out_of_the_wire() {
     let answer = chat(&simulator(scenario.clone()), "a1", PAID).await;
     assert_eq!(answer.header("retry-after"), Some("7"));
     let metadata = &answer.json()["error"]["metadata"];
-    for member in [
-        "limit_source",
-        "remedy_hint",
-        "retry_after_seconds",
-        "error_type",
-    ] {
+    for member in ["limit_source", "remedy_hint", "retry_after_seconds", "error_type"] {
         assert!(metadata.get(member).is_none(), "{member} in {metadata}");
     }
     assert_eq!(metadata["provider_name"], "DeepInfra");

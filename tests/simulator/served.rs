@@ -27,10 +27,7 @@ async fn ask(simulator: &Simulator, address: SocketAddr, stream: bool) -> TcpStr
         body.len()
     );
     let mut socket = TcpStream::connect(address).await.expect("a connection");
-    socket
-        .write_all(format!("{head}{body}").as_bytes())
-        .await
-        .expect("a sent request");
+    socket.write_all(format!("{head}{body}").as_bytes()).await.expect("a sent request");
     socket
 }
 
@@ -50,26 +47,16 @@ async fn answers_travel_over_http() {
 #[tokio::test]
 async fn a_reset_aborts_the_connection() {
     let (simulator, address) = listening().await;
-    simulator
-        .inject(Fault::new(What::Reset))
-        .expect("a valid fault");
+    simulator.inject(Fault::new(What::Reset)).expect("a valid fault");
     let mut socket = ask(&simulator, address, false).await;
-    let error = socket
-        .read_to_end(&mut Vec::new())
-        .await
-        .expect_err("a reset, not an end");
+    let error = socket.read_to_end(&mut Vec::new()).await.expect_err("a reset, not an end");
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
 }
 
 #[tokio::test]
 async fn a_cut_body_has_no_last_chunk() {
     let (simulator, address) = listening().await;
-    simulator
-        .inject(Fault::new(What::Cut {
-            after_tokens: 3,
-            reset: false,
-        }))
-        .expect("a valid fault");
+    simulator.inject(Fault::new(What::Cut { after_tokens: 3, reset: false })).expect("a valid fault");
     let mut text = String::new();
     let mut socket = ask(&simulator, address, true).await;
     socket.read_to_string(&mut text).await.expect("a quiet end");
@@ -80,9 +67,7 @@ async fn a_cut_body_has_no_last_chunk() {
 #[tokio::test]
 async fn a_client_that_hangs_up_is_counted_as_gone() {
     let (simulator, address) = listening().await;
-    simulator
-        .inject(Fault::new(What::Hang { after_tokens: 1 }))
-        .expect("a valid fault");
+    simulator.inject(Fault::new(What::Hang { after_tokens: 1 })).expect("a valid fault");
     let mut socket = ask(&simulator, address, true).await;
     let mut some = [0; 16];
     socket.read_exact(&mut some).await.expect("the beginning");

@@ -10,26 +10,17 @@ async fn a_chat_stream_has_role_and_content_everywhere_two_finishes_and_an_end_m
     let simulator = simulator(scenario());
     let answer = read(stream(&simulator, "a1", PAID).await).await;
     assert_eq!(answer.header("content-type"), Some("text/event-stream"));
-    assert!(
-        answer.body.ends_with(b"data: [DONE]\n\n"),
-        "{:?}",
-        answer.body
-    );
+    assert!(answer.body.ends_with(b"data: [DONE]\n\n"), "{:?}", answer.body);
     assert!(!answer.body.contains(&b'\r'));
     let events = events(&answer.body);
     for event in &events {
         assert_eq!(event["object"], "chat.completion.chunk");
         assert_eq!(event["choices"][0]["delta"]["role"], "assistant");
         assert!(event["choices"][0]["delta"]["content"].is_string());
-        assert!(
-            event.get("system_fingerprint").is_none(),
-            "strict clients reject a null"
-        );
+        assert!(event.get("system_fingerprint").is_none(), "strict clients reject a null");
         assert!(event["created"].is_i64());
     }
-    let [.., last_token, finish, usage] = events.as_slice() else {
-        panic!("{events:?}")
-    };
+    let [.., last_token, finish, usage] = events.as_slice() else { panic!("{events:?}") };
     assert!(last_token["choices"][0]["finish_reason"].is_null());
     assert_eq!(finish["choices"][0]["finish_reason"], "stop");
     assert!(finish.get("usage").is_none());
@@ -43,15 +34,8 @@ async fn a_chat_stream_has_role_and_content_everywhere_two_finishes_and_an_end_m
 async fn status_precedes_the_first_token_and_comments_fill_the_wait() {
     let mut scenario = scenario();
     let endpoint = &mut scenario.endpoints[0];
-    (
-        endpoint.accept_ms,
-        endpoint.first_token_ms,
-        endpoint.tokens_per_second,
-    ) = (100.0, 3_000.0, 10.0);
-    (
-        scenario.wire.comment_first_ms,
-        scenario.wire.comment_every_ms,
-    ) = (1_000.0, 500.0);
+    (endpoint.accept_ms, endpoint.first_token_ms, endpoint.tokens_per_second) = (100.0, 3_000.0, 10.0);
+    (scenario.wire.comment_first_ms, scenario.wire.comment_every_ms) = (1_000.0, 500.0);
     scenario.reply.min_tokens = 5;
     scenario.reply.max_tokens = 5;
     let simulator = simulator(scenario);
@@ -61,11 +45,7 @@ async fn status_precedes_the_first_token_and_comments_fill_the_wait() {
     let mut seen = Vec::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.expect("no failure").into_data().expect("data");
-        let kind = if frame.starts_with(b": OPENROUTER PROCESSING\n\n") {
-            "comment"
-        } else {
-            "data"
-        };
+        let kind = if frame.starts_with(b": OPENROUTER PROCESSING\n\n") { "comment" } else { "data" };
         seen.push((start.elapsed().as_millis(), kind));
     }
     let comments = [1_100, 1_600, 2_100, 2_600].map(|at| (at, "comment"));

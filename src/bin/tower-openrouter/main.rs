@@ -1,10 +1,14 @@
 //! The `tower-openrouter` command.
 
+mod gateway;
 mod simulator;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Balance LLM requests over many OpenRouter keys, or simulate OpenRouter.
 #[derive(Debug, Parser)]
@@ -16,11 +20,13 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Gateway(Box<gateway::Arguments>),
     Simulator(simulator::Arguments),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
+        Command::Gateway(arguments) => gateway::run(*arguments),
         Command::Simulator(arguments) => simulator::run(arguments),
     };
     match outcome {

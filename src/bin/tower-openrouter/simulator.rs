@@ -23,15 +23,12 @@ pub(crate) struct Arguments {
 
 /// Runs until interrupted.
 pub(crate) fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut scenario = match &arguments.scenario {
             Some(path) => {
                 let name = path.display();
-                let text =
-                    std::fs::read_to_string(path).map_err(|error| format!("{name}: {error}"))?;
+                let text = std::fs::read_to_string(path).map_err(|error| format!("{name}: {error}"))?;
                 Scenario::from_toml(&text).map_err(|error| format!("{name}: {error}"))?
             }
             None => Scenario::default(),
@@ -40,11 +37,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
             let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
             scenario.start = Some(utc_date(i64::try_from(now.as_millis())?));
         }
-        let model = scenario
-            .models
-            .first()
-            .map_or("author/model", |model| &model.id)
-            .to_owned();
+        let model = scenario.models.first().map_or("author/model", |model| &model.id).to_owned();
         let simulator = Simulator::new(scenario)?;
         let listener = TcpListener::bind(arguments.listen)
             .await
@@ -65,8 +58,7 @@ fn introduce(address: SocketAddr, simulator: &Simulator, model: &str) {
         println!("  {:<12} {:<10} {}", key.label, key.account, key.secret);
     }
     if let Some(key) = keys.first() {
-        let request =
-            format!(r#"{{"model":"{model}","messages":[{{"role":"user","content":"Hello"}}]}}"#);
+        let request = format!(r#"{{"model":"{model}","messages":[{{"role":"user","content":"Hello"}}]}}"#);
         println!(
             "try: curl http://{address}/api/v1/chat/completions -H 'Authorization: Bearer {}' \
              -H 'Content-Type: application/json' -d '{request}'",

@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 
 use super::request::Dialect;
 use super::scenario::Wire;
+use super::service::Reference;
 
 /// A status with everything a body or header may say about it.
 #[derive(Clone, Debug)]
@@ -96,30 +97,25 @@ impl Refusal {
         metadata
     }
 
-    /// The answer's body and content type. `id` is the generation, known once providers were tried.
+    /// The answer's body and content type.
     pub(super) fn body(
         &self,
-        dialect: Dialect,
         wire: &Wire,
+        reference: &Reference,
         owner: Option<&str>,
-        id: &str,
     ) -> (String, Bytes) {
         if let Some((content_type, bytes)) = self.verbatim.as_deref() {
             return (content_type.clone(), bytes.clone());
         }
         let metadata = self.visible_metadata(wire);
-        let body = if dialect == Dialect::Messages {
+        let mut body = if reference.dialect == Dialect::Messages {
             let mut error = json!({"type": anthropic_name(self.status), "message": self.message});
             let mut metadata = metadata;
             if let Some(kind) = metadata.remove("error_type") {
                 error["error_type"] = kind;
             }
-            let request_id = if self.routed {
-                Value::from(id)
-            } else {
-                Value::Null
-            };
-            let mut body = json!({"type": "error", "error": error, "request_id": request_id});
+            let id = reference.generation.as_deref().filter(|_| self.routed);
+            let mut body = json!({"type": "error", "error": error, "request_id": id});
             if !metadata.is_empty() {
                 body["metadata"] = metadata.into();
             }
@@ -135,6 +131,9 @@ impl Refusal {
             }
             body
         };
+        if let Some(routing) = reference.routing.as_ref().filter(|_| self.status != 500) {
+            body["openrouter_metadata"] = routing.clone();
+        }
         ("application/json".to_owned(), Bytes::from(body.to_string()))
     }
 }

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{DONE, Failure, Served, data, finish, usage};
+use super::{DONE, Failure, Served, data, finish, usage, with_routing};
 use crate::simulator::scenario::InBand;
 
 #[derive(Serialize)]
@@ -17,6 +17,8 @@ struct Chunk<'a> {
     choices: [Choice<'a>; 1],
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    openrouter_metadata: Option<&'a Value>,
 }
 
 #[derive(Serialize)]
@@ -57,12 +59,13 @@ fn chunk<'a>(
             native_finish_reason: finish,
             logprobs: None,
         }],
+        openrouter_metadata: served.routing.as_ref().filter(|_| usage.is_some()),
         usage,
     })
 }
 
 pub(super) fn json(served: &Served, text: &str) -> Bytes {
-    Bytes::from(whole(served, text, finish(served)).to_string())
+    Bytes::from(with_routing(served, whole(served, text, finish(served))).to_string())
 }
 
 fn whole(served: &Served, text: &str, finish: &str) -> Value {

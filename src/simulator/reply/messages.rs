@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::{Failure, Served, named};
+use super::{Failure, Served, named, with_routing};
 use crate::simulator::refusal::{anthropic_name, canonical};
 use crate::simulator::scenario::InBand;
 
@@ -51,7 +51,7 @@ pub(super) fn json(served: &Served, text: &str) -> Bytes {
     );
     body["usage"]["cost"] = served.cost().into();
     body["usage"]["is_byok"] = false.into();
-    Bytes::from(body.to_string())
+    Bytes::from(with_routing(served, body).to_string())
 }
 
 fn error(failure: Failure) -> Value {
@@ -116,7 +116,10 @@ pub(super) fn closing(served: &Served) -> Vec<Bytes> {
             &json!({"type": "content_block_stop", "index": 0}),
         ),
         named("message_delta", &delta),
-        named("message_stop", &json!({"type": "message_stop"})),
+        named(
+            "message_stop",
+            &with_routing(served, json!({"type": "message_stop"})),
+        ),
     ]
 }
 

@@ -115,6 +115,14 @@ pub(super) fn malformed(served: &Served) -> Bytes {
     ))
 }
 
+/// Adds `openrouter_metadata` where the caller opted in.
+fn with_routing(served: &Served, mut body: Value) -> Value {
+    if let Some(routing) = &served.routing {
+        body["openrouter_metadata"] = routing.clone();
+    }
+    body
+}
+
 /// `data: <json>` and a blank line, LF only.
 fn data(body: &impl serde::Serialize) -> Bytes {
     event_into(b"data: ".to_vec(), body)

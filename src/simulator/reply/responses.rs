@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::{Failure, Served, named};
+use super::{Failure, Served, named, with_routing};
 use crate::simulator::refusal::canonical;
 use crate::simulator::scenario::InBand;
 
@@ -75,7 +75,7 @@ fn done(served: &Served, text: &str) -> Value {
         "cost": served.cost(),
         "is_byok": false
     });
-    body
+    with_routing(served, body)
 }
 
 pub(super) fn json(served: &Served, text: &str) -> Bytes {

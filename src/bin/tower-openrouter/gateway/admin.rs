@@ -1,0 +1,122 @@
+//! The operator's side: `/healthz`, `/readyz`, `/stats`, on a listener of its own.
+//!
+//! A web page can make a browser ask a local address, and by changing what a name resolves to even read the answer. Such
+//! requests carry the page's name in `Host` or `Origin`, so only addresses are accepted there, unless the admin token is shown.
+
+use std::{fmt, net::IpAddr, net::SocketAddr, sync::Arc};
+
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::{Request, State},
+    middleware::{self, Next},
+    response::IntoResponse,
+    routing::get,
+};
+use http::{
+    HeaderMap, Response, StatusCode, Uri,
+    header::{HOST, ORIGIN},
+    uri::Authority,
+};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+use tower_openrouter::select::Pool;
+
+use super::{access::Access, drain::Drain, refusal::Dialect};
+
+/// What the operator may ask about.
+#[derive(Clone)]
+pub(super) struct Admin {
+    pub(super) pool: Pool,
+    pub(super) stats: Arc<dyn Fn() -> Value + Send + Sync>,
+    pub(super) drain: Drain,
+    pub(super) access: Access,
+}
+
+impl fmt::Debug for Admin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Admin").field("access", &self.access).finish_non_exhaustive()
+    }
+}
+
+/// The address the client has connected to.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Local(pub(super) SocketAddr);
+
+/// The admin application. Each request must carry [`Local`] in its extensions.
+pub(super) fn app(admin: Admin) -> Router {
+    Router::new()
+        .route("/healthz", get(async || Json(json!({"alive": true}))))
+        .route("/readyz", get(ready))
+        .route("/stats", get(stats))
+        .fallback(async || refuse(StatusCode::NOT_FOUND, "Not Found: there are /healthz, /readyz and /stats"))
+        .method_not_allowed_fallback(async || refuse(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed"))
+        .layer(middleware::from_fn_with_state(admin.clone(), guard))
+        .with_state(admin)
+}
+
+fn refuse(status: StatusCode, message: &str) -> Response<Body> {
+    Dialect::OpenRouter.refuse(status, message)
+}
+
+async fn guard(State(admin): State<Admin>, request: Request, next: Next) -> Response<Body> {
+    let Some(Local(local)) = request.extensions().get().copied() else {
+        return refuse(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error");
+    };
+    let host = host(request.uri(), request.headers());
+    let by_address = host.as_ref().is_some_and(|host| is_address(host, local.ip()));
+    if !(by_address || admin.access.shown(request.headers())) {
+        return refuse(StatusCode::FORBIDDEN, "Forbidden: ask by IP address or as localhost, or show the admin token");
+    }
+    if !origin_is_same(request.headers(), host.as_ref()) {
+        return refuse(StatusCode::FORBIDDEN, "Forbidden: asked by another site");
+    }
+    next.run(request).await
+}
+
+/// Whom the client thinks it asks: the one `Host`, or HTTP/2's authority.
+fn host(uri: &Uri, headers: &HeaderMap) -> Option<Authority> {
+    let mut hosts = headers.get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (Some(host), None) => host.to_str().ok()?.parse().ok(),
+        (None, _) => uri.authority().cloned(),
+        _ => None,
+    }
+}
+
+/// Whether it is asked as localhost, by a loopback address or by the address it has.
+fn is_address(host: &Authority, local: IpAddr) -> bool {
+    let name = host.host();
+    let ip = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name).parse::<IpAddr>();
+    match ip {
+        Ok(ip) => ip.is_loopback() || ip.to_canonical() == local.to_canonical(),
+        Err(_) => name.eq_ignore_ascii_case("localhost"),
+    }
+}
+
+fn origin_is_same(headers: &HeaderMap, host: Option<&Authority>) -> bool {
+    headers.get_all(ORIGIN).iter().all(|origin| {
+        let origin = origin.to_str().ok().and_then(|origin| origin.parse::<Uri>().ok());
+        origin.as_ref().and_then(Uri::authority) == host && host.is_some()
+    })
+}
+
+/// Whether it makes sense to send requests here.
+async fn ready(State(admin): State<Admin>) -> Response<Body> {
+    let now = Instant::now();
+    let usable =
+        admin.pool.endpoints().iter().any(|key| admin.pool.resting(key).is_none() && key.shut_until(now).is_none());
+    let why = match (admin.drain.is_draining(), usable) {
+        (true, _) => "draining",
+        (false, false) => "no usable key",
+        (false, true) => return Json(json!({"ready": true})).into_response(),
+    };
+    (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"ready": false, "why": why}))).into_response()
+}
+
+async fn stats(State(admin): State<Admin>, headers: HeaderMap) -> Response<Body> {
+    if !admin.access.allows(&headers) {
+        return refuse(StatusCode::UNAUTHORIZED, "Missing or wrong admin token");
+    }
+    Json((admin.stats)()).into_response()
+}

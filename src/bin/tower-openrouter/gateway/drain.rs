@@ -1,0 +1,198 @@
+//! How the gateway ends: first it only takes nothing new, then what still runs is cut.
+
+use std::{
+    fmt,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use pin_project_lite::pin_project;
+use tokio::sync::{Notify, futures::OwnedNotified, watch};
+use tower::BoxError;
+
+use super::refusal::Dialect;
+
+pub(super) const STOPPING: &str = "the gateway is stopping: send the request again";
+
+/// Knows whether the gateway is ending. Clones share it.
+#[derive(Debug, Clone)]
+pub(super) struct Drain(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    draining: watch::Sender<bool>,
+    is_cut: AtomicBool,
+    cut: Arc<Notify>,
+}
+
+impl Drain {
+    pub(super) fn new() -> Self {
+        let draining = watch::Sender::new(false);
+        Self(Arc::new(Inner { draining, is_cut: AtomicBool::new(false), cut: Arc::default() }))
+    }
+
+    /// From here on nothing new is taken.
+    pub(super) fn start(&self) {
+        self.0.draining.send_replace(true);
+    }
+
+    /// From here on nothing is waited for.
+    pub(super) fn cut(&self) {
+        self.0.is_cut.store(true, Ordering::Release);
+        self.0.cut.notify_waiters();
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        *self.0.draining.borrow()
+    }
+
+    /// Turns true when draining starts.
+    pub(super) fn watch(&self) -> watch::Receiver<bool> {
+        self.0.draining.subscribe()
+    }
+
+    /// Resolves when everything is cut, also if it was already.
+    pub(super) fn when_cut(&self) -> WhenCut {
+        // in this order a cut between the two is seen by one of them
+        let notified = self.0.cut.clone().notified_owned();
+        WhenCut { notified, already: self.0.is_cut.load(Ordering::Acquire) }
+    }
+}
+
+pin_project! {
+    /// See [`Drain::when_cut`].
+    pub(super) struct WhenCut {
+        #[pin]
+        notified: OwnedNotified,
+        already: bool,
+    }
+}
+
+impl Future for WhenCut {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        if !*this.already {
+            ready!(this.notified.poll(cx));
+            *this.already = true;
+        }
+        Poll::Ready(())
+    }
+}
+
+pin_project! {
+    /// An event stream that, when it is cut, says so in an event and then ends uncleanly, so that no client takes what came
+    /// for the whole answer.
+    pub(super) struct Cuttable<B> {
+        #[pin]
+        body: B,
+        #[pin]
+        cut: WhenCut,
+        dialect: Dialect,
+        state: State,
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum State {
+    Flowing,
+    Told,
+    Flushed,
+}
+
+impl<B> Cuttable<B> {
+    pub(super) fn new(body: B, drain: &Drain, dialect: Dialect) -> Self {
+        Self { body, cut: drain.when_cut(), dialect, state: State::Flowing }
+    }
+}
+
+impl<B> Body for Cuttable<B>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = self.project();
+        match this.state {
+            State::Flowing => {
+                if let Poll::Ready(frame) = this.body.poll_frame(cx) {
+                    return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
+                }
+                ready!(this.cut.poll(cx));
+                *this.state = State::Told;
+                Poll::Ready(Some(Ok(Frame::data(this.dialect.last_event(STOPPING)))))
+            }
+            // a turn for the event to be written, which an error would discard
+            State::Told => {
+                *this.state = State::Flushed;
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            State::Flushed => Poll::Ready(Some(Err(STOPPING.into()))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self.state, State::Flowing) && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl<B> fmt::Debug for Cuttable<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cuttable").field("state", &self.state).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::{BodyExt, Channel};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn r111_a_cut_stream_ends_with_an_error_event_and_then_uncleanly() {
+        let drain = Drain::new();
+        let (mut sender, body) = Channel::<Bytes>::new(4);
+        let mut body = Cuttable::new(body, &drain, Dialect::OpenRouter);
+        sender.send_data(Bytes::from("data: 1\n\n")).await.unwrap();
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "data: 1\n\n");
+        let mut rest = tokio_test::task::spawn(async { (body.frame().await, body.frame().await) });
+        assert!(rest.poll().is_pending());
+        drain.start();
+        assert!(!rest.is_woken(), "draining alone cuts nothing");
+        drain.cut();
+        assert!(rest.is_woken());
+        let (event, error) = rest.await;
+        assert!(event.unwrap().unwrap().into_data().unwrap().starts_with(b"\n\ndata: {\"error\""));
+        error.unwrap().unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn what_starts_after_the_cut_is_cut() {
+        let drain = Drain::new();
+        drain.cut();
+        drain.when_cut().await;
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_is_never_cut_passes_unchanged() {
+        let drain = Drain::new();
+        let body = Cuttable::new(http_body_util::Full::new(Bytes::from("data: 1\n\n")), &drain, Dialect::OpenRouter);
+        assert_eq!(body.size_hint().exact(), Some(9));
+        assert_eq!(body.collect().await.unwrap().to_bytes(), "data: 1\n\n");
+    }
+}

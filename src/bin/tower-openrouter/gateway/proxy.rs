@@ -1,0 +1,171 @@
+//! One request on its way to the balancer and back.
+
+use std::{
+    convert::Infallible,
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header::CONTENT_TYPE};
+use pin_project_lite::pin_project;
+use tower::{BoxError, Service};
+use tower_openrouter::RequestContext;
+
+use super::{
+    access::Access,
+    drain::{Cuttable, Drain, STOPPING, WhenCut},
+    headers,
+    refusal::Dialect,
+};
+
+const KEY: HeaderName = HeaderName::from_static("x-balancer-key");
+const ATTEMPTS: HeaderName = HeaderName::from_static("x-balancer-attempts");
+const SIMULATED: HeaderName = HeaderName::from_static("x-balancer-simulated");
+
+/// Lets in who may come in, keeps on either side what belongs there, and notes on the answer how it came about.
+#[derive(Debug, Clone)]
+pub(super) struct Proxy<S> {
+    balancer: S,
+    shared: Arc<Shared>,
+}
+
+/// What all requests share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) access: Access,
+    pub(super) drain: Drain,
+    pub(super) balancer_headers: bool,
+    pub(super) simulated: bool,
+}
+
+impl<S> Proxy<S> {
+    pub(super) fn new(balancer: S, shared: Shared) -> Self {
+        Self { balancer, shared: Arc::new(shared) }
+    }
+}
+
+impl<S, B> Service<Request<Body>> for Proxy<S>
+where
+    S: Service<Request<Body>, Response = Response<B>, Error = Infallible>,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = ProxyFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.balancer.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let dialect = Dialect::of(request.uri().path());
+        if !self.shared.access.allows(request.headers()) {
+            let response = dialect.refuse(StatusCode::UNAUTHORIZED, "Missing or wrong access token");
+            return ProxyFuture::Refused { response: Some(response) };
+        }
+        headers::to_upstream(request.headers_mut());
+        let context = RequestContext::of(&mut request);
+        ProxyFuture::Running {
+            answer: self.balancer.call(request),
+            cut: self.shared.drain.when_cut(),
+            context,
+            dialect,
+            shared: self.shared.clone(),
+        }
+    }
+}
+
+pin_project! {
+    /// The answer to come.
+    #[project = ProxyProj]
+    pub(super) enum ProxyFuture<F> {
+        Refused {
+            response: Option<Response<Body>>,
+        },
+        Running {
+            #[pin]
+            answer: F,
+            #[pin]
+            cut: WhenCut,
+            context: RequestContext,
+            dialect: Dialect,
+            shared: Arc<Shared>,
+        },
+    }
+}
+
+impl<F, B> Future for ProxyFuture<F>
+where
+    F: Future<Output = Result<Response<B>, Infallible>>,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Output = Result<Response<Body>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let response = match self.project() {
+            ProxyProj::Refused { response } => response.take().expect("polled after it was ready"),
+            ProxyProj::Running { answer, cut, context, dialect, shared } => match answer.poll(cx) {
+                Poll::Ready(Ok(response)) => shared.finish(response, context, *dialect),
+                Poll::Pending if cut.poll(cx).is_ready() => dialect.refuse(StatusCode::SERVICE_UNAVAILABLE, STOPPING),
+                Poll::Pending => return Poll::Pending,
+            },
+        };
+        Poll::Ready(Ok(response))
+    }
+}
+
+impl<F> fmt::Debug for ProxyFuture<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProxyFuture").finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn finish<B>(&self, mut response: Response<B>, context: &RequestContext, dialect: Dialect) -> Response<Body>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        headers::to_client(response.headers_mut());
+        let is_stream =
+            response.headers().get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
+        let mut response = if response.status().is_redirection() && response.status() != StatusCode::NOT_MODIFIED {
+            // the client would follow it, and show the other server the token it has for this one
+            let message = format!("The upstream answered with a redirect ({})", response.status().as_u16());
+            dialect.refuse(StatusCode::BAD_GATEWAY, &message)
+        } else if is_stream {
+            response.map(|body| Body::new(Cuttable::new(body, &self.drain, dialect)))
+        } else {
+            response.map(Body::new)
+        };
+        let headers = response.headers_mut();
+        if self.balancer_headers {
+            let ledger = context.ledger();
+            let attempts = ledger.attempts();
+            headers.insert(ATTEMPTS, number(attempts.len()));
+            if let Some(attempt) = attempts.last()
+                && let Ok(label) = HeaderValue::from_bytes(attempt.endpoint.key().name().as_bytes())
+            {
+                headers.insert(KEY, label);
+            }
+        }
+        if self.simulated {
+            headers.insert(SIMULATED, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
+fn number(number: usize) -> HeaderValue {
+    match number {
+        1 => HeaderValue::from_static("1"),
+        number => HeaderValue::from(number),
+    }
+}

@@ -1,0 +1,157 @@
+//! The breaker that all clones share: the state machine behind one short lock, and a word in front of it.
+//!
+//! The word says whether everything is let through, and whether a success would change anything. While it stands at "yes" and
+//! "no", which is nearly always, neither admission nor report takes the lock.
+
+use std::{collections::BTreeMap, sync::OnceLock, task::Waker, time::Duration};
+
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::{
+    policy::BreakerPolicy,
+    state::{Admit, BreakerSnapshot, Change, Core, Sample, Ticket},
+};
+use crate::{
+    clock,
+    endpoint::Endpoint,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+        lock,
+    },
+};
+
+/// Everything is let through.
+const FREE: u64 = 1;
+/// A success changes nothing.
+const CLEAN: u64 = 2;
+const EPOCH_SHIFT: u32 = 2;
+
+#[derive(Debug)]
+pub(super) struct Breaker {
+    /// The epoch and the two flags; written under the lock.
+    word: AtomicU64,
+    locked: Mutex<Locked>,
+    endpoint: OnceLock<Endpoint>,
+    /// When an answer counts as slow.
+    pub(super) slow_after: Option<Duration>,
+}
+
+#[derive(Debug)]
+struct Locked {
+    core: Core,
+    waiters: BTreeMap<u64, Waker>,
+    next_waiter: u64,
+}
+
+impl Breaker {
+    pub(super) fn new(policy: BreakerPolicy) -> Self {
+        let slow_after = policy.slow.map(|slow| slow.after);
+        let core = Core::new(policy);
+        Self {
+            word: AtomicU64::new(word(&core)),
+            locked: Mutex::new(Locked { core, waiters: BTreeMap::new(), next_waiter: 0 }),
+            endpoint: OnceLock::new(),
+            slow_after,
+        }
+    }
+
+    pub(super) fn endpoint(&self) -> Option<&Endpoint> {
+        self.endpoint.get()
+    }
+
+    pub(super) fn set_endpoint(&self, endpoint: &Endpoint) {
+        let _ = self.endpoint.set(endpoint.clone());
+    }
+
+    /// The ticket of a request that goes without asking, if everything is let through.
+    pub(super) fn free(&self) -> Option<Ticket> {
+        let word = self.word.load(Ordering::Acquire);
+        (word & FREE != 0).then(|| Ticket::free(word >> EPOCH_SHIFT))
+    }
+
+    /// Whether a success reported with this ticket would change nothing.
+    pub(super) fn ignores_success(&self, ticket: Ticket) -> bool {
+        self.word.load(Ordering::Acquire) == (ticket.epoch() << EPOCH_SHIFT | FREE | CLEAN)
+    }
+
+    pub(super) fn admit(&self, now: Instant) -> Admit {
+        self.step(now, |core| core.admit(now))
+    }
+
+    pub(super) fn renew(&self, ticket: Ticket, now: Instant) -> bool {
+        lock(&self.locked).core.renew(ticket, now)
+    }
+
+    pub(super) fn report(&self, ticket: Ticket, sample: Sample, now: Instant) {
+        let random = fastrand::f64();
+        self.step(now, |core| ((), core.report(ticket, sample, now, random)));
+    }
+
+    /// If nothing would be let through now: until when, where that is known.
+    pub(super) fn shut(&self, now: Instant) -> Option<Option<Instant>> {
+        lock(&self.locked).core.shut(now)
+    }
+
+    /// The same, and has `waker` woken at the next change, under the waiter's number.
+    pub(super) fn wait(&self, number: &mut Option<u64>, waker: &Waker, now: Instant) -> Option<Option<Instant>> {
+        let mut locked = lock(&self.locked);
+        let until = locked.core.shut(now)?;
+        let number = *number.get_or_insert_with(|| {
+            locked.next_waiter += 1;
+            locked.next_waiter
+        });
+        locked.waiters.insert(number, waker.clone());
+        Some(until)
+    }
+
+    pub(super) fn leave(&self, number: u64) {
+        let waker = lock(&self.locked).waiters.remove(&number);
+        drop(waker);
+    }
+
+    pub(super) fn snapshot(&self, now: Instant) -> BreakerSnapshot {
+        lock(&self.locked).core.snapshot(now)
+    }
+
+    /// One step of the state machine; whoever waits for a change is woken, outside the lock.
+    pub(super) fn step<T>(&self, now: Instant, step: impl FnOnce(&mut Core) -> (T, Option<Change>)) -> T {
+        let mut locked = lock(&self.locked);
+        let (result, change) = step(&mut locked.core);
+        self.word.store(word(&locked.core), Ordering::Release);
+        let Some(change) = change else { return result };
+        let waiters = std::mem::take(&mut locked.waiters);
+        if change != Change::Freed
+            && let Some(endpoint) = self.endpoint()
+        {
+            // a slot that is taken is not shown: readiness says that
+            let shut = match change {
+                Change::HalfOpened => None,
+                _ => locked.core.shut(now).map(|until| until.unwrap_or(clock::after(now, clock::FOREVER))),
+            };
+            endpoint.set_shut_until(shut);
+        }
+        drop(locked);
+        waiters.into_values().for_each(Waker::wake);
+        self.log(change);
+        result
+    }
+
+    fn log(&self, change: Change) {
+        let key = self.endpoint().map(|endpoint| endpoint.key().name());
+        match change {
+            Change::Opened(span) => warn!(key, for_ms = span.as_millis() as u64, "breaker opened"),
+            Change::HalfOpened => info!(key, "breaker half-open"),
+            Change::Closed => info!(key, "breaker closed"),
+            Change::Set => info!(key, "breaker set by hand"),
+            Change::Freed => {}
+        }
+    }
+}
+
+fn word(core: &Core) -> u64 {
+    let free = if core.is_free() { FREE } else { 0 };
+    let clean = if core.ignores_success() { CLEAN } else { 0 };
+    core.epoch() << EPOCH_SHIFT | free | clean
+}

@@ -1,0 +1,177 @@
+//! An endpoint: one key, with what its little stack and the pool know of each other.
+//!
+//! Picks want to know how loaded a key is, selection wants to know when a tripped breaker lets go, the monitor wants a place
+//! to write. Rather than have each stage import the others, they meet here: selection creates an [`Endpoint`] for each key,
+//! hands it to whatever builds the key's stack, and reads what that stack writes.
+
+use std::{
+    fmt,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use tokio::time::Instant;
+
+use crate::{clock, key::ApiKey};
+
+mod figures;
+mod penalty;
+mod suspects;
+
+pub(crate) use figures::Times;
+pub use figures::{Figures, Latency};
+pub use suspects::{Blame, Route, Suspects};
+
+/// One key in a pool. Cheap to clone; all clones are the same endpoint.
+#[derive(Clone)]
+pub struct Endpoint(Arc<Inner>);
+
+struct Inner {
+    id: EndpointId,
+    key: ApiKey,
+    figures: Figures,
+    account: OnceLock<Box<str>>,
+    shut_until: AtomicU64,
+    removed: AtomicBool,
+    pool: Arc<PoolState>,
+}
+
+/// Tells endpoints apart; never used twice in a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EndpointId(u64);
+
+/// What all endpoints of a pool share.
+#[derive(Debug, Default)]
+pub(crate) struct PoolState {
+    /// Counts changes of who is out for everybody; selection looks again when it moves.
+    version: AtomicU64,
+    /// Whether any endpoint has proved itself.
+    warm: AtomicBool,
+    suspects: Suspects,
+}
+
+impl PoolState {
+    pub(crate) fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn touch(&self) {
+        self.version.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn is_warm(&self) -> bool {
+        self.warm.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn warm_up(&self) {
+        if !self.is_warm() {
+            self.warm.store(true, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn suspects(&self) -> &Suspects {
+        &self.suspects
+    }
+}
+
+impl Endpoint {
+    /// An endpoint of its own, outside any pool: for stacks around a single key.
+    pub fn new(key: ApiKey) -> Self {
+        Self::in_pool(key, Arc::default())
+    }
+
+    pub(crate) fn in_pool(key: ApiKey, pool: Arc<PoolState>) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let account = key.account_name().map_or_else(OnceLock::new, |name| OnceLock::from(Box::<str>::from(name)));
+        Self(Arc::new(Inner {
+            id: EndpointId(NEXT.fetch_add(1, Ordering::Relaxed)),
+            key,
+            figures: Figures::default(),
+            account,
+            shut_until: AtomicU64::new(0),
+            removed: AtomicBool::new(false),
+            pool,
+        }))
+    }
+
+    /// The endpoint's id.
+    pub fn id(&self) -> EndpointId {
+        self.0.id
+    }
+
+    /// The key.
+    pub fn key(&self) -> &ApiKey {
+        &self.0.key
+    }
+
+    /// What is measured on it.
+    pub fn figures(&self) -> &Figures {
+        &self.0.figures
+    }
+
+    /// The account the key belongs to: configured, or named by an answer.
+    pub fn account(&self) -> Option<&str> {
+        self.0.account.get().map(AsRef::as_ref)
+    }
+
+    /// Notes the account an answer named; what is known already stays.
+    pub fn learn_account(&self, account: &str) {
+        let _ = self.0.account.set(account.into());
+    }
+
+    /// Says until when the key's stack lets nothing through, such as an open breaker; `None` opens it again. It is a hint for
+    /// selection, which need not ask an endpoint whose answer it knows; readiness still decides.
+    pub fn set_shut_until(&self, until: Option<Instant>) {
+        let value = until.map_or(0, clock::nanos);
+        if self.0.shut_until.swap(value, Ordering::AcqRel) != value {
+            self.0.pool.touch();
+        }
+    }
+
+    /// Until when the stack lets nothing through, if that is later than `now`.
+    pub fn shut_until(&self, now: Instant) -> Option<Instant> {
+        let until = self.0.shut_until.load(Ordering::Acquire);
+        let now_nanos = clock::nanos(now);
+        (until > now_nanos).then(|| clock::after(now, std::time::Duration::from_nanos(until - now_nanos)))
+    }
+
+    /// Whether it has been taken out of its pool. Requests that run on it are finished.
+    pub fn is_removed(&self) -> bool {
+        self.0.removed.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn remove(&self) {
+        self.0.removed.store(true, Ordering::Release);
+        self.suspects().forget(self.id());
+        self.0.pool.touch();
+    }
+
+    pub(crate) fn pool(&self) -> &Arc<PoolState> {
+        &self.0.pool
+    }
+
+    /// The pool's memory of suspect faults, by which a breaker tells a bad key from a bad upstream.
+    pub fn suspects(&self) -> &Suspects {
+        self.0.pool.suspects()
+    }
+}
+
+impl PartialEq for Endpoint {
+    fn eq(&self, other: &Self) -> bool {
+        self.id() == other.id()
+    }
+}
+
+impl Eq for Endpoint {}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Endpoint")
+            .field("id", &self.id())
+            .field("key", &self.key().name())
+            .field("account", &self.account())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,283 @@
+use std::{
+    collections::BTreeMap,
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use histogram::{AtomicHistogram, Histogram};
+use tokio::time::Instant;
+
+use super::penalty::Penalty;
+use crate::outcome::{Cause, CauseCounts, Fault, Scope, Usage};
+
+/// What is measured on one endpoint. The monitor writes it, picks and snapshots read it.
+///
+/// Every attempt that [starts](Self::start) [leaves](Self::leave) once, and ends in one of four ways: it
+/// [succeeds](Self::succeed), [fails](Self::fail), is [refused](Self::refuse) by a layer of our own, or its caller
+/// [leaves](Self::cancel). Each way has its own times, so that none falsifies another.
+///
+/// Without history it takes well under 1 KiB; the two histograms, 7.3 KiB together, are made at the first success.
+#[derive(Debug, Default)]
+pub struct Figures {
+    started: AtomicU64,
+    left: AtomicU64,
+    succeeded: AtomicU64,
+    cancelled: Series,
+    refused: Series,
+    faults: CauseCounts,
+    failed_micros: AtomicU64,
+    prompt_tokens: AtomicU64,
+    completion_tokens: AtomicU64,
+    cost_nano_usd: AtomicU64,
+    latency: OnceLock<Box<Latency>>,
+    penalty: Penalty,
+}
+
+/// How many there were, and how long they took together.
+#[derive(Debug, Default)]
+struct Series {
+    count: AtomicU64,
+    micros: AtomicU64,
+}
+
+impl Series {
+    fn add(&self, span: Duration) {
+        self.micros.fetch_add(micros(span), Ordering::Relaxed);
+        self.count.fetch_add(1, Ordering::Release);
+    }
+
+    fn count(&self) -> u64 {
+        self.count.load(Ordering::Acquire)
+    }
+
+    fn mean(&self) -> Option<Duration> {
+        mean(self.micros.load(Ordering::Relaxed), self.count())
+    }
+}
+
+fn mean(micros: u64, count: u64) -> Option<Duration> {
+    micros.checked_div(count).map(Duration::from_micros)
+}
+
+impl Figures {
+    /// An attempt starts.
+    pub fn start(&self) {
+        self.started.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// An attempt is no longer in flight. Exactly one for each [`start`](Self::start).
+    pub fn leave(&self) {
+        // released, here and at each way to end, so that whoever reads an end also sees its start
+        self.left.fetch_add(1, Ordering::Release);
+    }
+
+    /// An attempt ended well.
+    pub fn succeed(&self, first_byte: Duration, total: Duration) {
+        self.latency.get_or_init(Box::default).record(first_byte, total);
+        self.succeeded.fetch_add(1, Ordering::Release);
+    }
+
+    /// An attempt failed after `total`. What speaks against the key, its workspace or account, and what may, adds a virtual
+    /// request in flight.
+    pub fn fail(&self, fault: &Fault, total: Duration, now: Instant) {
+        self.failed_micros.fetch_add(micros(total), Ordering::Relaxed);
+        self.faults.add(fault.cause);
+        if fault.is_suspect() || matches!(fault.scope, Scope::Key | Scope::Workspace | Scope::Account) {
+            self.penalty.add(fault.rest.map(|rest| rest.duration), now);
+        }
+    }
+
+    /// A layer of our own refused an attempt, and asks to come back after `hint`. It is no fault, but a fast one must not
+    /// look like a fast endpoint either, so it adds a virtual request in flight.
+    pub fn refuse(&self, hint: Option<Duration>, total: Duration, now: Instant) {
+        self.refused.add(total);
+        self.penalty.add(hint, now);
+    }
+
+    /// The caller left after `total`, before an attempt ended.
+    pub fn cancel(&self, total: Duration) {
+        self.cancelled.add(total);
+    }
+
+    /// An answer reported what it used.
+    pub fn spend(&self, usage: &Usage) {
+        self.prompt_tokens.fetch_add(usage.prompt_tokens, Ordering::Relaxed);
+        self.completion_tokens.fetch_add(usage.completion_tokens, Ordering::Relaxed);
+        // a cast from f64 saturates, so no answer can overflow it
+        self.cost_nano_usd.fetch_add((usage.cost.max(0.0) * 1e9) as u64, Ordering::Relaxed);
+    }
+
+    /// Requests in flight now, bodies included.
+    pub fn in_flight(&self) -> u32 {
+        // in this order, so that no start is missing for an end
+        let left = self.left.load(Ordering::Acquire);
+        self.started().saturating_sub(left).try_into().unwrap_or(u32::MAX)
+    }
+
+    /// Requests in flight, real and virtual: what the least-loaded pick compares.
+    pub fn load(&self, now: Instant) -> f64 {
+        f64::from(self.in_flight()) + self.penalty.left(now)
+    }
+
+    /// Whether an attempt ever ended well.
+    pub fn has_history(&self) -> bool {
+        self.succeeded() > 0
+    }
+
+    /// Attempts started.
+    pub fn started(&self) -> u64 {
+        self.started.load(Ordering::Relaxed)
+    }
+
+    /// Attempts that ended well.
+    pub fn succeeded(&self) -> u64 {
+        self.succeeded.load(Ordering::Acquire)
+    }
+
+    /// Attempts whose caller left.
+    pub fn cancelled(&self) -> u64 {
+        self.cancelled.count()
+    }
+
+    /// Attempts that a layer of our own refused.
+    pub fn refused(&self) -> u64 {
+        self.refused.count()
+    }
+
+    /// Attempts that failed for `cause`.
+    pub fn failed_for(&self, cause: Cause) -> u64 {
+        self.faults.get(cause)
+    }
+
+    /// Attempts that failed, whatever for.
+    pub fn failed(&self) -> u64 {
+        self.faults.total()
+    }
+
+    /// Attempts that failed, by the name of their cause; what never happened is left out.
+    pub fn failed_by_name(&self) -> BTreeMap<&'static str, u64> {
+        self.faults.by_name()
+    }
+
+    /// Mean time a failed attempt took.
+    pub fn mean_failed_time(&self) -> Option<Duration> {
+        mean(self.failed_micros.load(Ordering::Relaxed), self.failed())
+    }
+
+    /// Mean time a refused attempt took.
+    pub fn mean_refused_time(&self) -> Option<Duration> {
+        self.refused.mean()
+    }
+
+    /// Mean time after which callers left.
+    pub fn mean_cancelled_time(&self) -> Option<Duration> {
+        self.cancelled.mean()
+    }
+
+    /// Tokens and money used, summed.
+    pub fn usage(&self) -> Usage {
+        Usage {
+            prompt_tokens: self.prompt_tokens.load(Ordering::Relaxed),
+            completion_tokens: self.completion_tokens.load(Ordering::Relaxed),
+            cost: self.cost_nano_usd.load(Ordering::Relaxed) as f64 / 1e9,
+        }
+    }
+
+    /// Times of the successes; `None` before the first.
+    pub fn latency(&self) -> Option<&Latency> {
+        self.latency.get().map(AsRef::as_ref)
+    }
+}
+
+/// Times of successes: to the first byte and to the end, in microseconds, in log-linear buckets 6 % wide, up to an hour.
+#[derive(Debug)]
+pub struct Latency {
+    first_byte: AtomicHistogram,
+    total: AtomicHistogram,
+    first_byte_sum: AtomicU64,
+    total_sum: AtomicU64,
+}
+
+/// 2^4 buckets to each power of two.
+const GROUPING_POWER: u8 = 4;
+/// Values up to 2^32 µs, 71 minutes; longer ones count as that.
+const MAX_VALUE_POWER: u8 = 32;
+
+impl Default for Latency {
+    fn default() -> Self {
+        let histogram = || AtomicHistogram::new(GROUPING_POWER, MAX_VALUE_POWER).expect("4 < 32 <= 64");
+        Self {
+            first_byte: histogram(),
+            total: histogram(),
+            first_byte_sum: AtomicU64::new(0),
+            total_sum: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Latency {
+    fn record(&self, first_byte: Duration, total: Duration) {
+        let record = |histogram: &AtomicHistogram, sum: &AtomicU64, span| {
+            let value = micros(span).min((1 << MAX_VALUE_POWER) - 1);
+            sum.fetch_add(value, Ordering::Relaxed);
+            let _ = histogram.increment(value);
+        };
+        record(&self.first_byte, &self.first_byte_sum, first_byte);
+        record(&self.total, &self.total_sum, total);
+    }
+
+    /// A copy of the times to the first byte.
+    pub(crate) fn first_byte(&self) -> Times {
+        Times { sum: self.first_byte_sum.load(Ordering::Relaxed), histogram: self.first_byte.load() }
+    }
+
+    /// A copy of the times to the end.
+    pub(crate) fn total(&self) -> Times {
+        Times { sum: self.total_sum.load(Ordering::Relaxed), histogram: self.total.load() }
+    }
+}
+
+/// A copy of many times, in microseconds.
+#[derive(Debug, Clone)]
+pub(crate) struct Times {
+    pub(crate) sum: u64,
+    pub(crate) histogram: Histogram,
+}
+
+impl Times {
+    /// Adds those of another endpoint.
+    pub(crate) fn merge(&mut self, other: &Self) {
+        self.sum = self.sum.saturating_add(other.sum);
+        // all are made alike, and no count comes near overflow
+        let _ = self.histogram.checked_add_assign(&other.histogram);
+    }
+}
+
+fn micros(span: Duration) -> u64 {
+    u64::try_from(span.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_stay_small() {
+        assert!(size_of::<Figures>() <= 1024, "without history: {}", size_of::<Figures>());
+        let buckets = 2 * Histogram::new(GROUPING_POWER, MAX_VALUE_POWER).unwrap().as_slice().len() * size_of::<u64>();
+        assert!(size_of::<Figures>() + size_of::<Latency>() + buckets <= 8192, "with history");
+    }
+
+    #[test]
+    fn r118_extreme_times_and_costs_are_clamped() {
+        let figures = Figures::default();
+        figures.succeed(Duration::MAX, Duration::MAX);
+        figures.spend(&Usage { prompt_tokens: 1, completion_tokens: 2, cost: f64::NAN });
+        figures.spend(&Usage { cost: -1.0, ..Usage::default() });
+        assert_eq!(figures.usage().cost, 0.0);
+        assert!(figures.latency().is_some());
+    }
+}

@@ -1,0 +1,361 @@
+//! One credential and what is known of it.
+//!
+//! Keys are pasted, exported and mounted by people, so most trouble with them starts with a stray line break or a key that
+//! shows up in a log. Here a key is checked when it is loaded, refused by the position of what is wrong and never by its
+//! value, and afterwards known only by its label, or by the first eight characters of its SHA-256.
+
+use std::fmt;
+
+use http::{HeaderValue, Uri};
+use secrecy::{ExposeSecret, SecretString};
+use sha2::{Digest, Sha256};
+
+mod pattern;
+
+pub use pattern::ModelPattern;
+
+/// An API key: the secret, and how it should be used.
+///
+/// ```
+/// use tower_openrouter::ApiKey;
+///
+/// let key = ApiKey::new("sk-or-v1-0123456789abcdef")?.label("team-a").account("acme");
+/// assert_eq!(key.name(), "team-a");
+/// assert!(!format!("{key:?}").contains("0123456789abcdef"));
+/// # Ok::<(), tower_openrouter::KeyError>(())
+/// ```
+#[derive(Clone)]
+pub struct ApiKey {
+    secret: SecretString,
+    authorization: HeaderValue,
+    hash: Box<str>,
+    label: Box<str>,
+    weight: f64,
+    account: Option<Box<str>>,
+    workspace: Option<Box<str>>,
+    models: Vec<ModelPattern>,
+    base_url: Option<Uri>,
+    max_in_flight: Option<usize>,
+}
+
+impl ApiKey {
+    /// A key by its secret; surrounding white space is trimmed. The label is the first 8 characters of its SHA-256 until
+    /// [`label`](Self::label) gives another.
+    ///
+    /// # Errors
+    /// When the secret is empty or holds anything but visible ASCII, by position.
+    pub fn new(secret: impl AsRef<str>) -> Result<Self, KeyError> {
+        let secret = secret.as_ref();
+        let lead = secret.len() - secret.trim_start().len();
+        let trimmed = secret.trim();
+        if trimmed.is_empty() {
+            return Err(KeyError::EmptySecret);
+        }
+        if let Some((at, bad)) = trimmed.char_indices().find(|(_, c)| !c.is_ascii_graphic()) {
+            return Err(KeyError::BadCharacter { position: lead + at + 1, what: name_of(bad) });
+        }
+        let mut authorization =
+            HeaderValue::try_from(format!("Bearer {trimmed}")).map_err(|_| KeyError::EmptySecret)?;
+        authorization.set_sensitive(true);
+        let hash: String = Sha256::digest(trimmed).iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(Self {
+            secret: trimmed.into(),
+            authorization,
+            label: hash[..8].into(),
+            hash: hash.into(),
+            weight: 1.0,
+            account: None,
+            workspace: None,
+            models: Vec::new(),
+            base_url: None,
+            max_in_flight: None,
+        })
+    }
+
+    /// Sets the name the key goes by in logs, metrics and answers.
+    #[must_use]
+    pub fn label(mut self, label: impl Into<Box<str>>) -> Self {
+        self.label = label.into();
+        self
+    }
+
+    /// Sets the key's share of the traffic under weighted picks; default 1, and 0 takes nothing new.
+    ///
+    /// # Errors
+    /// When the weight is negative, infinite or not a number.
+    pub fn weight(mut self, weight: f64) -> Result<Self, KeyError> {
+        if !weight.is_finite() || weight < 0.0 {
+            return Err(KeyError::BadWeight(weight));
+        }
+        self.weight = weight;
+        Ok(self)
+    }
+
+    /// Names the account the key belongs to: keys of one account share its balance and its free quota. Without it the key
+    /// stands alone until an answer names its account.
+    #[must_use]
+    pub fn account(mut self, account: impl Into<Box<str>>) -> Self {
+        self.account = Some(account.into());
+        self
+    }
+
+    /// Names the workspace the key spends in.
+    #[must_use]
+    pub fn workspace(mut self, workspace: impl Into<Box<str>>) -> Self {
+        self.workspace = Some(workspace.into());
+        self
+    }
+
+    /// Limits the key to models that match one of the patterns; default: every model.
+    ///
+    /// # Errors
+    /// When a pattern is empty or holds white space.
+    pub fn models<P: AsRef<str>>(mut self, patterns: impl IntoIterator<Item = P>) -> Result<Self, KeyError> {
+        self.models =
+            patterns.into_iter().map(|pattern| ModelPattern::new(pattern.as_ref())).collect::<Result<_, _>>()?;
+        Ok(self)
+    }
+
+    /// Sets the base URL of this key, such as a regional host; default: that of the [`OpenRouter`](crate::OpenRouter)
+    /// service.
+    ///
+    /// # Errors
+    /// When it is not an `http` or `https` URL with a host, or carries credentials or a query.
+    pub fn base_url(mut self, url: &str) -> Result<Self, KeyError> {
+        self.base_url = Some(base_url(url)?);
+        Ok(self)
+    }
+
+    /// Caps how many requests run on the key at once; default: the stack's own limit.
+    ///
+    /// # Errors
+    /// When the cap is 0.
+    pub fn max_in_flight(mut self, cap: usize) -> Result<Self, KeyError> {
+        if cap == 0 {
+            return Err(KeyError::ZeroCap);
+        }
+        self.max_in_flight = Some(cap);
+        Ok(self)
+    }
+
+    /// The label.
+    pub fn name(&self) -> &str {
+        &self.label
+    }
+
+    /// The SHA-256 of the key, 64 hexadecimal characters: the id under which OpenRouter's key management knows it.
+    pub fn hash(&self) -> &str {
+        &self.hash
+    }
+
+    /// The key's weight.
+    pub fn weight_of(&self) -> f64 {
+        self.weight
+    }
+
+    /// The account named for it.
+    pub fn account_name(&self) -> Option<&str> {
+        self.account.as_deref()
+    }
+
+    /// The workspace named for it.
+    pub fn workspace_name(&self) -> Option<&str> {
+        self.workspace.as_deref()
+    }
+
+    /// Its model patterns; empty means every model.
+    pub fn model_patterns(&self) -> &[ModelPattern] {
+        &self.models
+    }
+
+    /// Whether it may serve `model`.
+    pub fn serves(&self, model: &str) -> bool {
+        self.models.is_empty() || self.models.iter().any(|pattern| pattern.matches(model))
+    }
+
+    /// Its own base URL.
+    pub fn base(&self) -> Option<&Uri> {
+        self.base_url.as_ref()
+    }
+
+    /// Its own cap of requests at once.
+    pub fn in_flight_cap(&self) -> Option<usize> {
+        self.max_in_flight
+    }
+
+    /// The `Authorization` header that carries it, marked sensitive.
+    pub fn authorization(&self) -> &HeaderValue {
+        &self.authorization
+    }
+
+    /// The secret itself, for those who must send it some other way.
+    pub fn expose_secret(&self) -> &str {
+        self.secret.expose_secret()
+    }
+
+    /// Whether the secret has the shape of an OpenRouter key.
+    pub fn looks_like_openrouter(&self) -> bool {
+        self.expose_secret().starts_with("sk-or-")
+    }
+}
+
+impl fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ApiKey")
+            .field("label", &self.label)
+            .field("id", &&self.hash[..8])
+            .field("weight", &self.weight)
+            .field("account", &self.account)
+            .field("workspace", &self.workspace)
+            .field("models", &self.models)
+            .field("base_url", &self.base_url)
+            .field("max_in_flight", &self.max_in_flight)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Reads an upstream's base URL; a trailing slash is dropped.
+pub(crate) fn base_url(url: &str) -> Result<Uri, KeyError> {
+    let refuse = |what| KeyError::BadBaseUrl { what };
+    let uri: Uri = url.trim().trim_end_matches('/').parse().map_err(|_| refuse("it is not a URL"))?;
+    if !matches!(uri.scheme_str(), Some("http" | "https")) {
+        return Err(refuse("it must start with http:// or https://"));
+    }
+    match uri.authority() {
+        None => return Err(refuse("it names no host")),
+        Some(authority) if authority.as_str().contains('@') => {
+            return Err(refuse("it must not carry credentials"));
+        }
+        Some(_) => {}
+    }
+    if uri.query().is_some() {
+        return Err(refuse("it must not carry a query"));
+    }
+    if !is_plain_path(uri.path()) {
+        return Err(refuse("its path must not hold empty or dot segments, or backslashes"));
+    }
+    Ok(uri)
+}
+
+/// Whether a path stays where it is put: no empty or dot segments, no backslashes, however they are spelled.
+pub(crate) fn is_plain_path(path: &str) -> bool {
+    let trimmed = path.strip_prefix('/').unwrap_or(path);
+    let trimmed = trimmed.strip_suffix('/').unwrap_or(trimmed);
+    if trimmed.is_empty() {
+        return path.len() <= 1;
+    }
+    let bytes = trimmed.as_bytes();
+    if !bytes.iter().any(|byte| matches!(byte, b'%' | b'\\')) {
+        return trimmed.split('/').all(is_plain_segment);
+    }
+    let lower = trimmed.to_ascii_lowercase();
+    let decoded = lower.replace("%2e", ".").replace("%2f", "/").replace("%5c", "\\");
+    !decoded.contains('\\') && decoded.split('/').all(is_plain_segment)
+}
+
+fn is_plain_segment(segment: &str) -> bool {
+    !matches!(segment, "" | "." | "..")
+}
+
+fn name_of(bad: char) -> &'static str {
+    match bad {
+        '\r' => "a carriage return",
+        '\n' => "a line feed",
+        '\0' => "a NUL",
+        c if c.is_whitespace() => "white space",
+        c if c.is_control() => "a control character",
+        _ => "a character outside ASCII",
+    }
+}
+
+/// What is wrong with a key, or a set of keys. It never holds any of the secret.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeyError {
+    /// The secret is empty.
+    #[error("the key is empty: give its secret, or leave it out")]
+    EmptySecret,
+    /// The secret holds a character that cannot be sent.
+    #[error("the key holds {what} at position {position}: copy it again without it")]
+    BadCharacter {
+        /// Which character of the secret, counting bytes from 1.
+        position: usize,
+        /// What kind of character.
+        what: &'static str,
+    },
+    /// The weight is not usable.
+    #[error("the key's weight is {0}: it must be a number of 0 or more")]
+    BadWeight(f64),
+    /// The cap is 0.
+    #[error("the key's max_in_flight is 0: it must be at least 1; use weight 0 to send it nothing")]
+    ZeroCap,
+    /// The base URL is not usable.
+    #[error("the base URL cannot be used: {what}")]
+    BadBaseUrl {
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// A model pattern is not usable.
+    #[error("the model pattern {0:?} is empty or holds white space: write one such as \"anthropic/*\"")]
+    BadPattern(Box<str>),
+    /// There is no key at all.
+    #[error("no key is given: a pool needs at least one")]
+    NoKeys,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn r100_bad_secrets_are_refused_by_position_never_by_value() {
+        for (secret, position, what) in [
+            ("sk-or-\rcanary", 7, "a carriage return"),
+            ("sk-or-\ncanary", 7, "a line feed"),
+            ("  sk-or-\0canary", 9, "a NUL"),
+            ("sk or-canary", 3, "white space"),
+            ("sk-or-cänary", 8, "a character outside ASCII"),
+        ] {
+            let error = ApiKey::new(secret).unwrap_err();
+            assert_eq!(error, KeyError::BadCharacter { position, what });
+            assert!(!error.to_string().contains("anary"));
+        }
+        assert_eq!(ApiKey::new(" \n").unwrap_err(), KeyError::EmptySecret);
+    }
+
+    #[test]
+    fn r099_a_key_shows_its_label_and_eight_characters_of_its_hash() {
+        let key = ApiKey::new(" sk-or-v1-canary \n").unwrap();
+        assert_eq!(key.expose_secret(), "sk-or-v1-canary");
+        assert!(key.authorization().is_sensitive());
+        let shown = format!("{key:?} {:?}", key.authorization());
+        assert!(!shown.contains("canary"), "{shown}");
+        assert!(shown.contains(&key.hash()[..8]));
+        assert_eq!(key.name(), &key.hash()[..8]);
+        assert_eq!(key.hash().len(), 64);
+    }
+
+    #[test]
+    fn r117_numbers_out_of_range_are_refused() {
+        let key = ApiKey::new("k").unwrap();
+        for weight in [-1.0, f64::NAN, f64::INFINITY] {
+            assert!(matches!(key.clone().weight(weight), Err(KeyError::BadWeight(_))));
+        }
+        assert_eq!(key.clone().max_in_flight(0).unwrap_err(), KeyError::ZeroCap);
+        for url in ["", "openrouter.ai", "ftp://x/", "https://", "https://u:p@host", "https://host/?q"] {
+            assert!(matches!(key.clone().base_url(url), Err(KeyError::BadBaseUrl { .. })), "{url}");
+        }
+        assert_eq!(key.base_url("https://eu.openrouter.ai/api/v1/").unwrap().base().unwrap().path(), "/api/v1");
+    }
+
+    proptest! {
+        #[test]
+        fn r119_any_text_is_a_key_or_an_error(text in any::<String>()) {
+            if let Ok(key) = ApiKey::new(&text) {
+                prop_assert_eq!(key.expose_secret(), text.trim());
+            }
+        }
+    }
+}

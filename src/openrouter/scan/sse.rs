@@ -1,0 +1,236 @@
+//! An event stream, read line by line.
+
+use memchr::memchr2;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{KEPT, Note, usage::has_member};
+use crate::outcome::Retry;
+
+#[derive(Debug, Default)]
+pub(super) struct Sse {
+    /// A line whose end has not come.
+    line: Vec<u8>,
+    /// The data lines so far of an event that has several.
+    event: Vec<u8>,
+    shape: Shape,
+    after_cr: bool,
+    /// The current line is longer than we keep: it is passed over.
+    overlong: bool,
+    began: bool,
+}
+
+/// Whose events these are, which says where output, usage and the end are found.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    #[default]
+    Unknown,
+    /// Chunks with `choices`, ended by `[DONE]`.
+    Chat,
+    /// Events with a `type`: `/responses` and `/messages`, ended by an event of their own.
+    Typed,
+}
+
+impl Sse {
+    pub(super) fn data(&mut self, mut chunk: &[u8], note: &mut Note) {
+        while let Some(at) = memchr2(b'\n', b'\r', chunk) {
+            let (line, rest) = (&chunk[..at], &chunk[at + 1..]);
+            // CR LF is one line end, even with a cut between the two
+            let second_half = at == 0 && chunk[0] == b'\n' && self.after_cr;
+            self.after_cr = chunk[at] == b'\r';
+            chunk = rest;
+            if second_half {
+                continue;
+            }
+            self.line_end(line, note);
+            if note.ended {
+                return;
+            }
+        }
+        if !chunk.is_empty() {
+            self.after_cr = false;
+            self.keep(chunk, note);
+        }
+    }
+
+    pub(super) fn end(mut self, note: &mut Note) {
+        self.line_end(b"", note);
+        self.dispatch(note);
+        note.cut(false, Retry::Once);
+    }
+
+    fn keep(&mut self, piece: &[u8], note: &mut Note) {
+        if self.overlong {
+            return;
+        }
+        if self.line.len() + piece.len() <= KEPT {
+            self.line.extend_from_slice(piece);
+            return;
+        }
+        self.overlong = true;
+        let whole = [std::mem::take(&mut self.line), piece.get(..KEPT).unwrap_or(piece).to_vec()].concat();
+        if let Some(data) = data_of(&whole) {
+            // no error is that long: an image, say, or the whole answer once more at its end
+            note.output();
+            if ["response.completed", "response.incomplete"].iter().any(|kind| starts_with_type(data, kind)) {
+                note.complete();
+            }
+        }
+    }
+
+    fn line_end(&mut self, last_piece: &[u8], note: &mut Note) {
+        if self.line.is_empty() && last_piece.len() <= KEPT && !self.overlong {
+            return self.line(last_piece, note);
+        }
+        self.keep(last_piece, note);
+        if !std::mem::take(&mut self.overlong) {
+            let mut line = std::mem::take(&mut self.line);
+            self.line(&line, note);
+            line.clear();
+            self.line = line;
+        }
+    }
+
+    fn line(&mut self, mut line: &[u8], note: &mut Note) {
+        if !self.began {
+            self.began = true;
+            // a byte order mark
+            line = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line);
+        }
+        if line.is_empty() {
+            return self.dispatch(note);
+        }
+        let Some(data) = data_of(line) else { return };
+        let alone = self.event.is_empty();
+        if alone && data.trim_ascii() == b"[DONE]" {
+            note.output();
+            return note.complete();
+        }
+        // nearly every event is one line: it is read where it lies
+        if alone && (data.is_empty() || data.first() == Some(&b'{') && data.ends_with(b"}") && self.read(data, note)) {
+            return;
+        }
+        if self.event.len() + data.len() < KEPT {
+            if !alone {
+                self.event.push(b'\n');
+            }
+            self.event.extend_from_slice(data);
+        }
+    }
+
+    /// The end of an event that was not understood line by line.
+    fn dispatch(&mut self, note: &mut Note) {
+        if self.event.is_empty() {
+            return;
+        }
+        let event = std::mem::take(&mut self.event);
+        if !self.read(&event, note) {
+            // not JSON: whatever it is, the caller gets something
+            note.output();
+        }
+    }
+
+    /// Reads an event; `false` if it is not JSON.
+    fn read(&mut self, event: &[u8], note: &mut Note) -> bool {
+        let committed = note.committed;
+        if committed && self.shape == Shape::Chat && !has_member(event, br#""error""#) {
+            note.usage_in(event);
+            return true;
+        }
+        if committed && self.shape == Shape::Typed && !has_member(event, br#""error""#) {
+            #[derive(Deserialize)]
+            struct Typed<'a> {
+                #[serde(borrow, rename = "type")]
+                kind: Option<&'a str>,
+            }
+            let Ok(Typed { kind }) = serde_json::from_slice(event) else { return false };
+            return Self::after(kind.unwrap_or_default(), event, note);
+        }
+        let Ok(document) = serde_json::from_slice::<Value>(event) else { return false };
+        if note.error_in(&document) {
+            return true;
+        }
+        let kind = document["type"].as_str().unwrap_or_default();
+        if document["choices"].is_array() {
+            self.shape = Shape::Chat;
+        } else if !kind.is_empty() {
+            self.shape = Shape::Typed;
+        }
+        if is_output(&document, kind) {
+            note.output();
+        }
+        Self::after(kind, event, note)
+    }
+
+    /// What an event without an error says about usage and the end.
+    fn after(kind: &str, event: &[u8], note: &mut Note) -> bool {
+        match kind {
+            "response.completed" | "response.incomplete" | "message_stop" => {
+                note.usage_in(event);
+                note.output();
+                note.complete();
+            }
+            "response.failed" => {
+                note.error_in(&serde_json::json!({ "type": kind }));
+            }
+            // it reports the whole; what comes at the start is only the prompt's
+            "" | "message_delta" => note.usage_in(event),
+            _ => {}
+        }
+        true
+    }
+}
+
+fn data_of(line: &[u8]) -> Option<&[u8]> {
+    let data = line.strip_prefix(b"data:")?;
+    Some(data.strip_prefix(b" ").unwrap_or(data))
+}
+
+fn starts_with_type(data: &[u8], kind: &str) -> bool {
+    let head = data.get(..256).unwrap_or(data);
+    memchr::memmem::find(head, format!("\"{kind}\"").as_bytes()).is_some()
+}
+
+/// Whether an event carries something of the answer, rather than news about its making.
+fn is_output(event: &Value, kind: &str) -> bool {
+    if let Some(choices) = event["choices"].as_array() {
+        return choices.iter().any(|choice| {
+            [&choice["delta"], &choice["message"]].into_iter().any(says_something)
+                || says(&choice["text"])
+                || choice["finish_reason"].is_string()
+        });
+    }
+    match kind {
+        "" | "ping" | "message_start" | "response.created" | "response.queued" | "response.in_progress" => false,
+        "content_block_start" => event["content_block"]["type"] == "tool_use",
+        "response.output_item.added" => event["item"]["type"] == "function_call",
+        "response.content_part.added" | "response.reasoning_summary_part.added" => false,
+        "content_block_delta" => event["delta"]
+            .as_object()
+            .is_some_and(|delta| delta.iter().any(|(name, value)| name != "type" && says(value))),
+        kind if kind.ends_with(".delta") => says(&event["delta"]),
+        _ => true,
+    }
+}
+
+/// Whether any member of a delta but its role is more than empty.
+fn says_something(delta: &Value) -> bool {
+    delta.as_object().is_some_and(|delta| delta.iter().any(|(name, value)| name != "role" && says(value)))
+}
+
+fn says(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(_) => false,
+        Value::Number(_) => true,
+        Value::String(text) => !text.is_empty(),
+        Value::Array(items) => !items.is_empty(),
+        Value::Object(members) => !members.is_empty(),
+    }
+}
+
+#[cfg(test)]
+impl Sse {
+    pub(super) fn kept(&self) -> usize {
+        self.line.capacity() + self.event.capacity()
+    }
+}

@@ -1,0 +1,248 @@
+//! What belongs to one request rather than to one attempt: its deadline, what its body asks for, and the ledger of attempts.
+//!
+//! Several stages add to it and read it, none of them owns it, and a retry sends a clone of the request; so it is one shared
+//! value in the request's extensions, made by whichever stage comes first. The body is read for its model and limits only
+//! when somebody asks.
+
+use std::{
+    fmt,
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+};
+
+use bytes::Bytes;
+use http::{Extensions, Request};
+use http_body_util::{Empty, Full};
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::value::RawValue;
+use smallvec::SmallVec;
+use tokio::time::Instant;
+
+use crate::{endpoint::Endpoint, outcome::Outcome};
+
+/// The shared context of a request and of its attempts.
+#[derive(Clone)]
+pub struct RequestContext(Arc<Inner>);
+
+struct Inner {
+    deadline: Mutex<Option<Instant>>,
+    body: OnceLock<Bytes>,
+    asks: OnceLock<Asks>,
+    ledger: Mutex<Ledger>,
+}
+
+impl RequestContext {
+    /// An empty context.
+    pub fn new() -> Self {
+        Self(Arc::new(Inner {
+            deadline: Mutex::new(None),
+            body: OnceLock::new(),
+            asks: OnceLock::new(),
+            ledger: Mutex::default(),
+        }))
+    }
+
+    /// The context of a request; an empty one is put in if there is none.
+    pub fn of<B>(request: &mut Request<B>) -> Self {
+        if let Some(context) = Self::get(request.extensions()) {
+            return context.clone();
+        }
+        let context = Self::new();
+        request.extensions_mut().insert(context.clone());
+        context
+    }
+
+    /// The context in these extensions.
+    pub fn get(extensions: &Extensions) -> Option<&Self> {
+        extensions.get()
+    }
+
+    /// The instant by which everything must be over; `None` when there is none.
+    pub fn deadline(&self) -> Option<Instant> {
+        *lock(&self.0.deadline)
+    }
+
+    /// Sets the deadline, unless an earlier one stands.
+    pub fn limit(&self, deadline: Instant) {
+        let mut stands = lock(&self.0.deadline);
+        *stands = Some(stands.map_or(deadline, |stands| stands.min(deadline)));
+    }
+
+    /// Gives the whole body, to be read for what it asks; the first one stays.
+    pub fn set_body(&self, body: Bytes) {
+        let _ = self.0.body.set(body);
+    }
+
+    /// What the body asks for; all empty when it is not known or not JSON. Read once, at the first call.
+    pub fn asks(&self) -> &Asks {
+        static NOTHING: Asks = Asks::nothing();
+        match self.0.body.get() {
+            Some(body) => self.0.asks.get_or_init(|| Asks::read(body)),
+            None => &NOTHING,
+        }
+    }
+
+    /// The attempts made so far. Hold it briefly: it is a lock.
+    pub fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        lock(&self.0.ledger)
+    }
+}
+
+impl Default for RequestContext {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for RequestContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RequestContext")
+            .field("deadline", &self.deadline())
+            .field("ledger", &*self.ledger())
+            .finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a request's body asks for, as far as balancing cares.
+#[derive(Debug, Clone, PartialEq, Default)]
+#[non_exhaustive]
+pub struct Asks {
+    /// The model's name.
+    pub model: Option<Box<str>>,
+    /// Whether the answer should be a stream.
+    pub stream: bool,
+    /// The most tokens the answer may have (`max_tokens`, `max_completion_tokens` or `max_output_tokens`).
+    pub max_tokens: Option<u64>,
+    /// The conversation it belongs to (`session_id`, else `user`).
+    pub session: Option<Box<str>>,
+    /// A hash of the provider preferences; 0 when there are none. Requests with other wishes use other provider pools.
+    pub provider: u64,
+}
+
+impl Asks {
+    const fn nothing() -> Self {
+        Self { model: None, stream: false, max_tokens: None, session: None, provider: 0 }
+    }
+
+    fn read(body: &[u8]) -> Self {
+        #[derive(Deserialize)]
+        struct Fields<'a> {
+            #[serde(borrow, default)]
+            model: Option<&'a RawValue>,
+            #[serde(borrow, default)]
+            stream: Option<&'a RawValue>,
+            #[serde(borrow, default)]
+            max_tokens: Option<&'a RawValue>,
+            #[serde(borrow, default)]
+            max_completion_tokens: Option<&'a RawValue>,
+            #[serde(borrow, default)]
+            max_output_tokens: Option<&'a RawValue>,
+            #[serde(borrow, default)]
+            session_id: Option<&'a RawValue>,
+            #[serde(borrow, default)]
+            user: Option<&'a RawValue>,
+            #[serde(borrow, default)]
+            provider: Option<&'a RawValue>,
+        }
+        // a member of an odd type is the upstream's to refuse; here it just says nothing
+        fn value<T: DeserializeOwned>(raw: Option<&RawValue>) -> Option<T> {
+            serde_json::from_str(raw?.get()).ok()
+        }
+        let Ok(fields) = serde_json::from_slice::<Fields<'_>>(body) else {
+            return Self::nothing();
+        };
+        Self {
+            model: value(fields.model),
+            stream: value(fields.stream).unwrap_or(false),
+            max_tokens: value(fields.max_tokens)
+                .or_else(|| value(fields.max_completion_tokens))
+                .or_else(|| value(fields.max_output_tokens)),
+            session: value(fields.session_id).or_else(|| value(fields.user)),
+            provider: fields.provider.map_or(0, |raw| {
+                let mut hasher = DefaultHasher::new();
+                raw.get().hash(&mut hasher);
+                hasher.finish().max(1)
+            }),
+        }
+    }
+
+    /// Whether the model is one of the free ones, which have a quota of their own per account.
+    pub fn is_free(&self) -> bool {
+        self.model.as_deref().is_some_and(|model| model.ends_with(":free") || model == "openrouter/free")
+    }
+}
+
+/// The attempts of one request, in order. Selection writes it, retry and whoever explains reads it.
+#[derive(Debug, Clone, Default)]
+pub struct Ledger {
+    attempts: SmallVec<[Attempt; 1]>,
+    elsewhere: bool,
+}
+
+/// One attempt.
+#[derive(Debug, Clone)]
+pub struct Attempt {
+    /// Where it went.
+    pub endpoint: Endpoint,
+    /// What became of it, once known.
+    pub outcome: Option<Outcome>,
+}
+
+impl Ledger {
+    /// Notes that an attempt starts on `endpoint`.
+    pub fn start(&mut self, endpoint: &Endpoint) {
+        self.attempts.push(Attempt { endpoint: endpoint.clone(), outcome: None });
+        self.elsewhere = false;
+    }
+
+    /// Notes what became of the latest attempt, and whether another key outside the failed scope could serve now.
+    pub fn end(&mut self, outcome: Outcome, elsewhere: bool) {
+        if let Some(attempt) = self.attempts.last_mut() {
+            attempt.outcome = Some(outcome);
+        }
+        self.elsewhere = elsewhere;
+    }
+
+    /// The attempts so far, the latest last.
+    pub fn attempts(&self) -> &[Attempt] {
+        &self.attempts
+    }
+
+    /// Whether, at the end of the latest attempt, a key outside the failed scope could have served.
+    pub fn elsewhere(&self) -> bool {
+        self.elsewhere
+    }
+}
+
+/// A request body that can be sent again.
+pub trait Replay: Sized {
+    /// The same body from its beginning; `None` when it cannot be sent a second time.
+    fn replay(&self) -> Option<Self>;
+
+    /// Whether all of it is known, so that what [`replay`](Self::replay) gave may be sent now. Default: yes.
+    fn is_replayable(&self) -> bool {
+        true
+    }
+}
+
+impl Replay for Full<Bytes> {
+    fn replay(&self) -> Option<Self> {
+        Some(self.clone())
+    }
+}
+
+impl Replay for Empty<Bytes> {
+    fn replay(&self) -> Option<Self> {
+        Some(Self::new())
+    }
+}
+
+impl Replay for () {
+    fn replay(&self) -> Option<Self> {
+        Some(())
+    }
+}

@@ -1,0 +1,178 @@
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use http::{Request, Response};
+use pin_project_lite::pin_project;
+use tokio::time::{Instant, Sleep, sleep};
+use tower::{BoxError, retry::Policy};
+
+use super::{
+    GiveUp, RetryBudget,
+    budget::Ticket,
+    policy::{Decision, Keys, Limits, Progress, decide},
+    stats::Counts,
+};
+use crate::{
+    Rejected,
+    outcome::{Classify, Fault, Outcome, Retry, Verdict},
+    request::{Replay, RequestContext},
+};
+
+/// What all services of a layer share.
+#[derive(Clone)]
+pub(super) struct Shared {
+    pub(super) limits: Limits,
+    pub(super) budget: RetryBudget,
+    pub(super) classify: Arc<dyn Classify>,
+    pub(super) counts: Arc<Counts>,
+}
+
+/// The attempts of one request, as a policy of [`tower::retry`]. A clone begins anew.
+pub(super) struct Attempts {
+    shared: Arc<Shared>,
+    progress: Progress,
+    pending: Option<Pending>,
+}
+
+/// An attempt decided on and not begun.
+struct Pending {
+    fault: Fault,
+    /// The retry taken out of the budget; a failover needs none. It goes back if the caller leaves before the attempt.
+    ticket: Option<Ticket>,
+}
+
+impl Attempts {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, progress: Progress::default(), pending: None }
+    }
+
+    /// Decides, and takes out of the budget, what follows `fault`.
+    fn next(&mut self, fault: Fault, context: Option<&RequestContext>) -> Result<Wait, GiveUp> {
+        let now = Instant::now();
+        let remaining = context.and_then(RequestContext::deadline).map(|at| at.saturating_duration_since(now));
+        let keys = context.map_or(Keys::One, |context| Keys::of(&context.ledger(), &fault));
+        let decision = decide(&self.shared.limits, &self.progress, &fault, keys, remaining, fastrand::f64());
+        let (wait, ticket) = match decision {
+            Decision::GiveUp(why) => return Err(why),
+            Decision::Failover => (Wait::Not, None),
+            Decision::After(wait) => {
+                (Wait::until_after(wait), Some(self.shared.budget.take(now).ok_or(GiveUp::Budget)?))
+            }
+        };
+        self.progress.note(&fault, decision);
+        self.pending = Some(Pending { fault, ticket });
+        Ok(wait)
+    }
+}
+
+impl Clone for Attempts {
+    fn clone(&self) -> Self {
+        Self::new(self.shared.clone())
+    }
+}
+
+impl<B: Replay, ResB> Policy<Request<B>, Response<ResB>, BoxError> for Attempts {
+    type Future = Wait;
+
+    fn retry(&mut self, request: &mut Request<B>, result: &mut Result<Response<ResB>, BoxError>) -> Option<Wait> {
+        let outcome = match result {
+            Ok(response) => match Verdict::of(response, &*self.shared.classify) {
+                Verdict::Known(outcome) => outcome,
+                // the rest is known only when bytes have been passed on
+                Verdict::AtCommit(_) | Verdict::AtEnd => return None,
+            },
+            // our own refusal waited already, or knows that waiting is in vain
+            Err(error) if Rejected::find(&**error).is_some() => return None,
+            Err(error) => self.shared.classify.error(&**error),
+        };
+        let Outcome::Fault(fault) = outcome else { return None };
+        if !request.body().is_replayable() {
+            self.shared.counts.unreplayable();
+            return None;
+        }
+        match self.next(fault, RequestContext::get(request.extensions())) {
+            Ok(wait) => {
+                tracing::debug!(cause = %fault.cause, scope = %fault.scope, wait = ?wait.span(), "trying again");
+                Some(wait)
+            }
+            Err(why) => {
+                tracing::debug!(cause = %fault.cause, scope = %fault.scope, why = why.as_str(), "giving up");
+                self.shared.counts.give_up(why);
+                None
+            }
+        }
+    }
+
+    /// Called right before each attempt: the place where a retry that was decided on becomes one that happened.
+    fn clone_request(&mut self, request: &Request<B>) -> Option<Request<B>> {
+        let counts = &self.shared.counts;
+        match self.pending.take() {
+            Some(Pending { fault, ticket: None }) => counts.failover(fault.cause),
+            Some(Pending { fault, ticket: Some(ticket) }) => {
+                ticket.spend();
+                counts.retry(fault.cause, fault.retry == Retry::Unclear);
+            }
+            None => {}
+        }
+        let Some(body) = request.body().replay() else {
+            counts.unreplayable();
+            return None;
+        };
+        let mut copy = Request::new(body);
+        *copy.method_mut() = request.method().clone();
+        *copy.uri_mut() = request.uri().clone();
+        *copy.version_mut() = request.version();
+        *copy.headers_mut() = request.headers().clone();
+        *copy.extensions_mut() = request.extensions().clone();
+        Some(copy)
+    }
+}
+
+impl fmt::Debug for Attempts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Attempts")
+            .field("limits", &self.shared.limits)
+            .field("progress", &self.progress)
+            .finish_non_exhaustive()
+    }
+}
+
+pin_project! {
+    /// The wait before an attempt.
+    #[project = WaitProj]
+    #[derive(Debug)]
+    pub(super) enum Wait {
+        Not,
+        Until { span: Duration, #[pin] sleep: Sleep },
+    }
+}
+
+impl Wait {
+    fn until_after(span: Duration) -> Self {
+        Self::Until { span, sleep: sleep(span) }
+    }
+
+    fn span(&self) -> Duration {
+        match self {
+            Self::Not => Duration::ZERO,
+            Self::Until { span, .. } => *span,
+        }
+    }
+}
+
+impl Future for Wait {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        match self.project() {
+            WaitProj::Not => Poll::Ready(()),
+            WaitProj::Until { sleep, .. } => sleep.poll(cx),
+        }
+    }
+}

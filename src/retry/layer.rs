@@ -1,0 +1,301 @@
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use http::{Request, Response};
+use pin_project_lite::pin_project;
+use tower::{
+    BoxError,
+    retry::{budget::Budget, future::ResponseFuture},
+};
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::{
+    Backoff, RetryBudget, RetryError, RetryHandle,
+    attempts::{Attempts, Shared},
+    policy::Limits,
+    stats::Counts,
+};
+use crate::{
+    outcome::{Classify, HttpStatus},
+    request::{Replay, RequestContext},
+};
+
+/// Tries failed requests again; see the [module](super) for which, where and when.
+///
+/// As it comes: 3 attempts, 0.5 to 30 s between them, a budget of 20 % and 10 a second, hints of up to 2 minutes waited for:
+///
+/// ```
+/// use bytes::Bytes;
+/// use http::{Request, Response, StatusCode};
+/// use http_body_util::Full;
+/// use tower::{BoxError, ServiceBuilder, ServiceExt};
+/// use tower_openrouter::RetryLayer;
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), BoxError> {
+/// let retry = RetryLayer::new();
+/// let handle = retry.handle();
+/// let service = ServiceBuilder::new().layer(retry).service_fn(|_: Request<Full<Bytes>>| async {
+///     let mut answer = Response::new("busy");
+///     *answer.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+///     Ok::<_, BoxError>(answer)
+/// });
+/// let answer = service.oneshot(Request::new(Full::default())).await?;
+/// assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+/// assert_eq!(handle.stats().attempts, 3);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Around a gRPC channel, with numbers of one's own, and repeating what may have run:
+///
+/// ```
+/// use std::time::Duration;
+/// use tower_openrouter::{
+///     RetryLayer,
+///     outcome::Grpc,
+///     retry::{Backoff, RetryBudget},
+/// };
+///
+/// let retry = RetryLayer::new()
+///     .attempts(5)?
+///     .backoff(Backoff::new(Duration::from_millis(100), Duration::from_secs(5))?)
+///     .budget(RetryBudget::new(0.6, 1)?)
+///     .wait_cap(Duration::from_secs(10))
+///     .retry_unclear(true)
+///     .classify(Grpc);
+/// # let _ = retry;
+/// # Ok::<(), tower_openrouter::retry::RetryError>(())
+/// ```
+///
+/// All services made from one layer, and all its clones, share one budget and one set of counts.
+#[derive(Clone)]
+pub struct RetryLayer {
+    shared: Arc<Shared>,
+}
+
+impl RetryLayer {
+    /// The most attempts that can be asked for (gRPC's bound).
+    pub const MOST_ATTEMPTS: u32 = 5;
+
+    /// The defaults.
+    pub fn new() -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                limits: Limits {
+                    attempts: 3,
+                    wait_cap: Duration::from_secs(120),
+                    backoff: Backoff::default(),
+                    unclear: false,
+                },
+                budget: RetryBudget::default(),
+                classify: Arc::new(HttpStatus),
+                counts: Arc::new(Counts::default()),
+            }),
+        }
+    }
+
+    /// Sets how many attempts a request may make, the first included and failovers not; default 3.
+    ///
+    /// # Errors
+    /// When it is 0 or above [`MOST_ATTEMPTS`](Self::MOST_ATTEMPTS).
+    pub fn attempts(mut self, attempts: u32) -> Result<Self, RetryError> {
+        if !(1..=Self::MOST_ATTEMPTS).contains(&attempts) {
+            return Err(RetryError::Attempts(attempts));
+        }
+        self.shared_mut().limits.attempts = attempts;
+        Ok(self)
+    }
+
+    /// Sets the waits between attempts.
+    #[must_use]
+    pub fn backoff(mut self, backoff: Backoff) -> Self {
+        self.shared_mut().limits.backoff = backoff;
+        self
+    }
+
+    /// Sets the budget of retries. Give clones of one to several layers that lead to the same upstream.
+    #[must_use]
+    pub fn budget(mut self, budget: RetryBudget) -> Self {
+        self.shared_mut().budget = budget;
+        self
+    }
+
+    /// Sets the longest hint that is waited for; default 2 minutes, as OpenAI's clients. What asks for more is passed on.
+    #[must_use]
+    pub fn wait_cap(mut self, cap: Duration) -> Self {
+        self.shared_mut().limits.wait_cap = cap;
+        self
+    }
+
+    /// Sets whether to repeat requests that may have run without our seeing the answer, such as after a reset; default no,
+    /// because a completion that ran twice is billed twice.
+    #[must_use]
+    pub fn retry_unclear(mut self, retry: bool) -> Self {
+        self.shared_mut().limits.unclear = retry;
+        self
+    }
+
+    /// Sets who judges answers that carry no outcome, and errors; default [`HttpStatus`].
+    #[must_use]
+    pub fn classify(mut self, classify: impl Classify) -> Self {
+        self.shared_mut().classify = Arc::new(classify);
+        self
+    }
+
+    /// Watches what the layer does.
+    pub fn handle(&self) -> RetryHandle {
+        RetryHandle(self.shared.counts.clone())
+    }
+
+    fn shared_mut(&mut self) -> &mut Shared {
+        Arc::make_mut(&mut self.shared)
+    }
+}
+
+impl Default for RetryLayer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for RetryLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RetryLayer")
+            .field("limits", &self.shared.limits)
+            .field("budget", &self.shared.budget)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S> Layer<S> for RetryLayer {
+    type Service = Retry<S>;
+
+    fn layer(&self, inner: S) -> Retry<S> {
+        let attempts = Attempts::new(self.shared.clone());
+        Retry { shared: self.shared.clone(), inner: tower::retry::Retry::new(attempts, Boxed(inner)) }
+    }
+}
+
+/// The service of [`RetryLayer`].
+///
+/// The request's body must be able to [`Replay`]; one that cannot is sent once. The inner service is cloned for each request.
+#[derive(Clone)]
+pub struct Retry<S> {
+    shared: Arc<Shared>,
+    inner: tower::retry::Retry<Attempts, Boxed<S>>,
+}
+
+impl<S, B, ResB> Service<Request<B>> for Retry<S>
+where
+    S: Service<Request<B>, Response = Response<ResB>> + Clone,
+    S::Error: Into<BoxError>,
+    B: Replay,
+{
+    type Response = Response<ResB>;
+    type Error = BoxError;
+    type Future = RetryFuture<S, B, ResB>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        self.shared.counts.request();
+        self.shared.budget.deposit();
+        // the copies for later attempts must share it
+        RequestContext::of(&mut request);
+        RetryFuture { inner: self.inner.call(request) }
+    }
+}
+
+impl<S: fmt::Debug> fmt::Debug for Retry<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Retry").field("limits", &self.shared.limits).field("inner", self.inner.get_ref()).finish()
+    }
+}
+
+pin_project! {
+    /// The future of [`Retry`].
+    pub struct RetryFuture<S, B, ResB>
+    where
+        S: Service<Request<B>, Response = Response<ResB>>,
+        S::Error: Into<BoxError>,
+        B: Replay,
+    {
+        #[pin]
+        inner: ResponseFuture<Attempts, Boxed<S>, Request<B>>,
+    }
+}
+
+impl<S, B, ResB> Future for RetryFuture<S, B, ResB>
+where
+    S: Service<Request<B>, Response = Response<ResB>> + Clone,
+    S::Error: Into<BoxError>,
+    B: Replay,
+{
+    type Output = Result<Response<ResB>, BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.project().inner.poll(cx)
+    }
+}
+
+impl<S, B, ResB> fmt::Debug for RetryFuture<S, B, ResB>
+where
+    S: Service<Request<B>, Response = Response<ResB>>,
+    S::Error: Into<BoxError>,
+    B: Replay,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RetryFuture").finish_non_exhaustive()
+    }
+}
+
+/// The inner service with its errors boxed, so that the policy can look at them.
+#[derive(Debug, Clone)]
+struct Boxed<S>(S);
+
+impl<S, R> Service<R> for Boxed<S>
+where
+    S: Service<R>,
+    S::Error: Into<BoxError>,
+{
+    type Response = S::Response;
+    type Error = BoxError;
+    type Future = BoxedFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.0.poll_ready(cx).map_err(Into::into)
+    }
+
+    fn call(&mut self, request: R) -> Self::Future {
+        BoxedFuture { inner: self.0.call(request) }
+    }
+}
+
+pin_project! {
+    struct BoxedFuture<F> {
+        #[pin]
+        inner: F,
+    }
+}
+
+impl<F, T, E> Future for BoxedFuture<F>
+where
+    F: Future<Output = Result<T, E>>,
+    E: Into<BoxError>,
+{
+    type Output = Result<T, BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.project().inner.poll(cx).map_err(Into::into)
+    }
+}

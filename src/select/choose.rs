@@ -1,0 +1,248 @@
+//! How an endpoint is found: the pick proposes, filters and readiness judge, and a scan from a random place has the last
+//! word, so that a usable endpoint is found if there is one.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+
+use tokio::time::Instant;
+use tower::{BoxError, Service};
+
+use super::{
+    WaitPolicy,
+    filter::{self, Filter, Fit},
+    lanes::{Lane, Lanes, Snapshot},
+    pick::{Candidates, Pick},
+    pool::Pool,
+    waiting::Room,
+};
+use crate::{
+    outcome::{Classify, Scope},
+    request::{Attempt, RequestContext},
+};
+
+/// Proposals before the scan. With half of the endpoints refusing, three miss one time in eight.
+const PROPOSALS: usize = 3;
+
+/// What a selector's clones share.
+pub(super) struct Shared<S, P> {
+    pub(super) pool: Pool,
+    pub(super) lanes: Lanes<S>,
+    pub(super) pick: Arc<P>,
+    pub(super) filters: Vec<Arc<dyn Filter>>,
+    pub(super) room: Room<S>,
+    pub(super) waiting: WaitPolicy,
+    pub(super) classify: Arc<dyn Classify>,
+}
+
+/// What looking for an endpoint came to.
+pub(super) enum Choice<S> {
+    /// This one, with an instance that said Ready.
+    Ready(Arc<Lane<S>>, S),
+    /// Nobody now.
+    Nobody(Outlook),
+}
+
+/// When somebody may be able to serve.
+#[derive(Debug, Default)]
+pub(super) struct Outlook {
+    /// The earliest instant at which somebody who is out comes back.
+    pub(super) earliest: Option<Instant>,
+    /// Whether somebody fits and is merely busy.
+    pub(super) busy: bool,
+    /// An error by which the stack of an endpoint said that it is finished.
+    pub(super) broken: Option<BoxError>,
+}
+
+impl Outlook {
+    fn returns(&mut self, at: Instant) {
+        self.earliest = Some(self.earliest.map_or(at, |earliest| earliest.min(at)));
+    }
+}
+
+impl<S, P: Pick> Shared<S, P> {
+    /// Whether the lane's endpoint may serve the request, whatever its readiness.
+    pub(super) fn fits(&self, lane: &Lane<S>, earlier: &[Attempt], request: &RequestContext, now: Instant) -> Fit {
+        let endpoint = &lane.endpoint;
+        if let Some(resting) = self.pool.book().upstream_out(endpoint, request, now) {
+            return Fit::NotBefore(resting.until);
+        }
+        let built_in = filter::built_in(self.pool.book(), earlier, endpoint, request, now);
+        self.filters.iter().fold(built_in, |fit, filter| match fit {
+            Fit::No => Fit::No,
+            fit => narrower(fit, filter.judge(endpoint, request, now)),
+        })
+    }
+
+    /// Looks for an endpoint that can serve now.
+    pub(super) fn choose<B>(&self, request: &RequestContext, now: Instant) -> Choice<S>
+    where
+        S: Service<http::Request<B>> + Clone,
+        S::Error: Into<BoxError>,
+    {
+        let snapshot = self.lanes.current(now);
+        let mut search = Search { shared: self, request, earlier: Vec::new(), now, outlook: Outlook::default() };
+        {
+            let ledger = request.ledger();
+            if !ledger.attempts().is_empty() {
+                search.earlier = ledger.attempts().to_vec();
+            }
+        }
+        match search.run(&snapshot) {
+            Some((lane, service)) => Choice::Ready(lane.clone(), service),
+            None => {
+                search.add_those_out();
+                Choice::Nobody(search.outlook)
+            }
+        }
+    }
+
+    /// Whether an endpoint outside `scope` of the latest attempt fits the request, busy or not.
+    pub(super) fn has_elsewhere(&self, scope: Scope, request: &RequestContext, now: Instant) -> bool {
+        let earlier = request.ledger().attempts().to_vec();
+        let all_out = matches!(scope, Scope::Request | Scope::Pool | Scope::Egress);
+        !all_out
+            && self.lanes.current(now).lanes.iter().any(|lane| {
+                self.fits(lane, &earlier, request, now) == Fit::Yes
+                    && earlier.iter().all(|attempt| attempt.endpoint != lane.endpoint)
+            })
+    }
+}
+
+impl<S, P> Shared<S, P> {
+    /// Why nobody can serve the request, in one sentence that names no key.
+    pub(super) fn why_nobody(&self, request: &RequestContext, now: Instant) -> String {
+        let pool = self.pool.endpoints();
+        let book = self.pool.book();
+        let mut reasons = BTreeMap::<&str, usize>::new();
+        for endpoint in pool.iter() {
+            let resting = book
+                .out(endpoint, now)
+                .or_else(|| book.upstream_out(endpoint, request, now))
+                .or_else(|| book.out_for(endpoint, request, now));
+            let reason = match resting {
+                Some(resting) => resting.cause.as_str(),
+                None if endpoint.shut_until(now).is_some() => "breaker_open",
+                None if filter::built_in(book, &[], endpoint, request, now) == Fit::No => "other_models",
+                None => "busy_or_tried",
+            };
+            *reasons.entry(reason).or_default() += 1;
+        }
+        let reasons: Vec<_> = reasons.into_iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+        format!("none of the {} keys can serve this request now: {}", pool.len(), reasons.join(", "))
+    }
+}
+
+fn narrower(one: Fit, other: Fit) -> Fit {
+    match (one, other) {
+        (Fit::No, _) | (_, Fit::No) => Fit::No,
+        (Fit::Yes, fit) | (fit, Fit::Yes) => fit,
+        (Fit::NotBefore(one), Fit::NotBefore(other)) => Fit::NotBefore(one.max(other)),
+    }
+}
+
+struct Search<'a, S, P> {
+    shared: &'a Shared<S, P>,
+    request: &'a RequestContext,
+    earlier: Vec<Attempt>,
+    now: Instant,
+    outlook: Outlook,
+}
+
+impl<S, P: Pick> Search<'_, S, P> {
+    fn run<'s, B>(&mut self, snapshot: &'s Snapshot<S>) -> Option<(&'s Arc<Lane<S>>, S)>
+    where
+        S: Service<http::Request<B>> + Clone,
+        S::Error: Into<BoxError>,
+    {
+        let count = snapshot.lanes.len();
+        if count == 0 {
+            return None;
+        }
+        let rng = &mut fastrand::Rng::new();
+        let candidates = Candidates { endpoints: &snapshot.endpoints, request: self.request, now: self.now };
+        for turn in 0..PROPOSALS {
+            let proposed = self.shared.pick.propose(&candidates, turn, rng);
+            if let Some(lane) = snapshot.lanes.get(proposed)
+                && !self.second_choice(lane)
+                && let Some(service) = self.try_lane(lane)
+            {
+                return Some((lane, service));
+            }
+        }
+        let start = rng.usize(..count);
+        let mut second_choices = false;
+        for lane in (0..count).map(|step| &snapshot.lanes[(start + step) % count]) {
+            if self.second_choice(lane) {
+                second_choices = true;
+            } else if let Some(service) = self.try_lane(lane) {
+                return Some((lane, service));
+            }
+        }
+        if second_choices {
+            for lane in (0..count).map(|step| &snapshot.lanes[(start + step) % count]) {
+                if self.second_choice(lane)
+                    && let Some(service) = self.try_lane(lane)
+                {
+                    return Some((lane, service));
+                }
+            }
+        }
+        None
+    }
+
+    fn second_choice(&self, lane: &Lane<S>) -> bool {
+        filter::is_second_choice(&self.earlier, self.shared.pool.state().is_warm(), &lane.endpoint)
+    }
+
+    /// An instance of the lane that said Ready, if it may and can serve.
+    fn try_lane<B>(&mut self, lane: &Lane<S>) -> Option<S>
+    where
+        S: Service<http::Request<B>> + Clone,
+        S::Error: Into<BoxError>,
+    {
+        match self.shared.fits(lane, &self.earlier, self.request, self.now) {
+            Fit::No => return None,
+            Fit::NotBefore(at) => {
+                self.outlook.returns(at);
+                return None;
+            }
+            Fit::Yes => {}
+        }
+        if lane.is_contended() {
+            self.outlook.busy = true;
+            return None;
+        }
+        let mut service = lane.service.clone();
+        // an instance that is not ready is dropped at once, so nobody need be woken for it
+        match service.poll_ready(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(())) => Some(service),
+            Poll::Pending => {
+                self.outlook.busy = true;
+                None
+            }
+            Poll::Ready(Err(error)) => {
+                self.shared.lanes.rebuild(&lane.endpoint);
+                self.outlook.broken = Some(error.into());
+                None
+            }
+        }
+    }
+
+    /// Counts in the endpoints that are out for everybody.
+    fn add_those_out(&mut self) {
+        let pool = self.shared.pool.endpoints();
+        for endpoint in pool.iter() {
+            if let Some(back) = self.shared.lanes.back_at(endpoint, self.now) {
+                let fit = filter::built_in(self.shared.pool.book(), &self.earlier, endpoint, self.request, self.now);
+                match fit {
+                    Fit::No => {}
+                    Fit::NotBefore(at) => self.outlook.returns(at.max(back)),
+                    Fit::Yes => self.outlook.returns(back),
+                }
+            }
+        }
+    }
+}

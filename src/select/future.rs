@@ -1,0 +1,268 @@
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use http::{Request, Response};
+use http_body::Body;
+use pin_project_lite::pin_project;
+use tokio::time::{Instant, Sleep};
+use tower::{BoxError, Service};
+
+use super::{
+    choose::{Choice, Outlook, Shared},
+    lanes::Lane,
+    pick::Pick,
+    pool::Pool,
+    waiting::Ticket,
+};
+use crate::{
+    body::{Ending, Guard, Guarded},
+    clock,
+    endpoint::Endpoint,
+    error::{Rejected, Why},
+    outcome::{Outcome, OutcomeCell, Retry, Verdict},
+    request::RequestContext,
+};
+
+/// Spread of those who wait for the same rest to end, as a share of the wait, so that they do not come all at once.
+const JITTER: f64 = 0.1;
+const LEAST_JITTER: Duration = Duration::from_millis(100);
+
+pin_project! {
+    /// Response future of [`KeySelect`](super::KeySelect).
+    pub struct KeySelectFuture<S, P, B>
+    where
+        S: Service<Request<B>>,
+        S: Send,
+        S: Sync,
+        S: 'static,
+        P: Pick,
+    {
+        shared: Arc<Shared<S, P>>,
+        context: RequestContext,
+        request: Option<Request<B>>,
+        waiting: Option<Waiting<S, P>>,
+        endpoint: Option<Endpoint>,
+        #[pin]
+        call: Option<S::Future>,
+    }
+}
+
+/// Someone in the line.
+struct Waiting<S: Send + Sync + 'static, P: Pick> {
+    ticket: Ticket<S, P>,
+    /// When to look at the pool anew, or to give up.
+    wake: Pin<Box<Sleep>>,
+    give_up: Instant,
+    outlook: Outlook,
+}
+
+impl<S, P, B> KeySelectFuture<S, P, B>
+where
+    S: Service<Request<B>> + Send + Sync + 'static,
+    P: Pick,
+{
+    pub(super) fn new(shared: Arc<Shared<S, P>>, mut request: Request<B>) -> Self {
+        let context = RequestContext::of(&mut request);
+        Self { shared, context, request: Some(request), waiting: None, endpoint: None, call: None }
+    }
+}
+
+impl<S, P, B, ResB> Future for KeySelectFuture<S, P, B>
+where
+    S: Service<Request<B>, Response = Response<ResB>> + Clone + Send + Sync + 'static,
+    S::Error: Into<BoxError>,
+    P: Pick,
+    ResB: Body,
+{
+    type Output = Result<Response<Guarded<ResB, Record>>, BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        if this.endpoint.is_none() {
+            let found = match this.waiting {
+                None => find(this.shared, this.context, this.waiting, cx),
+                Some(_) => Poll::Pending,
+            };
+            let found = match found {
+                Poll::Ready(found) => found,
+                Poll::Pending => ready!(wait(this.shared, this.context, this.waiting.as_mut().expect("in line"), cx)),
+            };
+            *this.waiting = None;
+            let (lane, mut service) = found?;
+            this.context.ledger().start(&lane.endpoint);
+            *this.endpoint = Some(lane.endpoint.clone());
+            this.call.set(Some(service.call(this.request.take().expect("taken once, here"))));
+        }
+        let result = ready!(this.call.as_mut().as_pin_mut().expect("set above").poll(cx));
+        let (pool, classify) = (&this.shared.pool, &*this.shared.classify);
+        let endpoint = this.endpoint.clone().expect("set above");
+        let mut record = Record { pool: pool.clone(), endpoint, context: this.context.clone(), awaits: None };
+        Poll::Ready(match result {
+            Ok(response) => {
+                match Verdict::of(&response, classify) {
+                    Verdict::Known(outcome) => {
+                        record.learn(&response);
+                        record.book(outcome);
+                        if let Outcome::Fault(fault) = outcome
+                            && fault.retry == Retry::Elsewhere
+                            && this.shared.has_elsewhere(fault.scope, this.context, Instant::now())
+                        {
+                            this.context.ledger().end(outcome, true);
+                        }
+                    }
+                    Verdict::AtCommit(cell) => record.awaits = Some(cell),
+                    // what a foreign stream says in its trailers, the breaker and the monitor read
+                    Verdict::AtEnd => {}
+                }
+                let record = record.awaits.is_some().then_some(record);
+                Ok(response.map(|body| Guarded::new(body, record)))
+            }
+            Err(error) => {
+                let error = error.into();
+                let outcome = classify.error(&*error);
+                record.book(outcome);
+                Err(error)
+            }
+        })
+    }
+}
+
+type Found<S> = Result<(Arc<Lane<S>>, S), BoxError>;
+
+/// Looks for an endpoint; joins the line when there is none yet.
+fn find<S, P, B>(
+    shared: &Arc<Shared<S, P>>,
+    context: &RequestContext,
+    waiting: &mut Option<Waiting<S, P>>,
+    cx: &mut Context<'_>,
+) -> Poll<Found<S>>
+where
+    S: Service<Request<B>> + Clone + Send + Sync + 'static,
+    S::Error: Into<BoxError>,
+    P: Pick,
+{
+    let now = Instant::now();
+    let outlook = match shared.choose(context, now) {
+        Choice::Ready(lane, service) => return Poll::Ready(Ok((lane, service))),
+        Choice::Nobody(outlook) => outlook,
+    };
+    let patience = clock::after(now, shared.waiting.max_wait);
+    let give_up = context.deadline().map_or(patience, |deadline| deadline.min(patience));
+    if outlook.is_hopeless(give_up) {
+        return Poll::Ready(Err(outlook.refuse(shared, context, now)));
+    }
+    let Some(ticket) = Ticket::take(shared, context, cx.waker()) else {
+        let detail = format!(
+            "{} requests wait for a key already: send fewer at once, or raise max_waiters",
+            shared.waiting.max_waiters
+        );
+        let after = outlook.earliest.map(|at| at - now);
+        return Poll::Ready(Err(Rejected::new(Why::QueueFull, detail).retry_after(after).into()));
+    };
+    if let Some(found) = ticket.line_up(context, now) {
+        return Poll::Ready(Ok(found));
+    }
+    let wake = Box::pin(tokio::time::sleep_until(outlook.look_again_at(now, give_up)));
+    *waiting = Some(Waiting { ticket, wake, give_up, outlook });
+    Poll::Pending
+}
+
+/// Stands in line.
+fn wait<S, P, B>(
+    shared: &Arc<Shared<S, P>>,
+    context: &RequestContext,
+    waiting: &mut Waiting<S, P>,
+    cx: &mut Context<'_>,
+) -> Poll<Found<S>>
+where
+    S: Service<Request<B>> + Clone + Send + Sync + 'static,
+    S::Error: Into<BoxError>,
+    P: Pick,
+{
+    loop {
+        let look_again = match waiting.ticket.poll(cx) {
+            Ok(found) => return Poll::Ready(Ok(found)),
+            Err(look_again) => look_again,
+        };
+        let time_is_up = waiting.wake.as_mut().poll(cx).is_ready();
+        if !look_again && !time_is_up {
+            return Poll::Pending;
+        }
+        let now = Instant::now();
+        match shared.choose(context, now) {
+            Choice::Ready(lane, service) => return Poll::Ready(Ok((lane, service))),
+            Choice::Nobody(outlook) => waiting.outlook = outlook,
+        }
+        if now >= waiting.give_up || waiting.outlook.is_hopeless(waiting.give_up) {
+            let outlook = std::mem::take(&mut waiting.outlook);
+            return Poll::Ready(Err(outlook.refuse(shared, context, now)));
+        }
+        if let Some(found) = waiting.ticket.line_up(context, now) {
+            return Poll::Ready(Ok(found));
+        }
+        waiting.wake.as_mut().reset(waiting.outlook.look_again_at(now, waiting.give_up));
+    }
+}
+
+impl Outlook {
+    /// Whether nobody comes back, or free, before `give_up`.
+    fn is_hopeless(&self, give_up: Instant) -> bool {
+        !self.busy && self.earliest.is_none_or(|earliest| earliest > give_up)
+    }
+
+    fn look_again_at(&self, now: Instant, give_up: Instant) -> Instant {
+        let Some(earliest) = self.earliest else { return give_up };
+        let spread = earliest.saturating_duration_since(now).mul_f64(JITTER).max(LEAST_JITTER);
+        (earliest + spread.mul_f64(fastrand::f64())).min(give_up)
+    }
+
+    fn refuse<S, P: Pick>(mut self, shared: &Shared<S, P>, request: &RequestContext, now: Instant) -> BoxError {
+        if let Some(broken) = self.broken.take() {
+            return broken;
+        }
+        let after = self.earliest.map(|earliest| earliest.saturating_duration_since(now));
+        Rejected::new(Why::NoKey, shared.why_nobody(request, now)).retry_after(after).into()
+    }
+}
+
+/// Writes an attempt's outcome into the ledger and the book of rests, at the head or when the body tells.
+#[derive(Debug)]
+pub struct Record {
+    pool: Pool,
+    endpoint: Endpoint,
+    context: RequestContext,
+    awaits: Option<OutcomeCell>,
+}
+
+impl Record {
+    fn learn<B>(&self, response: &Response<B>) {
+        if let Some(account) = response.extensions().get::<OutcomeCell>().and_then(OutcomeCell::account) {
+            self.endpoint.learn_account(account);
+        }
+    }
+
+    fn book(&self, outcome: Outcome) {
+        let now = Instant::now();
+        self.context.ledger().end(outcome, false);
+        match outcome {
+            Outcome::Success => {
+                self.pool.state().warm_up();
+                self.pool.book().succeed(&self.endpoint, &self.context, now);
+            }
+            Outcome::Fault(fault) => self.pool.record(&self.endpoint, &self.context, &fault, now),
+        }
+    }
+}
+
+impl Guard for Record {
+    fn finish(self, _ending: Ending) {
+        if let Some(outcome) = self.awaits.as_ref().and_then(|cell| cell.at_end().or(cell.at_commit())) {
+            self.book(outcome);
+        }
+    }
+}

@@ -1,0 +1,118 @@
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use tokio::time::Instant;
+
+use super::{pool::Pool, swap::Swap};
+use crate::{
+    clock,
+    endpoint::{Endpoint, EndpointId},
+    sync::Loaded,
+};
+
+/// An endpoint with the prototype of its stack, cloned for each attempt.
+pub(super) struct Lane<S> {
+    pub(super) endpoint: Endpoint,
+    pub(super) service: S,
+    /// Whether waiters stand in line for it, so that a newcomer must not pass them.
+    pub(super) contended: AtomicBool,
+}
+
+impl<S> Lane<S> {
+    pub(super) fn is_contended(&self) -> bool {
+        self.contended.load(Ordering::Acquire)
+    }
+}
+
+/// The endpoints that nothing holds back for everybody, as of one moment.
+pub(super) struct Snapshot<S> {
+    pub(super) endpoints: Box<[Endpoint]>,
+    pub(super) lanes: Box<[Arc<Lane<S>>]>,
+    version: u64,
+    /// When the first of those who are out comes back.
+    next_return: u64,
+}
+
+/// The stacks of a pool's endpoints, and the snapshot of those in use.
+pub(super) struct Lanes<S> {
+    pool: Pool,
+    make: Box<dyn Fn(&Endpoint) -> S + Send + Sync>,
+    snapshot: Swap<Snapshot<S>, HashMap<EndpointId, Arc<Lane<S>>>>,
+}
+
+impl<S> Lanes<S> {
+    pub(super) fn new(pool: Pool, make: Box<dyn Fn(&Endpoint) -> S + Send + Sync>) -> Self {
+        let stale = Snapshot { endpoints: Box::default(), lanes: Box::default(), version: u64::MAX, next_return: 0 };
+        Self { pool, make, snapshot: Swap::new(stale, HashMap::new()) }
+    }
+
+    /// The snapshot, made anew if somebody left or came back since.
+    pub(super) fn current(&self, now: Instant) -> Loaded<Snapshot<S>> {
+        let mut gone = Vec::new();
+        let snapshot = self.snapshot.current(
+            |snapshot| {
+                snapshot.version == self.pool.state().version()
+                    && (snapshot.next_return == u64::MAX || clock::nanos(now) < snapshot.next_return)
+            },
+            |all| self.look(all, &mut gone, now),
+        );
+        // foreign code runs when a stack is dropped, so no lock may be held
+        drop(gone);
+        snapshot
+    }
+
+    /// Replaces the stack of an endpoint whose service said that it is finished.
+    pub(super) fn rebuild(&self, endpoint: &Endpoint) {
+        let lane = self.lane(endpoint);
+        let finished = self.snapshot.change(|all| all.insert(endpoint.id(), lane));
+        drop(finished);
+        endpoint.pool().touch();
+    }
+
+    /// Until when an endpoint is out for every request.
+    pub(super) fn back_at(&self, endpoint: &Endpoint, now: Instant) -> Option<Instant> {
+        let rest = self.pool.book().out(endpoint, now).map(|resting| resting.until);
+        rest.max(endpoint.shut_until(now))
+    }
+
+    fn lane(&self, endpoint: &Endpoint) -> Arc<Lane<S>> {
+        let service = (self.make)(endpoint);
+        Arc::new(Lane { endpoint: endpoint.clone(), service, contended: AtomicBool::new(false) })
+    }
+
+    fn look(
+        &self,
+        all: &mut HashMap<EndpointId, Arc<Lane<S>>>,
+        gone: &mut Vec<Arc<Lane<S>>>,
+        now: Instant,
+    ) -> Snapshot<S> {
+        // read before the endpoints: a change in between makes this snapshot stale, not wrong
+        let version = self.pool.state().version();
+        let pool = self.pool.endpoints();
+        let mut next_return = u64::MAX;
+        let mut lanes = Vec::with_capacity(pool.len());
+        for endpoint in pool.iter() {
+            let lane = all.entry(endpoint.id()).or_insert_with(|| self.lane(endpoint));
+            match self.back_at(endpoint, now) {
+                Some(until) => next_return = next_return.min(clock::nanos(until)),
+                None => lanes.push(lane.clone()),
+            }
+        }
+        if all.len() > pool.len() {
+            all.retain(|_, lane| {
+                let stays = !lane.endpoint.is_removed();
+                if !stays {
+                    gone.push(lane.clone());
+                }
+                stays
+            });
+        }
+        let endpoints = lanes.iter().map(|lane| lane.endpoint.clone()).collect();
+        Snapshot { endpoints, lanes: lanes.into(), version, next_return }
+    }
+}

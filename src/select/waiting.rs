@@ -1,0 +1,304 @@
+//! The line of those who wait for an endpoint.
+//!
+//! When every endpoint that fits is busy, a request waits, and the one that has waited longest and can use what comes free
+//! must get it. Left to each endpoint's own limiter there would be as many queues as endpoints, and a request can stand in
+//! one only; polled by every waiter, each release would wake them all. So the line is the pool's: a waiter is an entry here.
+//! While there are waiters, a busy endpoint has one pending instance, polled with a waker of the endpoint's own. When that
+//! fires, the first waiter that can use the endpoint is woken and takes the instance itself; if it has left meanwhile, the
+//! next is. When nobody is left who could use it the instance is dropped, so an idle line holds nothing. There is no task.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::Ordering},
+    task::{Context, Poll, Wake, Waker},
+};
+
+use http::Request;
+use tokio::time::Instant;
+use tower::{BoxError, Service};
+
+use super::{choose::Shared, filter::Fit, lanes::Lane, pick::Pick, pool::Watcher};
+use crate::{endpoint::EndpointId, request::RequestContext};
+
+/// The line.
+pub(super) struct Room<S> {
+    state: Mutex<State<S>>,
+}
+
+struct State<S> {
+    next_ticket: u64,
+    waiters: BTreeMap<u64, Waiter>,
+    pending: HashMap<EndpointId, Pending<S>>,
+}
+
+struct Waiter {
+    request: RequestContext,
+    waker: Waker,
+    /// The endpoint it was woken for.
+    offered: Option<EndpointId>,
+    /// Whether it should look at the pool anew.
+    look_again: bool,
+}
+
+/// The line's instance of an endpoint.
+struct Pending<S> {
+    lane: Arc<Lane<S>>,
+    /// The instance; out while somebody polls it.
+    service: Option<S>,
+    /// Whether its waker fired while it was out.
+    fired: bool,
+}
+
+impl<S> Default for Room<S> {
+    fn default() -> Self {
+        let state = State { next_ticket: 0, waiters: BTreeMap::new(), pending: HashMap::new() };
+        Self { state: Mutex::new(state) }
+    }
+}
+
+impl<S> Room<S> {
+    fn lock(&self) -> MutexGuard<'_, State<S>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many wait.
+    pub(super) fn len(&self) -> usize {
+        self.lock().waiters.len()
+    }
+
+    /// Puts an instance that is out back into the line. Says whether its waker fired meanwhile.
+    fn put_back(&self, lane: &Lane<S>, service: S) -> bool {
+        let mut state = self.lock();
+        match state.pending.get_mut(&lane.endpoint.id()) {
+            Some(pending) => {
+                pending.service = Some(service);
+                std::mem::take(&mut pending.fired)
+            }
+            None => {
+                drop(state);
+                drop(service);
+                false
+            }
+        }
+    }
+
+    /// Takes the lane out of the line.
+    fn forget(&self, lane: &Lane<S>) {
+        let pending = {
+            let mut state = self.lock();
+            lane.contended.store(false, Ordering::Release);
+            state.pending.remove(&lane.endpoint.id())
+        };
+        // dropping an instance runs foreign code, so no lock may be held
+        drop(pending);
+    }
+}
+
+/// A place in the line; dropping it leaves the line and passes on what was offered.
+pub(super) struct Ticket<S: Send + Sync + 'static, P: Pick> {
+    shared: Arc<Shared<S, P>>,
+    number: u64,
+}
+
+impl<S: Send + Sync + 'static, P: Pick> Ticket<S, P> {
+    /// Joins the end of the line; `None` when it is full.
+    pub(super) fn take(shared: &Arc<Shared<S, P>>, request: &RequestContext, waker: &Waker) -> Option<Self> {
+        let mut state = shared.room.lock();
+        if state.waiters.len() >= shared.waiting.max_waiters {
+            return None;
+        }
+        let number = state.next_ticket;
+        state.next_ticket += 1;
+        let waiter = Waiter { request: request.clone(), waker: waker.clone(), offered: None, look_again: false };
+        state.waiters.insert(number, waiter);
+        Some(Self { shared: shared.clone(), number })
+    }
+
+    /// Sees to it that every endpoint that fits has an instance in the line. One that is ready at once is taken.
+    pub(super) fn line_up<B>(&self, request: &RequestContext, now: Instant) -> Option<(Arc<Lane<S>>, S)>
+    where
+        S: Service<Request<B>> + Clone,
+        S::Error: Into<BoxError>,
+    {
+        let earlier = request.ledger().attempts().to_vec();
+        let snapshot = self.shared.lanes.current(now);
+        for lane in &snapshot.lanes {
+            if !lane.is_contended()
+                && self.shared.fits(lane, &earlier, request, now) == Fit::Yes
+                && self.enlist(lane)
+                && let Some(service) = self.poll_instance(lane, lane.service.clone())
+            {
+                self.replenish(lane);
+                return Some((lane.clone(), service));
+            }
+        }
+        None
+    }
+
+    /// Takes what was offered since the last poll, if it is really there. Else says whether to look at the pool anew.
+    pub(super) fn poll<B>(&self, cx: &mut Context<'_>) -> Result<(Arc<Lane<S>>, S), bool>
+    where
+        S: Service<Request<B>> + Clone,
+        S::Error: Into<BoxError>,
+    {
+        loop {
+            let (lane, service) = {
+                let mut state = self.shared.room.lock();
+                let State { waiters, pending, .. } = &mut *state;
+                let Some(waiter) = waiters.get_mut(&self.number) else { return Err(true) };
+                waiter.waker.clone_from(cx.waker());
+                let Some(id) = waiter.offered.take() else { return Err(std::mem::take(&mut waiter.look_again)) };
+                let Some(pending) = pending.get_mut(&id) else { continue };
+                // if it is out, whoever polls it sees to what comes of it
+                let Some(service) = pending.service.take() else { continue };
+                (pending.lane.clone(), service)
+            };
+            if let Some(service) = self.poll_instance(&lane, service) {
+                self.replenish(&lane);
+                return Ok((lane, service));
+            }
+        }
+    }
+
+    /// Reserves the lane's place in the line, unless it has one.
+    fn enlist(&self, lane: &Arc<Lane<S>>) -> bool {
+        let mut state = self.shared.room.lock();
+        if state.pending.contains_key(&lane.endpoint.id()) {
+            return false;
+        }
+        lane.contended.store(true, Ordering::Release);
+        let pending = Pending { lane: lane.clone(), service: None, fired: false };
+        state.pending.insert(lane.endpoint.id(), pending);
+        true
+    }
+
+    /// Polls an instance that is out: gives it back if it is ready, else puts it into the line.
+    fn poll_instance<B>(&self, lane: &Arc<Lane<S>>, mut service: S) -> Option<S>
+    where
+        S: Service<Request<B>> + Clone,
+        S::Error: Into<BoxError>,
+    {
+        let waker = Waker::from(Arc::new(LaneWaker { shared: Arc::downgrade(&self.shared), id: lane.endpoint.id() }));
+        match service.poll_ready(&mut Context::from_waker(&waker)) {
+            Poll::Ready(Ok(())) => Some(service),
+            Poll::Pending => {
+                if self.shared.room.put_back(lane, service) {
+                    offer(&self.shared, lane.endpoint.id());
+                }
+                None
+            }
+            Poll::Ready(Err(_)) => {
+                self.shared.lanes.rebuild(&lane.endpoint);
+                self.shared.room.forget(lane);
+                self.shared.changed();
+                None
+            }
+        }
+    }
+
+    /// After an instance was taken: another one in its place, if others still wait for the endpoint.
+    fn replenish<B>(&self, lane: &Arc<Lane<S>>)
+    where
+        S: Service<Request<B>> + Clone,
+        S::Error: Into<BoxError>,
+    {
+        let wanted = first_able(&self.shared, &self.shared.room.lock(), lane, Some(self.number)).is_some();
+        if !wanted {
+            self.shared.room.forget(lane);
+        } else if let Some(service) = self.poll_instance(lane, lane.service.clone()) {
+            // there is room for one more
+            self.shared.room.put_back(lane, service);
+            offer(&self.shared, lane.endpoint.id());
+        }
+    }
+}
+
+impl<S: Send + Sync + 'static, P: Pick> Drop for Ticket<S, P> {
+    fn drop(&mut self) {
+        let (offered, abandoned) = {
+            let mut state = self.shared.room.lock();
+            let offered = state.waiters.remove(&self.number).and_then(|waiter| waiter.offered);
+            let mut abandoned = HashMap::new();
+            if state.waiters.is_empty() {
+                abandoned = std::mem::take(&mut state.pending);
+                for pending in abandoned.values() {
+                    pending.lane.contended.store(false, Ordering::Release);
+                }
+            }
+            (offered, abandoned)
+        };
+        // an instance may give back a permit when dropped, and so wake others: no lock may be held
+        drop(abandoned);
+        if let Some(id) = offered {
+            offer(&self.shared, id);
+        }
+    }
+}
+
+/// The first in line that can use the lane and has no other offer.
+fn first_able<S, P: Pick>(shared: &Shared<S, P>, state: &State<S>, lane: &Lane<S>, except: Option<u64>) -> Option<u64> {
+    let now = Instant::now();
+    let able = |waiter: &Waiter| {
+        let earlier = waiter.request.ledger().attempts().to_vec();
+        waiter.offered.is_none() && shared.fits(lane, &earlier, &waiter.request, now) == Fit::Yes
+    };
+    state.waiters.iter().find(|(number, waiter)| Some(**number) != except && able(waiter)).map(|(number, _)| *number)
+}
+
+/// Offers the endpoint's instance to the first in line who can use it; drops it if nobody can.
+fn offer<S: Send + Sync + 'static, P: Pick>(shared: &Shared<S, P>, id: EndpointId) {
+    let (waker, unwanted) = {
+        let mut state = shared.room.lock();
+        let Some(pending) = state.pending.get_mut(&id) else { return };
+        if pending.service.is_none() {
+            pending.fired = true;
+            return;
+        }
+        let lane = pending.lane.clone();
+        match first_able(shared, &state, &lane, None).and_then(|number| state.waiters.get_mut(&number)) {
+            Some(waiter) => {
+                waiter.offered = Some(id);
+                (Some(waiter.waker.clone()), None)
+            }
+            None => {
+                lane.contended.store(false, Ordering::Release);
+                (None, state.pending.remove(&id))
+            }
+        }
+    };
+    drop(unwanted);
+    if let Some(waker) = waker {
+        waker.wake();
+    }
+}
+
+/// The waker of an endpoint's instance in the line.
+struct LaneWaker<S, P> {
+    shared: Weak<Shared<S, P>>,
+    id: EndpointId,
+}
+
+impl<S: Send + Sync + 'static, P: Pick> Wake for LaneWaker<S, P> {
+    fn wake(self: Arc<Self>) {
+        if let Some(shared) = self.shared.upgrade() {
+            offer(&shared, self.id);
+        }
+    }
+}
+
+impl<S: Send + Sync + 'static, P: Pick> Watcher for Shared<S, P> {
+    fn changed(&self) {
+        let wakers: Vec<_> = {
+            let mut state = self.room.lock();
+            state
+                .waiters
+                .values_mut()
+                .map(|waiter| {
+                    waiter.look_again = true;
+                    waiter.waker.clone()
+                })
+                .collect()
+        };
+        wakers.into_iter().for_each(Waker::wake);
+    }
+}

@@ -1,0 +1,328 @@
+//! The default balancer: the one place where the order of the stages is code.
+//!
+//! ```text
+//! respond      refusals and errors become answers; cannot fail from here out
+//! deadline     one instant over waits, attempts and body
+//! buffer       the body in memory, replayable
+//! retry        another key at once, or a wait, or give up
+//! select       filter the keys, pick one, wait when none can serve
+//!   ╎ per key:
+//!   monitor    in flight, times, tokens, cost, outcomes
+//!   breaker    open = not ready
+//!   limit      permits until the body ends
+//!   authorize  the key's header
+//! openrouter   the leaf: base URL, attribution, and the one place that judges an answer
+//! ```
+//!
+//! [`Balancer::builder`] has a setting for what one stage or the other should do; whoever wants another order writes it with
+//! the layers themselves, as [`BalancerBuilder::service`] does.
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    fmt,
+    sync::{Arc, Mutex},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_core::future::BoxFuture;
+use http::{Request, Response};
+use http_body::Body;
+use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
+use tower::{BoxError, Layer, Service, ServiceBuilder, util::BoxCloneSyncService};
+
+use crate::{
+    BufferLayer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint, KeyError, KeySelectLayer,
+    LoadMonitorLayer, OpenRouter, RespondLayer, RetryLayer, Snapshot,
+    breaker::{BreakerHandle, BreakerPolicy},
+    buffer::ReplayBody,
+    endpoint::EndpointId,
+    openrouter::AuthorizeLayer,
+    retry::RetryHandle,
+    select::{Filter, LeastInFlight, Pick, Pool, endpoint_fn},
+    sync::lock,
+};
+
+/// The body of a [`Balancer`]'s answers.
+pub type BalancerBody = UnsyncBoxBody<Bytes, BoxError>;
+
+/// The default stack with its type erased: requests with a body `B` in, answers out, never an error.
+///
+/// ```
+/// use bytes::Bytes;
+/// use http::Request;
+/// use http_body_util::{BodyExt, Full};
+/// use tower::{BoxError, Service, ServiceExt};
+/// use tower_openrouter::{ApiKey, Balancer, OpenRouter, select::Pool};
+/// # use tower_openrouter::simulator::{Scenario, Simulator};
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), BoxError> {
+/// # let simulator = Simulator::new(Scenario::default())?;
+/// # let (first, second) = (simulator.keys()[0].secret.clone(), simulator.keys()[1].secret.clone());
+/// # let transport = simulator.service();
+/// let pool = Pool::new([ApiKey::new(first)?.label("first"), ApiKey::new(second)?.label("second")])?;
+/// let mut balancer = Balancer::builder(pool).build(OpenRouter::new(transport));
+///
+/// let body = r#"{"model":"openai/gpt-4o-mini","messages":[{"role":"user","content":"hello"}]}"#;
+/// let request = Request::post("/v1/chat/completions")
+///     .header("content-type", "application/json")
+///     .body(Full::<Bytes>::from(body))?;
+/// let response = balancer.ready().await?.call(request).await?;
+/// assert!(response.status().is_success());
+/// # Ok(()) }
+/// ```
+pub struct Balancer<B> {
+    service: BoxCloneSyncService<Request<B>, Response<BalancerBody>, Infallible>,
+    handle: BalancerHandle,
+}
+
+impl Balancer<()> {
+    /// Starts from the defaults.
+    pub fn builder(pool: Pool) -> BalancerBuilder {
+        BalancerBuilder::new(pool)
+    }
+}
+
+impl<B> Balancer<B> {
+    /// What the stack's stages can be asked and told.
+    pub fn handle(&self) -> &BalancerHandle {
+        &self.handle
+    }
+}
+
+impl<B> Clone for Balancer<B> {
+    fn clone(&self) -> Self {
+        Self { service: self.service.clone(), handle: self.handle.clone() }
+    }
+}
+
+impl<B> fmt::Debug for Balancer<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Balancer").field("handle", &self.handle).finish_non_exhaustive()
+    }
+}
+
+impl<B> Service<Request<B>> for Balancer<B> {
+    type Response = Response<BalancerBody>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.service.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        self.service.call(request)
+    }
+}
+
+/// Settings of the default stack.
+#[derive(Clone)]
+#[must_use]
+pub struct BalancerBuilder<P = LeastInFlight> {
+    pool: Pool,
+    select: KeySelectLayer<(), P>,
+    breaker: BreakerPolicy,
+    max_in_flight: usize,
+    retry: RetryLayer,
+    buffer: BufferLayer,
+    deadline: DeadlineLayer,
+    breakers: Breakers,
+}
+
+type Breakers = Arc<Mutex<HashMap<EndpointId, BreakerHandle>>>;
+
+impl BalancerBuilder {
+    fn new(pool: Pool) -> Self {
+        Self {
+            select: KeySelectLayer::new(pool.clone(), ()).pick(LeastInFlight::default()),
+            pool,
+            breaker: BreakerPolicy::default(),
+            max_in_flight: usize::MAX,
+            retry: RetryLayer::default(),
+            buffer: BufferLayer::default(),
+            deadline: DeadlineLayer::default(),
+            breakers: Breakers::default(),
+        }
+    }
+}
+
+impl<P: Pick> BalancerBuilder<P> {
+    /// Sets the pick; default [`LeastInFlight`].
+    pub fn pick<Q: Pick>(self, pick: Q) -> BalancerBuilder<Q> {
+        let Self { pool, select, breaker, max_in_flight, retry, buffer, deadline, breakers } = self;
+        BalancerBuilder { select: select.pick(pick), pool, breaker, max_in_flight, retry, buffer, deadline, breakers }
+    }
+
+    /// Adds a filter.
+    pub fn filter(mut self, filter: impl Filter) -> Self {
+        self.select = self.select.filter(filter);
+        self
+    }
+
+    /// Sets how long a request may wait for a key; default 30 s.
+    pub fn max_wait(mut self, max_wait: Duration) -> Self {
+        self.select = self.select.max_wait(max_wait);
+        self
+    }
+
+    /// Sets how many requests may wait for a key at once; default 1024.
+    pub fn max_waiters(mut self, max_waiters: usize) -> Self {
+        self.select = self.select.max_waiters(max_waiters);
+        self
+    }
+
+    /// Sets when a key's breaker opens, and for how long; default 3 failures in 60 s, for 60 s growing to 300 s.
+    pub fn breaker(mut self, policy: BreakerPolicy) -> Self {
+        self.breaker = policy;
+        self
+    }
+
+    /// Caps how many requests run on a key at once, where the key itself has no
+    /// [`max_in_flight`](crate::ApiKey::max_in_flight); default no cap.
+    ///
+    /// # Errors
+    /// When the cap is 0.
+    pub fn max_in_flight(mut self, cap: usize) -> Result<Self, KeyError> {
+        if cap == 0 {
+            return Err(KeyError::ZeroCap);
+        }
+        self.max_in_flight = cap;
+        Ok(self)
+    }
+
+    /// Sets when, and how often, to try again.
+    pub fn retry(mut self, retry: RetryLayer) -> Self {
+        self.retry = retry;
+        self
+    }
+
+    /// Sets how large request bodies may be, and how they are kept.
+    pub fn buffer(mut self, buffer: BufferLayer) -> Self {
+        self.buffer = buffer;
+        self
+    }
+
+    /// Sets how long a request may take in all; default 10 minutes.
+    pub fn deadline(mut self, deadline: DeadlineLayer) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// What the stages can be asked and told.
+    pub fn handle(&self) -> BalancerHandle {
+        BalancerHandle { pool: self.pool.clone(), retry: self.retry.handle(), breakers: self.breakers.clone() }
+    }
+
+    /// The stack around `leaf`, its type unnamed but known to the compiler: nothing is boxed.
+    pub fn service<T, TB, B>(
+        &self,
+        leaf: OpenRouter<T>,
+    ) -> impl Service<
+        Request<B>,
+        Response = Response<impl Body<Data = Bytes, Error: Into<BoxError> + fmt::Debug> + Send + use<T, TB, B, P>>,
+        Error = Infallible,
+        Future: Send,
+    > + Clone
+    + Send
+    + Sync
+    + use<T, TB, B, P>
+    where
+        T: Service<Request<ReplayBody>, Response = Response<TB>> + Clone + Send + Sync + 'static,
+        T::Error: Into<BoxError>,
+        T::Future: Send,
+        TB: Body<Data = Bytes> + Send + 'static,
+        TB::Error: Into<BoxError> + Send,
+        B: Body + Unpin + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<BoxError>,
+    {
+        let (breaker, max_in_flight, breakers) = (self.breaker.clone(), self.max_in_flight, self.breakers.clone());
+        let per_key = endpoint_fn(move |endpoint: &Endpoint| {
+            let cap = endpoint.key().in_flight_cap().unwrap_or(max_in_flight);
+            let breaker = CircuitBreakerLayer::new(breaker.clone()).endpoint(endpoint);
+            lock(&breakers).insert(endpoint.id(), breaker.handle());
+            ServiceBuilder::new()
+                .layer(LoadMonitorLayer::endpoint(endpoint))
+                .layer(breaker)
+                .layer(ConcurrencyLimitLayer::new(cap).expect("keys and builder refuse a cap of 0"))
+                .layer(AuthorizeLayer::new(endpoint.key()))
+                .into_inner()
+        });
+        ServiceBuilder::new()
+            .layer(RespondLayer::new())
+            .layer(self.deadline.clone())
+            .layer(self.buffer.clone())
+            .layer(self.retry.clone())
+            .layer(self.select.clone().per_key(per_key))
+            .service(leaf)
+    }
+
+    /// The stack around `leaf`, boxed.
+    pub fn build<T, TB, B>(self, leaf: OpenRouter<T>) -> Balancer<B>
+    where
+        T: Service<Request<ReplayBody>, Response = Response<TB>> + Clone + Send + Sync + 'static,
+        T::Error: Into<BoxError>,
+        T::Future: Send,
+        TB: Body<Data = Bytes> + Send + 'static,
+        TB::Error: Into<BoxError> + Send,
+        B: Body + Unpin + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<BoxError>,
+    {
+        let erased = tower::util::MapResponseLayer::new(|response: Response<_>| {
+            response.map(|body| BodyExt::map_err(body, Into::into).boxed_unsync())
+        });
+        let service = BoxCloneSyncService::new(erased.layer(self.service(leaf)));
+        Balancer { service, handle: self.handle() }
+    }
+}
+
+impl<P> fmt::Debug for BalancerBuilder<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BalancerBuilder")
+            .field("select", &self.select)
+            .field("retry", &self.retry)
+            .field("buffer", &self.buffer)
+            .field("deadline", &self.deadline)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a balancer's stages can be asked and told, while it runs.
+#[derive(Clone)]
+pub struct BalancerHandle {
+    pool: Pool,
+    retry: RetryHandle,
+    breakers: Breakers,
+}
+
+impl BalancerHandle {
+    /// The keys: to add, remove and reset them.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// What every key did, and what was tried again.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot::of(self.pool.endpoints().iter()).with("retry", self.retry.stats())
+    }
+
+    /// The breaker of an endpoint: to watch, isolate and reset it. `None` before the first request could have used it.
+    pub fn breaker(&self, endpoint: &Endpoint) -> Option<BreakerHandle> {
+        let mut breakers = lock(&self.breakers);
+        let pool = self.pool.endpoints();
+        if breakers.len() > pool.len() {
+            breakers.retain(|id, _| pool.iter().any(|endpoint| endpoint.id() == *id));
+        }
+        breakers.get(&endpoint.id()).cloned()
+    }
+}
+
+impl fmt::Debug for BalancerHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BalancerHandle").field("pool", &self.pool).finish_non_exhaustive()
+    }
+}

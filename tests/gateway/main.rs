@@ -1,0 +1,6 @@
+//! The gateway as a process: what its clients, its upstream and its operator see.
+
+mod api;
+mod process;
+mod secrets;
+mod support;
