@@ -88,9 +88,7 @@ struct World {
 async fn simulator() -> World {
     World {
         base: format!("{}/api/v1", simulated().await),
-        statuses: &[
-            400, 401, 402, 403, 404, 408, 413, 422, 429, 500, 502, 503, 524, 529,
-        ],
+        statuses: &[400, 401, 402, 403, 404, 408, 413, 422, 429, 500, 502, 503, 524, 529],
     }
 }
 

@@ -30,19 +30,13 @@ pub(crate) async fn chats(base: &str) {
     assert_eq!(text.split_whitespace().count(), TOKENS);
     let usage = answer.usage.unwrap();
     assert_eq!(usage.completion_tokens as usize, TOKENS);
-    assert_eq!(
-        usage.total_tokens,
-        usage.prompt_tokens + usage.completion_tokens
-    );
+    assert_eq!(usage.total_tokens, usage.prompt_tokens + usage.completion_tokens);
 }
 
 pub(crate) async fn streams(base: &str) {
     let mut chunks = client(base)
         .chat()
-        .create_stream(CreateChatCompletionRequest {
-            stream: Some(true),
-            ..asking(MODEL)
-        })
+        .create_stream(CreateChatCompletionRequest { stream: Some(true), ..asking(MODEL) })
         .await
         .unwrap();
     let (mut text, mut usage) = (String::new(), None);

@@ -9,11 +9,7 @@ use openrouter_rs::types::Role;
 use super::{KEY, MODEL, TOKENS};
 
 fn client(base: &str) -> OpenRouterClient {
-    OpenRouterClient::builder()
-        .base_url(base)
-        .api_key(KEY)
-        .build()
-        .unwrap()
+    OpenRouterClient::builder().base_url(base).api_key(KEY).build().unwrap()
 }
 
 fn asking(model: &str) -> ChatCompletionRequest {
@@ -30,10 +26,7 @@ pub(crate) async fn chats(base: &str) {
     assert_eq!(text.split_whitespace().count(), TOKENS);
     let usage = answer.usage.unwrap();
     assert_eq!(usage.completion_tokens as usize, TOKENS);
-    assert_eq!(
-        usage.total_tokens,
-        usage.prompt_tokens + usage.completion_tokens
-    );
+    assert_eq!(usage.total_tokens, usage.prompt_tokens + usage.completion_tokens);
     assert!(usage.cost.unwrap() > 0.0);
 }
 
