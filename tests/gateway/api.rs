@@ -320,3 +320,67 @@ fn r114_with_no_usable_key_it_is_alive_but_not_ready() {
     assert_eq!(get(gateway.admin, "/healthz", "").status, 200);
     assert_eq!(upstream.seen().len(), 1);
 }
+
+#[test]
+fn r110_every_failure_of_our_own_is_an_answer_in_the_apis_error_shape() {
+    let unauthorized = r#"{"error":{"code":401,"message":"User not found."}}"#;
+    let silent = |_: &str, _: &mut std::net::TcpStream| thread::sleep(PATIENCE);
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let check = |gateway: &Gateway, status: u16, reason: &str, retry_after: bool| {
+        let reply = gateway.chat("");
+        assert_eq!(reply.status, status, "{reply:?}");
+        let error = &reply.json()["error"];
+        assert_eq!((&error["code"], &error["metadata"]["reason"]), (&status.into(), &reason.into()), "{reply:?}");
+        assert!(error["message"].is_string() && reply.header("content-type") == Some("application/json"), "{reply:?}");
+        assert_eq!(reply.header("retry-after").is_some(), retry_after, "{reply:?}");
+        let reply = post(gateway.api, "/v1/messages", "", CHAT);
+        assert_eq!((reply.status, &reply.json()["type"]), (status, &"error".into()), "{reply:?}");
+    };
+
+    let upstream = Upstream::answering("401 Unauthorized", "content-type: application/json\r\n", unauthorized);
+    let gateway = Gateway::before(&upstream, &["--max-wait", "0s"]);
+    assert_eq!(gateway.chat("").status, 401);
+    check(&gateway, 429, "no_key", true);
+
+    let unreachable = format!("http://{closed}/api/v1");
+    let gateway =
+        Gateway::start(&["--upstream", &unreachable, "--attempts", "1"], &[("OPENROUTER_API_KEY", "sk-or-v1-one")]);
+    let reply = gateway.chat("");
+    assert_eq!((reply.status, &reply.json()["error"]["metadata"]["reason"]), (502, &"connect".into()), "{reply:?}");
+
+    let upstream = Upstream::start(silent);
+    check(&Gateway::before(&upstream, &["--deadline", "200ms"]), 504, "deadline", false);
+
+    let upstream = Upstream::fine();
+    let gateway = Gateway::before(&upstream, &[]);
+    for path in ["/v1/chat/completions", "/v1/messages"] {
+        let head = format!("POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n", (64 << 20) + 1);
+        let mut client = connect(gateway.api);
+        client.write_all(head.as_bytes()).unwrap();
+        let reply = until(&mut client, "}}");
+        assert_eq!(Reply::parse(&reply).status, 413, "{reply}");
+    }
+    assert_eq!(upstream.seen(), Vec::<String>::new());
+}
+
+#[test]
+fn a_key_that_is_refused_is_not_the_clients_trouble() {
+    let upstream = Upstream::start(|request, stream| {
+        let answer = if request.contains("sk-or-v1-dead") {
+            let body = r#"{"error":{"code":401,"message":"User not found."}}"#;
+            response("401 Unauthorized", "content-type: application/json\r\n", body)
+        } else {
+            response("200 OK", "content-type: application/json\r\n", r#"{"id":"gen-1","choices":[]}"#)
+        };
+        stream.write_all(answer.as_bytes()).unwrap();
+    });
+    let keys = [("OPENROUTER_API_KEY_1", "sk-or-v1-dead"), ("OPENROUTER_API_KEY_2", "sk-or-v1-live")];
+    let gateway = Gateway::start(&["--upstream", &upstream.base()], &keys);
+    let replies: Vec<_> = (0..6).map(|_| gateway.chat("")).collect();
+    assert!(replies.iter().all(|reply| reply.status == 200 && reply.header("x-balancer-key") == Some("api-key-2")));
+    let tries: Vec<_> = replies.iter().map(|reply| reply.header("x-balancer-attempts").unwrap()).collect();
+    assert!(tries.iter().filter(|tries| **tries == "2").count() <= 1, "{tries:?}");
+    assert_eq!(get(gateway.admin, "/readyz", "").status, 200);
+    let stats = get(gateway.admin, "/stats", "").body;
+    assert!(stats.contains("api-key-1") && stats.contains("invalid_key"), "{stats}");
+}

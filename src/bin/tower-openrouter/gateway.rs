@@ -37,11 +37,11 @@ pub(crate) use config::Arguments;
 
 use access::Access;
 use admin::{Admin, Local};
-use balancer::{Balancer, Upstream};
+use balancer::Upstream;
 use banner::Banner;
 use config::Settings;
 use drain::Drain;
-use proxy::{Proxy, Shared};
+use proxy::Shared;
 use server::Server;
 
 /// How long cut connections have to pass their last words on.
@@ -65,35 +65,27 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
 async fn gateway(settings: Settings) -> Result<(), Box<dyn Error>> {
     let keys = keys::load(&settings.keys, &settings.folder, &env::vars_os().collect())?;
     let (upstream, keys) = Upstream::choose(&settings, keys)?;
-    let balancer = Balancer::new(&settings, &upstream, keys.clone())?;
+    let drain = Drain::new();
+    let shared = Shared {
+        access: Access(settings.access_token.clone()),
+        drain: drain.clone(),
+        balancer_headers: settings.balancer_headers,
+        simulated: upstream.is_simulated(),
+    };
+    let (routes, balancer) = balancer::routes(&settings, &upstream, keys.clone(), shared)?;
     let mut signals = Signals::new()?;
     let listener = bind(settings.listen, "listen").await?;
     let admin_listener = bind(settings.admin_listen, "admin-listen").await?;
     let (listen, admin_listen) = (listener.local_addr()?, admin_listener.local_addr()?);
 
-    let drain = Drain::new();
     let (alive, mut ended) = mpsc::channel(1);
     let server = Server { header_timeout: settings.header_timeout, stop: drain.watch(), _alive: alive };
     // it answers until the very end; nobody waits for it
     let never = watch::Sender::new(false);
     let admin_server = Server { stop: never.subscribe(), _alive: mpsc::channel(1).0, ..server.clone() };
 
-    let admin = admin::app(Admin {
-        pool: balancer.pool.clone(),
-        stats: balancer.stats.clone(),
-        drain: drain.clone(),
-        access: Access(settings.admin_token.clone()),
-    });
-    let proxy = Proxy::new(
-        balancer.service,
-        Shared {
-            access: Access(settings.access_token.clone()),
-            drain: drain.clone(),
-            balancer_headers: settings.balancer_headers,
-            simulated: upstream.is_simulated(),
-        },
-    );
-    let app = app::app(proxy);
+    let admin = Admin { balancer, drain: drain.clone(), access: Access(settings.admin_token.clone()) };
+    let (app, admin) = (app::app(routes), admin::app(admin));
     tokio::spawn(server.serve(listener, move |_| app.clone()));
     tokio::spawn(admin_server.serve(admin_listener, move |local| {
         admin.clone().map_request(move |mut request: http::Request<_>| {

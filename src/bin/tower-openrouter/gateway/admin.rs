@@ -3,7 +3,7 @@
 //! A web page can make a browser ask a local address, and by changing what a name resolves to even read the answer. Such
 //! requests carry the page's name in `Host` or `Origin`, so only addresses are accepted there, unless the admin token is shown.
 
-use std::{fmt, net::IpAddr, net::SocketAddr, sync::Arc};
+use std::net::{IpAddr, SocketAddr};
 
 use axum::{
     Json, Router,
@@ -18,25 +18,18 @@ use http::{
     header::{HOST, ORIGIN},
     uri::Authority,
 };
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::time::Instant;
-use tower_openrouter::select::Pool;
+use tower_openrouter::stack::BalancerHandle;
 
 use super::{access::Access, drain::Drain, refusal::Dialect};
 
 /// What the operator may ask about.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub(super) struct Admin {
-    pub(super) pool: Pool,
-    pub(super) stats: Arc<dyn Fn() -> Value + Send + Sync>,
+    pub(super) balancer: BalancerHandle,
     pub(super) drain: Drain,
     pub(super) access: Access,
-}
-
-impl fmt::Debug for Admin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Admin").field("access", &self.access).finish_non_exhaustive()
-    }
 }
 
 /// The address the client has connected to.
@@ -104,8 +97,8 @@ fn origin_is_same(headers: &HeaderMap, host: Option<&Authority>) -> bool {
 /// Whether it makes sense to send requests here.
 async fn ready(State(admin): State<Admin>) -> Response<Body> {
     let now = Instant::now();
-    let usable =
-        admin.pool.endpoints().iter().any(|key| admin.pool.resting(key).is_none() && key.shut_until(now).is_none());
+    let pool = admin.balancer.pool();
+    let usable = pool.endpoints().iter().any(|key| pool.resting(key).is_none() && key.shut_until(now).is_none());
     let why = match (admin.drain.is_draining(), usable) {
         (true, _) => "draining",
         (false, false) => "no usable key",
@@ -118,5 +111,5 @@ async fn stats(State(admin): State<Admin>, headers: HeaderMap) -> Response<Body>
     if !admin.access.allows(&headers) {
         return refuse(StatusCode::UNAUTHORIZED, "Missing or wrong admin token");
     }
-    Json((admin.stats)()).into_response()
+    Json(admin.balancer.snapshot()).into_response()
 }

@@ -33,17 +33,8 @@ use super::{proxy::Proxy, refusal::Dialect};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// What requests are answered with from here on: the paths of the API, each served by `proxy`.
-pub(super) fn app<S, B>(
-    proxy: Proxy<S>,
-) -> impl Service<
-    Request<Incoming>,
-    Response = Response<impl http_body::Body<Data = Bytes, Error = impl Into<BoxError>> + Send + 'static>,
-    Error = Infallible,
-    Future = impl Send,
-> + Clone
-+ Send
-+ 'static
+/// The paths of the API, each served by `proxy`.
+pub(super) fn routes<S, B>(proxy: Proxy<S>) -> Router
 where
     S: Service<Request<Body>, Response = Response<B>, Error = Infallible> + Clone + Send + Sync + 'static,
     S::Future: Send + 'static,
@@ -59,7 +50,20 @@ where
             router = router.route(&format!("{root}/{path}"), get_service(proxy.clone()));
         }
     }
-    let router = router.fallback(not_found).method_not_allowed_fallback(method_not_allowed);
+    router.fallback(not_found).method_not_allowed_fallback(method_not_allowed)
+}
+
+/// What surrounds every request, whatever its path.
+pub(super) fn app(
+    routes: Router,
+) -> impl Service<
+    Request<Incoming>,
+    Response = Response<impl http_body::Body<Data = Bytes, Error = impl Into<BoxError>> + Send + 'static>,
+    Error = Infallible,
+    Future = impl Send,
+> + Clone
++ Send
++ 'static {
     ServiceBuilder::new()
         .layer(SetSensitiveRequestHeadersLayer::new([
             AUTHORIZATION,
@@ -78,7 +82,7 @@ where
                 .on_failure(DefaultOnFailure::new().level(Level::DEBUG)),
         )
         .layer(CatchPanicLayer::custom(panicked))
-        .service(router)
+        .service(routes)
 }
 
 async fn not_found(uri: Uri) -> Response<Body> {

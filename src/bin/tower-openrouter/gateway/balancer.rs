@@ -1,25 +1,28 @@
-//! The balancer behind the API: which upstream, and the stack in front of it.
+//! What stands behind the API: the upstream, and the library's default stack in front of it.
 
 use std::{
-    convert::Infallible,
     error::Error,
-    sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use axum::body::Body;
-use bytes::Bytes;
-use http::{Request, Response, StatusCode};
-use serde_json::{Value, json};
-use tower::{BoxError, Layer, Service, ServiceExt, util::BoxCloneSyncService};
+use axum::Router;
 use tower_openrouter::{
-    ApiKey, Endpoint, KeySelectLayer, OpenRouter, Rejected, endpoint_fn,
-    openrouter::{AuthorizeLayer, BASE_URL, HyperTransport},
+    ApiKey, Balancer, DeadlineLayer, KeyError, OpenRouter, RetryLayer,
+    breaker::{BreakerPolicy, TripPolicy},
+    openrouter::{BASE_URL, HyperTransport},
     select::Pool,
-    simulator::{Scenario, Simulator, utc_date},
+    simulator::{Scenario, SimulatedKey, Simulator, utc_date},
+    stack::{BalancerBuilder, BalancerHandle},
 };
 
-use super::{config::Settings, refusal::Dialect};
+use super::{
+    app,
+    config::Settings,
+    proxy::{Proxy, Shared},
+};
+
+/// The longest a breaker stays open, unless its first time is longer.
+const LONGEST_COOLDOWN: Duration = Duration::from_secs(300);
 
 /// Who answers in the end.
 #[derive(Debug)]
@@ -40,19 +43,19 @@ impl Upstream {
                                     [[keys]] in --config, or leave --upstream out to try the simulator"
                     .into())
             }
-            (None, true) => {
-                let today = SystemTime::now().duration_since(UNIX_EPOCH)?;
-                let mut scenario = Scenario::default();
-                scenario.start = Some(utc_date(i64::try_from(today.as_millis())?));
-                let model = scenario.models.first().map_or_else(String::new, |model| model.id.clone());
-                let simulator = Simulator::new(scenario)?;
-                let key = |key: tower_openrouter::simulator::SimulatedKey| {
-                    Ok(ApiKey::new(key.secret)?.label(key.label).account(key.account))
-                };
-                let keys = simulator.keys().into_iter().map(key).collect::<Result<_, tower_openrouter::KeyError>>()?;
-                Ok((Self::Simulated(simulator, model), keys))
-            }
+            (None, true) => Self::simulated(),
         }
+    }
+
+    fn simulated() -> Result<(Self, Vec<ApiKey>), Box<dyn Error>> {
+        let today = SystemTime::now().duration_since(UNIX_EPOCH)?;
+        let mut scenario = Scenario::default();
+        scenario.start = Some(utc_date(i64::try_from(today.as_millis())?));
+        let model = scenario.models.first().ok_or("the simulator has no model")?.id.clone();
+        let simulator = Simulator::new(scenario)?;
+        let key = |key: SimulatedKey| Ok(ApiKey::new(key.secret)?.label(key.label).account(key.account));
+        let keys = simulator.keys().into_iter().map(key).collect::<Result<_, KeyError>>()?;
+        Ok((Self::Simulated(simulator, model), keys))
     }
 
     pub(super) fn name(&self) -> &str {
@@ -74,57 +77,38 @@ impl Upstream {
     }
 }
 
-/// The stack, and what the admin side shows of it.
-pub(super) struct Balancer {
-    pub(super) service: BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>,
-    pub(super) pool: Pool,
-    pub(super) stats: Arc<dyn Fn() -> Value + Send + Sync>,
-}
-
-impl Balancer {
-    pub(super) fn new(settings: &Settings, upstream: &Upstream, keys: Vec<ApiKey>) -> Result<Self, Box<dyn Error>> {
-        let pool = Pool::new(keys)?;
-        let service = match upstream {
-            Upstream::Real(url) => {
-                let leaf = OpenRouter::builder().base_url(url.as_str()).build(HyperTransport::<Body>::new());
-                stack(settings, &pool, leaf.map_err(|error| format!("--upstream {url}: {error}"))?)
-            }
-            Upstream::Simulated(simulator, _) => stack(settings, &pool, OpenRouter::new(simulator.service())),
-        };
-        let stats = {
-            let pool = pool.clone();
-            Arc::new(move || {
-                let keys: Vec<_> = pool.endpoints().iter().map(|key| json!({"label": key.key().name()})).collect();
-                json!({"keys": keys})
-            })
-        };
-        Ok(Self { service, pool, stats })
-    }
-}
-
-fn stack<L, B>(
+/// The API's paths, served by a balancer over `keys`, and the balancer's handle.
+pub(super) fn routes(
     settings: &Settings,
-    pool: &Pool,
-    leaf: L,
-) -> BoxCloneSyncService<Request<Body>, Response<Body>, Infallible>
-where
-    L: Service<Request<Body>, Response = Response<B>, Error = BoxError> + Clone + Send + Sync + 'static,
-    L::Future: Send,
-    B: http_body::Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<BoxError>,
-{
-    let per_key = endpoint_fn(|endpoint: &Endpoint| AuthorizeLayer::new(endpoint.key()));
-    let select = KeySelectLayer::new(pool.clone(), per_key).max_wait(settings.max_wait).layer(leaf);
-    BoxCloneSyncService::new(tower::service_fn(move |request| {
-        let answer = select.clone().oneshot(request);
-        async {
-            Ok(match answer.await {
-                Ok(response) => response.map(Body::new),
-                Err(error) if Rejected::find(&*error).is_some() => {
-                    Dialect::OpenRouter.refuse(StatusCode::TOO_MANY_REQUESTS, &error.to_string())
-                }
-                Err(error) => Dialect::OpenRouter.refuse(StatusCode::BAD_GATEWAY, &error.to_string()),
-            })
+    upstream: &Upstream,
+    keys: Vec<ApiKey>,
+    shared: Shared,
+) -> Result<(Router, BalancerHandle), Box<dyn Error>> {
+    let balancer = balancer(settings, Pool::new(keys)?)?;
+    // the stack as it is, not the boxed one: the router boxes it anyway
+    let router = match upstream {
+        Upstream::Real(url) => {
+            let leaf = OpenRouter::builder().base_url(url.as_str()).build(HyperTransport::new());
+            let leaf = leaf.map_err(|error| format!("--upstream {url}: {error}"))?;
+            app::routes(Proxy::new(balancer.service(leaf), shared))
         }
-    }))
+        Upstream::Simulated(simulator, _) => {
+            app::routes(Proxy::new(balancer.service(OpenRouter::new(simulator.service())), shared))
+        }
+    };
+    Ok((router, balancer.handle()))
+}
+
+fn balancer(settings: &Settings, pool: Pool) -> Result<BalancerBuilder, Box<dyn Error>> {
+    let trip = TripPolicy::failures(settings.breaker_failures, settings.breaker_window)?;
+    let cooldown = settings.breaker_cooldown;
+    let mut builder = Balancer::builder(pool)
+        .deadline(DeadlineLayer::new(settings.deadline)?)
+        .retry(RetryLayer::new().attempts(settings.attempts).map_err(|error| format!("attempts: {error}"))?)
+        .max_wait(settings.max_wait)
+        .breaker(BreakerPolicy::new(trip).cooldown(cooldown, cooldown.max(LONGEST_COOLDOWN))?);
+    if let Some(cap) = settings.max_in_flight {
+        builder = builder.max_in_flight(cap)?;
+    }
+    Ok(builder)
 }

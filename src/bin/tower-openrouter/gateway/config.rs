@@ -68,7 +68,7 @@ pub(crate) struct Arguments {
     #[arg(long, env = "TOWER_OPENROUTER_UPSTREAM", value_name = "URL", help_heading = "Upstream and keys")]
     upstream: Option<String>,
 
-    /// How many requests may run on one key at once [default: 64]
+    /// How many requests may run on one key at once, where the key has no number of its own [default: no limit]
     #[arg(long, env = "TOWER_OPENROUTER_MAX_IN_FLIGHT", value_name = "N", help_heading = "Upstream and keys")]
     max_in_flight: Option<usize>,
 
@@ -80,7 +80,7 @@ pub(crate) struct Arguments {
     #[arg(long, env = "TOWER_OPENROUTER_MAX_WAIT", value_name = "TIME", help_heading = "Balancing")]
     max_wait: Option<Span>,
 
-    /// Attempts per request, failovers after refusals of a key not counted [default: 3]
+    /// Attempts per request, at most 5; moving on from a key that was refused does not count [default: 3]
     #[arg(long, env = "TOWER_OPENROUTER_ATTEMPTS", value_name = "N", help_heading = "Balancing")]
     attempts: Option<u32>,
 
@@ -135,7 +135,7 @@ pub(super) struct Settings {
     pub(super) balancer_headers: bool,
     /// `None` when not set: OpenRouter, or the simulator when there is no key either.
     pub(super) upstream: Option<String>,
-    pub(super) max_in_flight: usize,
+    pub(super) max_in_flight: Option<usize>,
     pub(super) deadline: Duration,
     pub(super) max_wait: Duration,
     pub(super) attempts: u32,
@@ -196,7 +196,7 @@ impl Arguments {
             drain_timeout: span(self.drain_timeout, file.drain_timeout, 30),
             balancer_headers: !(self.no_balancer_headers || file.no_balancer_headers),
             upstream: self.upstream.or(file.upstream),
-            max_in_flight: self.max_in_flight.or(file.max_in_flight).unwrap_or(64),
+            max_in_flight: self.max_in_flight.or(file.max_in_flight),
             deadline: span(self.deadline, file.deadline, 600),
             max_wait: span(self.max_wait, file.max_wait, 30),
             attempts: self.attempts.or(file.attempts).unwrap_or(3),
@@ -216,7 +216,7 @@ impl Settings {
         for (name, zero) in [
             ("header_timeout", self.header_timeout.is_zero()),
             ("deadline", self.deadline.is_zero()),
-            ("max_in_flight", self.max_in_flight == 0),
+            ("max_in_flight", self.max_in_flight == Some(0)),
             ("attempts", self.attempts == 0),
             ("breaker_failures", self.breaker_failures == 0),
             ("breaker_window", self.breaker_window.is_zero()),
