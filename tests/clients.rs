@@ -6,6 +6,9 @@
 mod openai_rs;
 #[path = "clients/openrouter_rs.rs"]
 mod openrouter_rs;
+#[allow(dead_code, unreachable_pub, reason = "shared with the gateway's own tests")]
+#[path = "gateway/support.rs"]
+mod process;
 
 use tokio::net::TcpListener;
 use tower_openrouter::simulator::{Scenario, Simulator, serve};
@@ -41,8 +44,8 @@ macro_rules! clients_of {
             #[tokio::test]
             async fn async_openai_is_shown_errors() {
                 let world = super::$world().await;
-                for status in world.statuses {
-                    crate::openai_rs::is_shown(&world.base, *status).await;
+                for (asked, shown) in world.statuses {
+                    crate::openai_rs::is_shown(&world.base, asked, shown).await;
                 }
             }
 
@@ -67,8 +70,8 @@ macro_rules! clients_of {
             #[tokio::test]
             async fn openrouter_rs_is_shown_errors() {
                 let world = super::$world().await;
-                for status in world.statuses {
-                    crate::openrouter_rs::is_shown(&world.base, *status).await;
+                for (asked, shown) in world.statuses {
+                    crate::openrouter_rs::is_shown(&world.base, asked, shown).await;
                 }
             }
         }
@@ -76,27 +79,49 @@ macro_rules! clients_of {
 }
 
 clients_of!(simulator);
+clients_of!(gateway);
 
 /// Something to talk to.
 struct World {
-    /// Up to and including `/api/v1`.
+    /// Up to and including `/v1`.
     base: String,
-    /// What a request for `fail/<status>` answers with, unchanged.
-    statuses: &'static [u16],
+    /// What a request for `fail/<asked>` is answered with, in an order in which they do not disturb each other.
+    statuses: Vec<(u16, u16)>,
+    _gateway: Option<process::Gateway>,
 }
 
+/// Every status as it is.
 async fn simulator() -> World {
+    let all = [400, 401, 402, 403, 404, 408, 413, 422, 429, 500, 502, 503, 524, 529];
     World {
-        base: format!("{}/api/v1", simulated().await),
-        statuses: &[400, 401, 402, 403, 404, 408, 413, 422, 429, 500, 502, 503, 524, 529],
+        base: format!("{}/v1", simulated().await),
+        statuses: all.map(|status| (status, status)).into(),
+        _gateway: None,
     }
 }
 
-/// A simulator on a port of its own, for as long as the test's runtime lives.
+/// Errors of the request and of the provider as they are; those of all keys as "try again later".
+async fn gateway() -> World {
+    let upstream = simulated().await;
+    let keys = "sk-or-v1-clients-alpha-1,sk-or-v1-clients-alpha-2,sk-or-v1-clients-beta-1";
+    // Repeats of 5xx would cost seconds of real time here.
+    let gateway = process::Gateway::start(
+        &["--upstream", &format!("{upstream}/v1"), "--attempts", "1"],
+        &[("OPENROUTER_API_KEYS", keys), ("TOWER_OPENROUTER_ACCESS_TOKEN", KEY)],
+    );
+    let same = [400, 404, 413, 422, 408, 500, 502, 503, 524, 529, 429];
+    World {
+        base: format!("http://{}/v1", gateway.api),
+        statuses: same.into_iter().map(|status| (status, status)).chain([(402, 429)]).collect(),
+        _gateway: Some(gateway),
+    }
+}
+
+/// A simulator on a port of its own, up to `/api`, for as long as the test's runtime lives.
 async fn simulated() -> String {
     let simulator = Simulator::new(Scenario::from_toml(SCENARIO).unwrap()).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(serve(listener, simulator));
-    format!("http://{address}")
+    format!("http://{address}/api")
 }

@@ -59,8 +59,8 @@ pub(crate) async fn lists_models(base: &str) {
 }
 
 /// The crate knows OpenAI's string codes only, and hands OpenRouter's body over as it came.
-pub(crate) async fn is_shown(base: &str, status: u16) {
-    let asked = asking(&format!("fail/{status}"));
+pub(crate) async fn is_shown(base: &str, asked: u16, status: u16) {
+    let asked = asking(&format!("fail/{asked}"));
     let error = client(base).chat().create(asked).await.unwrap_err();
     let body = match error {
         OpenAIError::ApiError(error) if error.status_code == status => error.api_error.message,

@@ -49,8 +49,8 @@ pub(crate) async fn lists_models(base: &str) {
     assert!(models.iter().any(|model| model.id == MODEL));
 }
 
-pub(crate) async fn is_shown(base: &str, status: u16) {
-    let asked = asking(&format!("fail/{status}"));
+pub(crate) async fn is_shown(base: &str, asked: u16, status: u16) {
+    let asked = asking(&format!("fail/{asked}"));
     let error = client(base).chat().create(&asked).await.unwrap_err();
     let OpenRouterError::Api(error) = error else {
         panic!("{status}: {error:?}");
