@@ -65,7 +65,7 @@ pub type BalancerBody = UnsyncBoxBody<Bytes, BoxError>;
 /// let pool = Pool::new([ApiKey::new(first)?.label("first"), ApiKey::new(second)?.label("second")])?;
 /// let mut balancer = Balancer::builder(pool).build(OpenRouter::new(transport));
 ///
-/// let body = r#"{"model":"openai/gpt-4o-mini","messages":[{"role":"user","content":"hello"}]}"#;
+/// let body = r#"{"model":"acme/swift-1","messages":[{"role":"user","content":"hello"}]}"#;
 /// let request = Request::post("/v1/chat/completions")
 ///     .header("content-type", "application/json")
 ///     .body(Full::<Bytes>::from(body))?;

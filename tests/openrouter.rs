@@ -1,5 +1,6 @@
 //! The leaf service: what goes out, what comes back, and what is said about it.
 
+#[allow(unreachable_pub, reason = "shared by the tests of every stage")]
 mod support;
 
 use std::{
@@ -144,18 +145,12 @@ async fn a_key_with_a_base_url_of_its_own_goes_there_and_the_next_attempt_does_n
     let (seen, transport) = recording(200, &[], "{}");
     let leaf = OpenRouter::new(transport);
     let regional = ApiKey::new(CANARY).unwrap().base_url("https://eu.openrouter.ai/api/v1").unwrap();
-    let nested =
-        ServiceChain { first: AuthorizeLayer::new(&regional), then: AuthorizeLayer::new(&ApiKey::new("k").unwrap()) };
     AuthorizeLayer::new(&regional).layer(leaf.clone()).oneshot(chat()).await.unwrap();
     assert_eq!(seen.lock().unwrap().pop().unwrap().uri, "https://eu.openrouter.ai/api/v1/chat/completions");
-    nested.first.layer(nested.then.layer(leaf)).oneshot(chat()).await.unwrap();
+    // the second key's layer inside the first's, as if the request had been sent before
+    let second = AuthorizeLayer::new(&ApiKey::new("k").unwrap()).layer(leaf);
+    AuthorizeLayer::new(&regional).layer(second).oneshot(chat()).await.unwrap();
     assert_eq!(seen.lock().unwrap().pop().unwrap().uri, "https://openrouter.ai/api/v1/chat/completions");
-}
-
-/// The layers of two attempts, the later one inside, as if the request had been sent before.
-struct ServiceChain {
-    first: AuthorizeLayer,
-    then: AuthorizeLayer,
 }
 
 #[tokio::test]

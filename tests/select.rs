@@ -450,3 +450,49 @@ async fn r008_a_panic_in_a_keys_stack_leaves_the_selector_whole() {
     }
     assert_eq!(probe.in_flight(), 0);
 }
+
+/// Real threads, caps that are always full, callers that leave at random: every one who stays is served.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn r045_no_wake_up_is_lost_between_threads() {
+    let probe = Probe::ok();
+    let per_key = endpoint_fn(|_: &Endpoint| tower_openrouter::ConcurrencyLimitLayer::new(2).unwrap());
+    let service = KeySelectLayer::new(pool(3), per_key).max_waiters(100_000).layer(probe.clone());
+    let tasks: Vec<_> = (0..64)
+        .map(|task: u64| {
+            let service = service.clone();
+            tokio::spawn(async move {
+                let mut rng = fastrand::Rng::with_seed(task);
+                let mut served = 0;
+                for _ in 0..300 {
+                    let mut call = Box::pin(service.clone().oneshot(request()));
+                    if rng.u8(..4) == 0 {
+                        // leaves after a few polls, perhaps with an offer in hand
+                        for _ in 0..rng.u8(..3) {
+                            if futures_util::poll!(&mut call).is_ready() {
+                                break;
+                            }
+                            tokio::task::yield_now().await;
+                        }
+                        continue;
+                    }
+                    let response = call.await.unwrap();
+                    tokio::task::yield_now().await;
+                    response.into_body().collect().await.unwrap();
+                    served += 1;
+                }
+                served
+            })
+        })
+        .collect();
+    let all = async {
+        let mut served = 0;
+        for task in tasks {
+            served += task.await.unwrap();
+        }
+        served
+    };
+    let served = tokio::time::timeout(Duration::from_secs(60), all).await.expect("a waiter was forgotten");
+    assert!(served > 10_000);
+    assert_eq!((service.waiting(), probe.in_flight(), probe.unready_calls()), (0, 0, 0));
+    assert!(probe.seen().peak.load(std::sync::atomic::Ordering::SeqCst) <= 6);
+}

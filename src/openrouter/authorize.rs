@@ -1,32 +1,4 @@
-//! Puts a key on a request, and takes every other credential off.
-//!
-//! A request that reaches here may carry the credentials of whoever sent it: a token for the gateway, cookies, the key of an
-//! earlier attempt. None of them is the upstream's business. [`AuthorizeLayer`] stands directly above the
-//! [`OpenRouter`](crate::OpenRouter) service in a key's stack, so that what it removes cannot come back, and hands down the
-//! key's own base URL where it has one.
-//!
-//! ```
-//! use tower::ServiceBuilder;
-//! use tower_openrouter::{ApiKey, OpenRouter, openrouter::AuthorizeLayer};
-//! # use http::{Request, Response};
-//! # use http_body_util::Full;
-//! # let transport = tower::service_fn(|_: Request<String>| async {
-//! #     Ok::<_, std::convert::Infallible>(Response::new(Full::new(bytes::Bytes::new())))
-//! # });
-//!
-//! let key = ApiKey::new("sk-or-v1-0123456789abcdef")?;
-//! let service = ServiceBuilder::new().layer(AuthorizeLayer::new(&key)).service(OpenRouter::new(transport));
-//! # Ok::<(), tower_openrouter::KeyError>(())
-//! ```
-//!
-//! A key with a regional host of its own:
-//!
-//! ```
-//! # use tower_openrouter::{ApiKey, openrouter::AuthorizeLayer};
-//! let key = ApiKey::new("sk-or-v1-0123456789abcdef")?.base_url("https://eu.openrouter.ai/api/v1")?;
-//! let layer = AuthorizeLayer::new(&key);
-//! # Ok::<(), tower_openrouter::KeyError>(())
-//! ```
+//! A key's own layer: its credential, and no other.
 
 use std::{
     fmt,
@@ -50,7 +22,35 @@ const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 #[derive(Debug, Clone)]
 pub(super) struct KeyBase(pub(super) Arc<Base>);
 
-/// Authorizes requests with one key. See the [module](self).
+/// Puts a key on requests, and takes every other credential off.
+///
+/// A request that reaches here may carry the credentials of whoever sent it: a token for the gateway, cookies, the key of an
+/// earlier attempt. None of them is the upstream's business. It stands directly above the
+/// [`OpenRouter`](crate::OpenRouter) service in a key's stack, so that what it removes cannot come back, and hands down the
+/// key's own base URL where it has one.
+///
+/// ```
+/// use tower::ServiceBuilder;
+/// use tower_openrouter::{ApiKey, OpenRouter, openrouter::AuthorizeLayer};
+/// # use http::{Request, Response};
+/// # use http_body_util::Full;
+/// # let transport = tower::service_fn(|_: Request<String>| async {
+/// #     Ok::<_, std::convert::Infallible>(Response::new(Full::new(bytes::Bytes::new())))
+/// # });
+///
+/// let key = ApiKey::new("sk-or-v1-0123456789abcdef")?;
+/// let service = ServiceBuilder::new().layer(AuthorizeLayer::new(&key)).service(OpenRouter::new(transport));
+/// # Ok::<(), tower_openrouter::KeyError>(())
+/// ```
+///
+/// A key with a regional host of its own:
+///
+/// ```
+/// # use tower_openrouter::{ApiKey, openrouter::AuthorizeLayer};
+/// let key = ApiKey::new("sk-or-v1-0123456789abcdef")?.base_url("https://eu.openrouter.ai/api/v1")?;
+/// let layer = AuthorizeLayer::new(&key);
+/// # Ok::<(), tower_openrouter::KeyError>(())
+/// ```
 #[derive(Clone)]
 pub struct AuthorizeLayer {
     authorization: HeaderValue,

@@ -18,7 +18,7 @@ pub(super) struct Base {
     authority: Authority,
     prefix: Box<str>,
     /// In the order of [`COMMON`].
-    common: Vec<PathAndQuery>,
+    common: Vec<Uri>,
 }
 
 impl Base {
@@ -32,23 +32,33 @@ impl Base {
         let (Some(scheme), Some(authority)) = (url.scheme().cloned(), url.authority().cloned()) else {
             return Err(incomplete);
         };
-        let prefix: Box<str> = url.path().trim_end_matches('/').into();
-        let common: Option<Vec<_>> = COMMON.iter().map(|path| join_path(&prefix, path, None)).collect();
-        Ok(Self { scheme, authority, prefix, common: common.ok_or(incomplete)? })
+        let prefix = url.path().trim_end_matches('/').into();
+        let mut base = Self { scheme, authority, prefix, common: Vec::new() };
+        base.common = COMMON.iter().map(|path| base.address(path, None)).collect::<Option<_>>().ok_or(incomplete)?;
+        Ok(base)
     }
 
     /// Where a request with this target goes; `None` when it does not lie below the API root.
     pub(super) fn join(&self, target: &Uri) -> Option<Uri> {
-        let path = below_root(target.path())?;
-        let common = COMMON.iter().zip(&self.common).find(|(common, _)| **common == path);
-        let path = match (common, target.query()) {
-            (Some((_, joined)), None) => joined.clone(),
-            (_, query) => join_path(&self.prefix, path, query)?,
+        let (path, query) = (below_root(target.path()), target.query());
+        if query.is_none()
+            && let Some(at) = COMMON.iter().position(|common| *common == path)
+        {
+            return self.common.get(at).cloned();
+        }
+        (path.len() > 1 && path.starts_with('/') && key::is_plain_path(path)).then(|| self.address(path, query))?
+    }
+
+    fn address(&self, path: &str, query: Option<&str>) -> Option<Uri> {
+        let prefix = &self.prefix;
+        let joined = match query {
+            Some(query) => format!("{prefix}{path}?{query}"),
+            None => format!("{prefix}{path}"),
         };
         let mut parts = http::uri::Parts::default();
         parts.scheme = Some(self.scheme.clone());
         parts.authority = Some(self.authority.clone());
-        parts.path_and_query = Some(path);
+        parts.path_and_query = Some(PathAndQuery::from_maybe_shared(bytes::Bytes::from(joined)).ok()?);
         Uri::from_parts(parts).ok()
     }
 }
@@ -59,22 +69,10 @@ impl fmt::Debug for Base {
     }
 }
 
-fn join_path(prefix: &str, path: &str, query: Option<&str>) -> Option<PathAndQuery> {
-    let mut joined = String::with_capacity(prefix.len() + path.len() + query.map_or(0, |query| query.len() + 1));
-    joined.push_str(prefix);
-    joined.push_str(path);
-    if let Some(query) = query {
-        joined.push('?');
-        joined.push_str(query);
-    }
-    PathAndQuery::from_maybe_shared(bytes::Bytes::from(joined)).ok()
-}
-
-/// The path below the API root, which clients spell `/api/v1/…`, `/v1/…` or not at all.
-fn below_root(path: &str) -> Option<&str> {
+/// The path without the root's own part, which clients spell `/api/v1/…`, `/v1/…` or not at all.
+fn below_root(path: &str) -> &str {
     let under = |root: &str| path.strip_prefix(root).filter(|rest| rest.is_empty() || rest.starts_with('/'));
-    let below = under("/api/v1").or_else(|| under("/v1")).unwrap_or(path);
-    (below.len() > 1 && below.starts_with('/') && key::is_plain_path(below)).then_some(below)
+    under("/api/v1").or_else(|| under("/v1")).unwrap_or(path)
 }
 
 #[cfg(test)]
@@ -145,7 +143,7 @@ mod tests {
             if let Some(url) = joined("https://openrouter.ai/api/v1", &format!("/{target}")) {
                 prop_assert!(url.starts_with("https://openrouter.ai/api/v1/"), "{}", url);
                 let path = url.split('?').next().unwrap();
-                prop_assert!(!path.contains("/..") && !path.contains('\\'), "{}", url);
+                prop_assert!(path.split('/').all(|segment| segment != "..") && !path.contains('\\'), "{}", url);
             }
         }
     }

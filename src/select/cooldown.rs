@@ -41,6 +41,9 @@ const DEAD_STRIKES: u32 = 3;
 const DEAD_AFTER: Duration = Duration::from_secs(5 * 60);
 /// Refusals of different keys this close together are one event.
 const TOGETHER: Duration = Duration::from_secs(30);
+/// A 429 that does not say whose is the account's once a second model of it fails so within this time (row 19), and then
+/// rests it as another limit of the platform would.
+const PROMOTION: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(60));
 /// How long an ended rest is remembered, to tell a repeat from a first time.
 const MEMORY: Duration = Duration::from_secs(10 * 60);
 
@@ -110,13 +113,15 @@ fn route_of(endpoint: &Endpoint, request: &RequestContext) -> u64 {
     hasher.finish()
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Entry {
     until: Instant,
     since: Instant,
     first: Instant,
     cause: Cause,
     strikes: u32,
+    /// Whose request met a limit of unknown owner last.
+    account: Option<AccountId>,
 }
 
 /// A rest that stands.
@@ -157,6 +162,12 @@ impl Book {
             return false;
         };
         let mut entries = self.entries();
+        if fault.cause == Cause::UnknownLimit && second_model(&entries, endpoint, &place, now) {
+            let account = Place::Account(AccountId::of(endpoint));
+            write(&mut entries, account, Rest::guessed(PROMOTION.1), PROMOTION.1, Cause::PlatformLimit, now);
+            self.publish(&mut entries, now);
+            return true;
+        }
         if fault.cause == Cause::InvalidKey && incident(&mut entries, endpoint.id(), live, now) {
             let (least, most) = INCIDENT;
             write(&mut entries, Place::Egress, Rest::guessed(least), most, Cause::PlatformAuth, now);
@@ -170,6 +181,7 @@ impl Book {
         };
         let shelf = place.shelf();
         let entry = write(&mut entries, place, rest, most, fault.cause, now);
+        entry.account = (fault.cause == Cause::UnknownLimit).then(|| AccountId::of(endpoint));
         if fault.cause == Cause::InvalidKey && entry.strikes >= DEAD_STRIKES && now - entry.first >= DEAD_AFTER {
             entry.until = clock::after(now, clock::FOREVER);
         }
@@ -282,7 +294,8 @@ fn write(
     cause: Cause,
     now: Instant,
 ) -> &mut Entry {
-    let entry = entries.entry(place).or_insert(Entry { until: now, since: now, first: now, cause, strikes: 0 });
+    let entry =
+        entries.entry(place).or_insert(Entry { until: now, since: now, first: now, cause, strikes: 0, account: None });
     let stands = entry.until > now;
     if !stands {
         if entry.cause != cause {
@@ -300,6 +313,17 @@ fn write(
         }
     }
     entry
+}
+
+/// Whether this account met a limit of unknown owner on another model just now.
+fn second_model(entries: &HashMap<Place, Entry>, endpoint: &Endpoint, place: &Place, now: Instant) -> bool {
+    let account = AccountId::of(endpoint);
+    entries.iter().any(|(other, entry)| {
+        other != place
+            && entry.cause == Cause::UnknownLimit
+            && now.saturating_duration_since(entry.since) <= PROMOTION.0
+            && entry.account.as_ref() == Some(&account)
+    })
 }
 
 /// Whether a 401 is the platform's incident: it goes on, or more than half of the keys, and at least two, were refused at

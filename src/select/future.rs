@@ -22,15 +22,17 @@ use super::{
 use crate::{
     body::{Ending, Guard, Guarded},
     clock,
-    endpoint::Endpoint,
+    endpoint::{Endpoint, Route},
     error::{Rejected, Why},
-    outcome::{Outcome, OutcomeCell, Retry, Verdict},
+    outcome::{Outcome, OutcomeCell, Rest, Retry, Scope, Verdict},
     request::RequestContext,
 };
 
 /// Spread of those who wait for the same rest to end, as a share of the wait, so that they do not come all at once.
 const JITTER: f64 = 0.1;
 const LEAST_JITTER: Duration = Duration::from_millis(100);
+/// First rest of an upstream that fails for most keys; it doubles while that goes on.
+const FAILING_POOL: Duration = Duration::from_secs(1);
 
 pin_project! {
     /// Response future of [`KeySelect`](super::KeySelect).
@@ -254,7 +256,17 @@ impl Record {
                 self.pool.state().warm_up();
                 self.pool.book().succeed(&self.endpoint, &self.context, now);
             }
-            Outcome::Fault(fault) => self.pool.record(&self.endpoint, &self.context, &fault, now),
+            Outcome::Fault(mut fault) => {
+                let suspects = self.endpoint.suspects();
+                if fault.is_suspect()
+                    && fault.rest.is_none()
+                    && suspects.watching()
+                    && suspects.pool_failing(Route::of(&self.endpoint, Some(&self.context)), now)
+                {
+                    (fault.scope, fault.rest) = (Scope::Pool, Some(Rest::guessed(FAILING_POOL)));
+                }
+                self.pool.record(&self.endpoint, &self.context, &fault, now);
+            }
         }
     }
 }

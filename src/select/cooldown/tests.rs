@@ -158,3 +158,17 @@ fn all_keys_refused_at_once_are_the_platforms_incident() {
     desk.note(&keys[0], &request, refused);
     assert!(desk.out(&keys[0]).is_some(), "afterwards a refusal is the key's own again");
 }
+
+#[test]
+fn a_limit_of_unknown_owner_is_the_accounts_once_a_second_model_meets_it() {
+    let mut desk = Desk::new();
+    let (one, two, other) = (key("one", "a"), key("two", "a"), key("other", "b"));
+    let unknown = fault(Cause::UnknownLimit, Scope::Pool, Rest::guessed(SECOND));
+    desk.note(&one, &asking("m"), unknown);
+    desk.note(&other, &asking("n"), unknown);
+    assert!([&one, &two, &other].iter().all(|key| desk.out(key).is_none()), "one model each");
+    desk.now += SECOND * 5;
+    assert!(desk.note(&two, &asking("x"), unknown), "the same account, another model");
+    assert!(desk.out(&one).is_some() && desk.out(&two).is_some());
+    assert_eq!(desk.out(&other), None);
+}
