@@ -122,7 +122,8 @@ impl RetryLayer {
         self
     }
 
-    /// Sets the budget of retries; default [`RetryBudget::default`], 0.2 for each request and 10 a second. Give clones of one to several layers that lead to the same upstream.
+    /// Sets the budget of retries; default [`RetryBudget::default`], 0.2 for each request and 10 a second. Give clones of one
+    /// to several layers that lead to the same upstream.
     #[must_use]
     pub fn budget(mut self, budget: RetryBudget) -> Self {
         self.shared_mut().budget = budget;
