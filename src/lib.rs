@@ -95,7 +95,8 @@
 //!     let answer = response.into_body().collect().await?.to_bytes();
 //!     println!("{}", String::from_utf8_lossy(&answer));
 //!
-//!     // two attempts if it met gamma-1 first, whose account has no credit: that shows here and not in the answer
+//!     // if it met gamma-1 first, whose account has no credit, there were two attempts:
+//!     // that shows here, and not in the answer
 //!     let total = balancer.handle().snapshot().total;
 //!     assert_eq!(total.outcomes["complete"], 1);
 //!     println!("{} attempts: {:?}", total.attempts, total.outcomes);
@@ -132,19 +133,23 @@
 //! Here with neither breaker nor deadline:
 //!
 //! ```
+//! use bytes::Bytes;
 //! use http::{Request, Response};
 //! use http_body_util::Full;
 //! use tower::{BoxError, ServiceBuilder, ServiceExt, service_fn};
 //! use tower_openrouter::{
-//!     ApiKey, BufferLayer, Endpoint, KeySelectLayer, LoadMonitorLayer, OpenRouter, RespondLayer, RetryLayer,
-//!     buffer::ReplayBody, endpoint_fn, openrouter::AuthorizeLayer, select::{LeastInFlight, Pool},
+//!     ApiKey, BufferLayer, Endpoint, KeySelectLayer, LoadMonitorLayer, OpenRouter,
+//!     RespondLayer, RetryLayer, endpoint_fn,
+//!     buffer::ReplayBody,
+//!     openrouter::AuthorizeLayer,
+//!     select::{LeastInFlight, Pool},
 //! };
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), BoxError> {
 //! let transport = service_fn(async |request: Request<ReplayBody>| {
 //!     assert_eq!(request.headers()["authorization"], "Bearer sk-or-v1-a");
-//!     Ok::<_, BoxError>(Response::new(Full::new(bytes::Bytes::from("{}"))))
+//!     Ok::<_, BoxError>(Response::new(Full::<Bytes>::from("{}")))
 //! });
 //! let pool = Pool::new([ApiKey::new("sk-or-v1-a")?.label("a")])?;
 //! let per_key = endpoint_fn(|endpoint: &Endpoint| {
@@ -160,7 +165,7 @@
 //!     .layer(KeySelectLayer::new(pool, per_key).pick(LeastInFlight::default()))
 //!     .service(OpenRouter::new(transport));
 //!
-//! let request = Request::post("/v1/chat/completions").body(Full::new(bytes::Bytes::from("{}")))?;
+//! let request = Request::post("/v1/chat/completions").body(Full::<Bytes>::from("{}"))?;
 //! let response = stack.oneshot(request).await?;
 //! assert_eq!(response.status(), 200);
 //! # Ok(())
@@ -176,8 +181,8 @@
 //!   refusal in it.
 //! - What a request holds, such as a permit, is given back when the *body* of its response is over or dropped, and not with
 //!   its head: read the body, or drop it.
-//! - All time is [`tokio::time`]'s, so a runtime with time enabled is needed, and a test may pause the clock.
-//! - Nothing spawns a task, except the simulator's server.
+//! - All time is [`tokio::time`](https://docs.rs/tokio/latest/tokio/time/)'s, so a runtime with time enabled is needed, and a test may pause the clock.
+//! - No layer spawns a task; those that exist are a transport's connections, and the simulator's when it is served.
 //!
 //! # Where to read on
 //!

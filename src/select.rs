@@ -194,8 +194,8 @@ impl<L, P: Pick> KeySelectLayer<L, P> {
         self
     }
 
-    /// Sets how long a request may wait for a key, besides its own deadline; default 30 s, below the timeouts of most
-    /// proxies. Zero never waits.
+    /// Sets how long a request may wait for a key, besides its own deadline; default 30 s, half of what nginx
+    /// waits for an answer by default. Zero never waits.
     pub fn max_wait(mut self, max_wait: Duration) -> Self {
         self.waiting.max_wait = max_wait;
         self

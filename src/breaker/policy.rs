@@ -72,7 +72,7 @@ impl BreakerPolicy {
     }
 
     /// How long a probe may take to its verdict; then another is let through, and the late verdict no longer counts.
-    /// Default: 60 s, longer than a healthy model takes to its first output.
+    /// Default: 60 s, as long as the first cooldown.
     ///
     /// # Errors
     /// When it is 0.
