@@ -1,6 +1,5 @@
 //! The leaf service: what goes out, what comes back, and what is said about it.
 
-#[allow(unreachable_pub, reason = "shared by the tests of every stage")]
 mod support;
 
 use std::{

@@ -264,3 +264,18 @@ async fn r079_the_books_agree_with_the_other_side() {
     assert_eq!(snapshot["retry"]["requests"], 500);
     assert_eq!(snapshot["retry"]["attempts"].as_u64(), Some(counts.attempts));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_lone_keys_refusal_says_when_the_key_comes_back() {
+    let simulator = Simulator::new(five_keys()).unwrap();
+    simulator.disable_key("a-1", true).unwrap();
+    let key = ApiKey::new(&simulator.keys()[0].secret).unwrap().label("a-1");
+    let stack = stack(&simulator, Balancer::builder(Pool::new([key]).unwrap()));
+    let answer = stack.clone().oneshot(chat(MODEL)).await.unwrap();
+    assert_eq!(
+        (answer.status(), &answer.headers()["retry-after"]),
+        (StatusCode::TOO_MANY_REQUESTS, &"60".parse().unwrap())
+    );
+    let stats = serde_json::to_value(stack.handle().snapshot()).unwrap();
+    assert_eq!(stats["retry"]["attempts"], 1, "what selection refused was no attempt: {stats}");
+}

@@ -3,7 +3,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -23,6 +23,7 @@ use super::{
     stats::Counts,
 };
 use crate::{
+    error::Rejected,
     outcome::{Classify, HttpStatus},
     request::{Replay, RequestContext},
 };
@@ -214,7 +215,7 @@ where
         self.shared.budget.deposit();
         // the copies for later attempts must share it
         RequestContext::of(&mut request);
-        RetryFuture { inner: self.inner.call(request) }
+        RetryFuture { inner: self.inner.call(request), shared: self.shared.clone() }
     }
 }
 
@@ -234,6 +235,7 @@ pin_project! {
     {
         #[pin]
         inner: ResponseFuture<Attempts, Boxed<S>, Request<B>>,
+        shared: Arc<Shared>,
     }
 }
 
@@ -246,7 +248,14 @@ where
     type Output = Result<Response<ResB>, BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.project().inner.poll(cx)
+        let this = self.project();
+        let result = ready!(this.inner.poll(cx));
+        if let Err(error) = &result
+            && Rejected::find(&**error).is_some()
+        {
+            this.shared.counts.refused();
+        }
+        Poll::Ready(result)
     }
 }
 

@@ -14,6 +14,7 @@ use crate::outcome::{Cause, CauseCounts};
 #[derive(Debug, Default)]
 pub(super) struct Counts {
     requests: AtomicU64,
+    refused: AtomicU64,
     unreplayable: AtomicU64,
     unclear: AtomicU64,
     retries: CauseCounts,
@@ -24,6 +25,10 @@ pub(super) struct Counts {
 impl Counts {
     pub(super) fn request(&self) {
         self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn refused(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn unreplayable(&self) {
@@ -46,10 +51,12 @@ impl Counts {
     fn read(&self) -> RetryStats {
         let given_up = |why: GiveUp| self.give_ups[why as usize].load(Ordering::Relaxed);
         let (retries, failovers) = (self.retries.by_name(), self.failovers.by_name());
-        let requests = self.requests.load(Ordering::Relaxed);
+        let (requests, refused) = (self.requests.load(Ordering::Relaxed), self.refused.load(Ordering::Relaxed));
+        let started = requests + retries.values().sum::<u64>() + failovers.values().sum::<u64>();
         RetryStats {
             requests,
-            attempts: requests + retries.values().sum::<u64>() + failovers.values().sum::<u64>(),
+            attempts: started.saturating_sub(refused),
+            refused,
             retries,
             failovers,
             unclear: self.unclear.load(Ordering::Relaxed),
@@ -81,8 +88,10 @@ impl RetryHandle {
 pub struct RetryStats {
     /// Requests that came in.
     pub requests: u64,
-    /// Attempts that went out: requests, retries and failovers together.
+    /// Attempts that went out: requests, retries and failovers together, less those refused.
     pub attempts: u64,
+    /// Attempts a layer of ours refused, such as for want of a key: nothing was sent, and the request ended with it.
+    pub refused: u64,
     /// Attempts after a wait, by the cause they followed.
     pub retries: BTreeMap<&'static str, u64>,
     /// Attempts on another key at once, by the cause they followed.

@@ -19,6 +19,7 @@ use super::{
     waiting::Room,
 };
 use crate::{
+    error::{Rejected, Why},
     outcome::{Classify, Scope},
     request::{Attempt, RequestContext},
 };
@@ -112,26 +113,37 @@ impl<S, P: Pick> Shared<S, P> {
 }
 
 impl<S, P> Shared<S, P> {
-    /// Why nobody can serve the request, in one sentence that names no key.
-    pub(super) fn why_nobody(&self, request: &RequestContext, now: Instant) -> String {
+    /// The refusal that says why nobody can serve the request, naming no key, and when somebody could serve one like it:
+    /// what this request's own attempts have ruled out does not count there.
+    pub(super) fn refusal(&self, request: &RequestContext, now: Instant) -> Rejected {
         let pool = self.pool.endpoints();
         let book = self.pool.book();
         let mut reasons = BTreeMap::<&str, usize>::new();
+        let mut earliest = None::<Instant>;
         for endpoint in pool.iter() {
-            let resting = book
-                .out(endpoint, now)
-                .or_else(|| book.upstream_out(endpoint, request, now))
-                .or_else(|| book.out_for(endpoint, request, now));
+            let resting = [
+                book.out(endpoint, now),
+                book.upstream_out(endpoint, request, now),
+                book.out_for(endpoint, request, now),
+            ];
+            let resting = resting.into_iter().flatten().max_by_key(|resting| resting.until);
+            let back = resting.map(|resting| resting.until).max(endpoint.shut_until(now));
             let reason = match resting {
+                _ if filter::built_in(book, &[], endpoint, request, now) == Fit::No => "other_models",
                 Some(resting) => resting.cause.as_str(),
-                None if endpoint.shut_until(now).is_some() => "breaker_open",
-                None if filter::built_in(book, &[], endpoint, request, now) == Fit::No => "other_models",
+                None if back.is_some() => "breaker_open",
                 None => "busy_or_tried",
             };
             *reasons.entry(reason).or_default() += 1;
+            if reason != "other_models"
+                && let Some(back) = back
+            {
+                earliest = Some(earliest.map_or(back, |earliest| earliest.min(back)));
+            }
         }
         let reasons: Vec<_> = reasons.into_iter().map(|(reason, count)| format!("{count} {reason}")).collect();
-        format!("none of the {} keys can serve this request now: {}", pool.len(), reasons.join(", "))
+        let detail = format!("none of the {} keys can serve this request now: {}", pool.len(), reasons.join(", "));
+        Rejected::new(Why::NoKey, detail).retry_after(earliest.map(|earliest| earliest - now))
     }
 }
 

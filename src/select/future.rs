@@ -223,12 +223,8 @@ impl Outlook {
         (earliest + spread.mul_f64(fastrand::f64())).min(give_up)
     }
 
-    fn refuse<S, P: Pick>(mut self, shared: &Shared<S, P>, request: &RequestContext, now: Instant) -> BoxError {
-        if let Some(broken) = self.broken.take() {
-            return broken;
-        }
-        let after = self.earliest.map(|earliest| earliest.saturating_duration_since(now));
-        Rejected::new(Why::NoKey, shared.why_nobody(request, now)).retry_after(after).into()
+    fn refuse<S, P: Pick>(self, shared: &Shared<S, P>, request: &RequestContext, now: Instant) -> BoxError {
+        self.broken.unwrap_or_else(|| shared.refusal(request, now).into())
     }
 }
 

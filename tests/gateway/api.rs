@@ -326,11 +326,12 @@ fn r110_every_failure_of_our_own_is_an_answer_in_the_apis_error_shape() {
     let unauthorized = r#"{"error":{"code":401,"message":"User not found."}}"#;
     let silent = |_: &str, _: &mut std::net::TcpStream| thread::sleep(PATIENCE);
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let check = |gateway: &Gateway, status: u16, reason: &str, retry_after: bool| {
+    let check = |gateway: &Gateway, status: u16, reasons: &[&str], retry_after: bool| {
         let reply = gateway.chat("");
         assert_eq!(reply.status, status, "{reply:?}");
         let error = &reply.json()["error"];
-        assert_eq!((&error["code"], &error["metadata"]["reason"]), (&status.into(), &reason.into()), "{reply:?}");
+        assert_eq!(error["code"], status, "{reply:?}");
+        assert!(reasons.iter().any(|reason| error["metadata"]["reason"] == *reason), "{reply:?}");
         assert!(error["message"].is_string() && reply.header("content-type") == Some("application/json"), "{reply:?}");
         assert_eq!(reply.header("retry-after").is_some(), retry_after, "{reply:?}");
         let reply = post(gateway.api, "/v1/messages", "", CHAT);
@@ -339,8 +340,9 @@ fn r110_every_failure_of_our_own_is_an_answer_in_the_apis_error_shape() {
 
     let upstream = Upstream::answering("401 Unauthorized", "content-type: application/json\r\n", unauthorized);
     let gateway = Gateway::before(&upstream, &["--max-wait", "0s"]);
-    assert_eq!(gateway.chat("").status, 401);
-    check(&gateway, 429, "no_key", true);
+    gateway.chat("");
+    check(&gateway, 429, &["no_key"], true);
+    assert_eq!(upstream.seen().len(), 1, "a key known to be dead is not asked again");
 
     let unreachable = format!("http://{closed}/api/v1");
     let gateway =
@@ -349,7 +351,7 @@ fn r110_every_failure_of_our_own_is_an_answer_in_the_apis_error_shape() {
     assert_eq!((reply.status, &reply.json()["error"]["metadata"]["reason"]), (502, &"connect".into()), "{reply:?}");
 
     let upstream = Upstream::start(silent);
-    check(&Gateway::before(&upstream, &["--deadline", "200ms"]), 504, "deadline", false);
+    check(&Gateway::before(&upstream, &["--deadline", "200ms"]), 504, &["deadline", "headers_timeout"], false);
 
     let upstream = Upstream::fine();
     let gateway = Gateway::before(&upstream, &[]);

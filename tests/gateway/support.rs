@@ -10,22 +10,22 @@ use std::{
 };
 
 /// More than anything here should take.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A chat request's body.
-pub const CHAT: &str = r#"{"model":"acme/swift-1","messages":[{"role":"user","content":"Hi"}]}"#;
+pub(crate) const CHAT: &str = r#"{"model":"acme/swift-1","messages":[{"role":"user","content":"Hi"}]}"#;
 
 /// A gateway, killed when dropped.
-pub struct Gateway {
+pub(crate) struct Gateway {
     child: Child,
-    pub api: SocketAddr,
-    pub admin: SocketAddr,
-    pub banner: String,
+    pub(crate) api: SocketAddr,
+    pub(crate) admin: SocketAddr,
+    pub(crate) banner: String,
     log: Arc<Mutex<String>>,
 }
 
 /// A command that knows nothing of the machine's own keys and settings.
-pub fn command(flags: &[&str], variables: &[(&str, &str)]) -> Command {
+pub(crate) fn command(flags: &[&str], variables: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tower-openrouter"));
     command.env_clear().arg("gateway").args(flags).envs(variables.iter().copied());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -33,7 +33,7 @@ pub fn command(flags: &[&str], variables: &[(&str, &str)]) -> Command {
 }
 
 /// Starts a gateway that should not come up; what it says on standard error.
-pub fn refused(flags: &[&str], variables: &[(&str, &str)]) -> String {
+pub(crate) fn refused(flags: &[&str], variables: &[(&str, &str)]) -> String {
     let output = command(flags, variables).output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(output.stdout.is_empty(), "{output:?}");
@@ -42,7 +42,7 @@ pub fn refused(flags: &[&str], variables: &[(&str, &str)]) -> String {
 
 impl Gateway {
     /// Starts one on free ports.
-    pub fn start(flags: &[&str], variables: &[(&str, &str)]) -> Self {
+    pub(crate) fn start(flags: &[&str], variables: &[(&str, &str)]) -> Self {
         let ports = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
         let mut child = command(&[&ports, flags].concat(), variables).spawn().unwrap();
         let log = Arc::<Mutex<String>>::default();
@@ -70,17 +70,17 @@ impl Gateway {
     }
 
     /// Starts one with a single key, `sk-or-v1-one`, before `upstream`.
-    pub fn before(upstream: &Upstream, flags: &[&str]) -> Self {
+    pub(crate) fn before(upstream: &Upstream, flags: &[&str]) -> Self {
         Self::start(&[&["--upstream", &upstream.base()], flags].concat(), &[("OPENROUTER_API_KEY", "sk-or-v1-one")])
     }
 
-    pub fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let status = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status().unwrap();
         assert!(status.success());
     }
 
     /// Waits for the process to end; how it ended and how long that took.
-    pub fn ended(&mut self) -> (ExitStatus, Duration) {
+    pub(crate) fn ended(&mut self) -> (ExitStatus, Duration) {
         let start = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -92,11 +92,11 @@ impl Gateway {
     }
 
     /// What it has logged.
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
 
-    pub fn chat(&self, headers: &str) -> Reply {
+    pub(crate) fn chat(&self, headers: &str) -> Reply {
         post(self.api, "/v1/chat/completions", headers, CHAT)
     }
 }
@@ -109,14 +109,14 @@ impl Drop for Gateway {
 }
 
 /// An upstream that notes what it is asked and answers as the test likes.
-pub struct Upstream {
+pub(crate) struct Upstream {
     address: SocketAddr,
     seen: Arc<Mutex<Vec<String>>>,
 }
 
 impl Upstream {
     /// Answers each request, which comes alone on its connection, by `answer`.
-    pub fn start(answer: impl Fn(&str, &mut TcpStream) + Send + Sync + 'static) -> Self {
+    pub(crate) fn start(answer: impl Fn(&str, &mut TcpStream) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let seen = Arc::<Mutex<Vec<String>>>::default();
@@ -135,39 +135,39 @@ impl Upstream {
     }
 
     /// Answers everything with this.
-    pub fn answering(status: &str, headers: &str, body: &str) -> Self {
+    pub(crate) fn answering(status: &str, headers: &str, body: &str) -> Self {
         let answer = response(status, headers, body);
         Self::start(move |_, stream| stream.write_all(answer.as_bytes()).unwrap())
     }
 
     /// Answers everything with a completion.
-    pub fn fine() -> Self {
+    pub(crate) fn fine() -> Self {
         Self::answering("200 OK", "content-type: application/json\r\n", r#"{"id":"gen-1","choices":[]}"#)
     }
 
-    pub fn base(&self) -> String {
+    pub(crate) fn base(&self) -> String {
         format!("http://{}/api/v1", self.address)
     }
 
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// The requests so far, as they were sent.
-    pub fn seen(&self) -> Vec<String> {
+    pub(crate) fn seen(&self) -> Vec<String> {
         self.seen.lock().unwrap().clone()
     }
 }
 
-pub fn response(status: &str, headers: &str, body: &str) -> String {
+pub(crate) fn response(status: &str, headers: &str, body: &str) -> String {
     format!("HTTP/1.1 {status}\r\n{headers}connection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len())
 }
 
 /// The head of an event stream that goes on until the connection closes its chunks.
-pub const STREAM_HEAD: &str =
+pub(crate) const STREAM_HEAD: &str =
     "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n";
 
-pub fn chunk(data: &str) -> String {
+pub(crate) fn chunk(data: &str) -> String {
     format!("{:x}\r\n{data}\r\n", data.len())
 }
 
@@ -195,52 +195,52 @@ fn read_request(stream: &mut TcpStream) -> Option<String> {
 
 /// An answer, read until the connection closed.
 #[derive(Debug)]
-pub struct Reply {
-    pub status: u16,
-    pub head: String,
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) head: String,
     /// As it came: chunks are not joined.
-    pub body: String,
+    pub(crate) body: String,
 }
 
 impl Reply {
-    pub fn parse(text: &str) -> Self {
+    pub(crate) fn parse(text: &str) -> Self {
         let (head, body) = text.split_once("\r\n\r\n").unwrap_or((text, ""));
         let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
         Self { status: status.unwrap_or_else(|| panic!("no answer: {text:?}")), head: head.into(), body: body.into() }
     }
 
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let mut lines = self.head.lines().skip(1).filter_map(|line| line.split_once(": "));
         lines.find(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value)
     }
 
-    pub fn json(&self) -> serde_json::Value {
+    pub(crate) fn json(&self) -> serde_json::Value {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 }
 
-pub fn connect(address: SocketAddr) -> TcpStream {
+pub(crate) fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream
 }
 
 /// Sends these bytes and reads until the connection closes.
-pub fn raw(address: SocketAddr, bytes: &str) -> Reply {
+pub(crate) fn raw(address: SocketAddr, bytes: &str) -> Reply {
     let mut stream = connect(address);
     stream.write_all(bytes.as_bytes()).unwrap();
     Reply::parse(&rest(&mut stream))
 }
 
 /// What else comes until the connection closes.
-pub fn rest(stream: &mut TcpStream) -> String {
+pub(crate) fn rest(stream: &mut TcpStream) -> String {
     let mut text = Vec::new();
     let _reset_or_closed = stream.read_to_end(&mut text);
     String::from_utf8_lossy(&text).into_owned()
 }
 
 /// Reads until `text` has come.
-pub fn until(stream: &mut TcpStream, text: &str) -> String {
+pub(crate) fn until(stream: &mut TcpStream, text: &str) -> String {
     let mut read = String::new();
     let mut buffer = [0; 4096];
     while !read.contains(text) {
@@ -251,17 +251,17 @@ pub fn until(stream: &mut TcpStream, text: &str) -> String {
     read
 }
 
-pub fn request(method: &str, path: &str, headers: &str, body: &str) -> String {
+pub(crate) fn request(method: &str, path: &str, headers: &str, body: &str) -> String {
     let length = body.len();
     format!(
         "{method} {path} HTTP/1.1\r\nhost: localhost\r\n{headers}connection: close\r\ncontent-length: {length}\r\n\r\n{body}"
     )
 }
 
-pub fn post(address: SocketAddr, path: &str, headers: &str, body: &str) -> Reply {
+pub(crate) fn post(address: SocketAddr, path: &str, headers: &str, body: &str) -> Reply {
     raw(address, &request("POST", path, headers, body))
 }
 
-pub fn get(address: SocketAddr, path: &str, headers: &str) -> Reply {
+pub(crate) fn get(address: SocketAddr, path: &str, headers: &str) -> Reply {
     raw(address, &request("GET", path, headers, ""))
 }

@@ -3,7 +3,6 @@
 use std::{
     env,
     error::Error,
-    future::Future,
     io::{self, IsTerminal, Write},
     net::SocketAddr,
     time::Duration,
@@ -145,42 +144,41 @@ async fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener, String> {
 }
 
 /// What asks the process to stop.
+#[cfg(unix)]
 struct Signals {
-    #[cfg(unix)]
     terminate: tokio::signal::unix::Signal,
-    #[cfg(unix)]
     interrupt: tokio::signal::unix::Signal,
 }
 
+#[cfg(unix)]
 impl Signals {
-    #[cfg(unix)]
     fn new() -> io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    #[cfg(unix)]
-    fn next(&mut self) -> impl Future<Output = ()> {
-        async {
-            tokio::select! {
-                _ = self.terminate.recv() => {}
-                _ = self.interrupt.recv() => {}
-            }
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
         }
     }
+}
 
-    #[cfg(not(unix))]
+/// What asks the process to stop.
+#[cfg(not(unix))]
+struct Signals;
+
+#[cfg(not(unix))]
+impl Signals {
     fn new() -> io::Result<Self> {
-        Ok(Self {})
+        Ok(Self)
     }
 
-    #[cfg(not(unix))]
-    fn next(&mut self) -> impl Future<Output = ()> {
-        async {
-            // without a way to be asked it runs until it is killed
-            if tokio::signal::ctrl_c().await.is_err() {
-                std::future::pending().await
-            }
+    async fn next(&mut self) {
+        if tokio::signal::ctrl_c().await.is_err() {
+            // nothing can ask: it runs until it is killed
+            std::future::pending().await
         }
     }
 }

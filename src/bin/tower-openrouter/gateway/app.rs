@@ -19,7 +19,6 @@ use http::{
     HeaderName, HeaderValue, Request, Response, StatusCode, Uri,
     header::{AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION},
 };
-use hyper::body::Incoming;
 use tower::{BoxError, Service, ServiceBuilder};
 use tower_http::{
     catch_panic::CatchPanicLayer,
@@ -54,16 +53,20 @@ where
 }
 
 /// What surrounds every request, whatever its path.
-pub(super) fn app(
+pub(super) fn app<B>(
     routes: Router,
 ) -> impl Service<
-    Request<Incoming>,
+    Request<B>,
     Response = Response<impl http_body::Body<Data = Bytes, Error = impl Into<BoxError>> + Send + 'static>,
     Error = Infallible,
     Future = impl Send,
 > + Clone
 + Send
-+ 'static {
++ 'static
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
     ServiceBuilder::new()
         .layer(SetSensitiveRequestHeadersLayer::new([
             AUTHORIZATION,
@@ -75,7 +78,7 @@ pub(super) fn app(
         .layer(PropagateRequestIdLayer::new(REQUEST_ID))
         .layer(
             TraceLayer::new_for_http()
-                .make_span_with(|request: &Request<Incoming>| {
+                .make_span_with(|request: &Request<B>| {
                     // the path alone: people put credentials into queries
                     debug_span!("request", method = %request.method(), path = request.uri().path(), id = ?request.headers().get(REQUEST_ID))
                 })
@@ -109,5 +112,32 @@ impl MakeRequestId for Numbers {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let id = format!("{:016x}-{}", *PROCESS, NEXT.fetch_add(1, Ordering::Relaxed));
         HeaderValue::try_from(id).ok().map(RequestId::new)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+    use tower::{ServiceExt, service_fn};
+
+    use super::*;
+    use crate::gateway::{access::Access, drain::Drain, proxy::Shared};
+
+    #[tokio::test]
+    async fn a_panic_costs_one_request_and_is_answered() {
+        let shared = Shared { access: Access(None), drain: Drain::new(), balancer_headers: true, simulated: false };
+        let balancer = service_fn(async |request: Request<Body>| {
+            assert!(request.uri().query().is_none(), "told to panic");
+            Ok::<_, Infallible>(Response::new(Body::from("fine")))
+        });
+        let app = app(routes(Proxy::new(balancer, shared)));
+        for (path, status) in [("/v1/embeddings?panic", 500), ("/v1/embeddings", 200)] {
+            let request = Request::post(path).body(Body::empty()).unwrap();
+            let response = app.clone().oneshot(request).await.unwrap();
+            assert_eq!(response.status(), status);
+            assert!(response.headers().contains_key("x-request-id"));
+            let body = response.into_body().collect().await.map_err(Into::into).unwrap().to_bytes();
+            assert_eq!(body.starts_with(br#"{"error":{"code":500"#), status == 500, "{body:?}");
+        }
     }
 }

@@ -49,8 +49,8 @@ impl Upstream {
 
     fn simulated() -> Result<(Self, Vec<ApiKey>), Box<dyn Error>> {
         let today = SystemTime::now().duration_since(UNIX_EPOCH)?;
-        let mut scenario = Scenario::default();
-        scenario.start = Some(utc_date(i64::try_from(today.as_millis())?));
+        let start = Some(utc_date(i64::try_from(today.as_millis())?));
+        let scenario = Scenario { start, ..Scenario::default() };
         let model = scenario.models.first().ok_or("the simulator has no model")?.id.clone();
         let simulator = Simulator::new(scenario)?;
         let key = |key: SimulatedKey| Ok(ApiKey::new(key.secret)?.label(key.label).account(key.account));

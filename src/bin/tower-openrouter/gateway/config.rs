@@ -8,6 +8,23 @@ use serde::Deserialize;
 
 use super::{keys::KeyEntry, span::Span};
 
+/// What the help shows of the configuration file.
+const EXAMPLE: &str = r#"Example of a configuration file:
+
+  listen = "127.0.0.1:8080"
+  deadline = "5m"
+
+  [[keys]]
+  label = "team-a"            # how it is named in answers, logs and /stats
+  key_env = "TEAM_A_KEY"      # or key = "sk-or-v1-…", or key_file = "team-a.key"
+  account = "acme"            # keys of one account share its credit
+  models = ["openai/*", "*:free"]
+  max_in_flight = 8
+
+  [[keys]]
+  key_file = "more.keys"      # one key a line; relative to this file
+"#;
+
 /// Serve an OpenAI-compatible API that spreads requests over many OpenRouter keys.
 ///
 /// Keys come from the configuration file and from OPENROUTER_API_KEY, OPENROUTER_API_KEYS (separated by commas),
@@ -17,6 +34,7 @@ use super::{keys::KeyEntry, span::Span};
 /// A flag beats its environment variable, that beats the configuration file, that beats the default. The log goes to standard
 /// error; RUST_LOG sets its level (default: info).
 #[derive(Debug, Args)]
+#[command(after_long_help = EXAMPLE)]
 pub(crate) struct Arguments {
     /// Address of the API; port 0 picks a free one [default: 127.0.0.1:8080]
     #[arg(long, env = "TOWER_OPENROUTER_LISTEN", value_name = "ADDR:PORT", value_parser = address, help_heading = "Listeners")]
@@ -26,8 +44,9 @@ pub(crate) struct Arguments {
     #[arg(long, env = "TOWER_OPENROUTER_ADMIN_LISTEN", value_name = "ADDR:PORT", value_parser = address, help_heading = "Listeners")]
     admin_listen: Option<SocketAddr>,
 
-    /// Token clients must send as `Authorization: Bearer` or `x-api-key`; better given by the environment, where other
-    /// users of the machine cannot see it [default: none asked]
+    /// Token clients must send as `Authorization: Bearer` or `x-api-key` [default: none asked]
+    ///
+    /// Better given by the environment, where other users of the machine cannot see it.
     #[arg(
         long,
         env = "TOWER_OPENROUTER_ACCESS_TOKEN",
@@ -59,8 +78,10 @@ pub(crate) struct Arguments {
     #[arg(long, env = "TOWER_OPENROUTER_NO_BALANCER_HEADERS", value_parser = BoolishValueParser::new(), help_heading = "Listeners")]
     no_balancer_headers: bool,
 
-    /// Configuration file (TOML): the settings named here with `_` for `-`, and [[keys]] with label, key or key_env or
-    /// key_file, weight, account, workspace, models, base_url, max_in_flight
+    /// Configuration file (TOML), see the example in --help
+    ///
+    /// It holds the settings named here with `_` for `-`, and [[keys]] with one of key, key_env and key_file, and with label,
+    /// weight, account, workspace, models, base_url, max_in_flight as needed.
     #[arg(short, long, env = "TOWER_OPENROUTER_CONFIG", value_name = "FILE", help_heading = "Upstream and keys")]
     config: Option<PathBuf>,
 
@@ -68,7 +89,7 @@ pub(crate) struct Arguments {
     #[arg(long, env = "TOWER_OPENROUTER_UPSTREAM", value_name = "URL", help_heading = "Upstream and keys")]
     upstream: Option<String>,
 
-    /// How many requests may run on one key at once, where the key has no number of its own [default: no limit]
+    /// How many requests may run on one key at once, unless the key has its own limit [default: none]
     #[arg(long, env = "TOWER_OPENROUTER_MAX_IN_FLIGHT", value_name = "N", help_heading = "Upstream and keys")]
     max_in_flight: Option<usize>,
 
@@ -304,6 +325,13 @@ mod tests {
         assert_eq!(settings.admin_listen, ([127, 0, 0, 1], 9090).into());
         assert_eq!(settings.folder, std::env::temp_dir());
         assert!(settings.balancer_headers);
+    }
+
+    #[test]
+    fn the_example_in_the_help_is_a_configuration_file() {
+        let (_, example) = EXAMPLE.split_once('\n').unwrap();
+        let file = parse(example).unwrap_or_else(|trouble| panic!("{trouble}"));
+        assert_eq!((file.deadline, file.keys.len()), (Some(Span(Duration::from_secs(300))), 2));
     }
 
     #[test]

@@ -159,6 +159,8 @@ impl<B> fmt::Debug for Cuttable<B> {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
     use http_body_util::{BodyExt, Channel};
 
     use super::*;
@@ -167,7 +169,7 @@ mod tests {
     async fn r111_a_cut_stream_ends_with_an_error_event_and_then_uncleanly() {
         let drain = Drain::new();
         let (mut sender, body) = Channel::<Bytes>::new(4);
-        let mut body = Cuttable::new(body, &drain, Dialect::OpenRouter);
+        let mut body = pin!(Cuttable::new(body, &drain, Dialect::OpenRouter));
         sender.send_data(Bytes::from("data: 1\n\n")).await.unwrap();
         assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "data: 1\n\n");
         let mut rest = tokio_test::task::spawn(async { (body.frame().await, body.frame().await) });
