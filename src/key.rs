@@ -79,7 +79,8 @@ impl ApiKey {
         self
     }
 
-    /// Sets the key's share of the traffic under weighted picks; default 1, and 0 takes nothing new.
+    /// Sets the key's share of the traffic under picks that heed it; default 1, and 0 is meant to take nothing new. Neither
+    /// [`RoundRobin`](crate::select::RoundRobin) nor [`LeastInFlight`](crate::select::LeastInFlight) does.
     ///
     /// # Errors
     /// When the weight is negative, infinite or not a number.

@@ -6,13 +6,15 @@
 //! counts for a while as one more request in flight.
 //!
 //! Every attempt ends in exactly one way: complete, a fault by its [`Cause`](crate::outcome::Cause), refused by a layer of
-//! our own, or left by its caller; left after the request's deadline has passed, it timed out. What the end of a body says wins over what its head said; a fault known before counts
-//! even when nobody reads the body. Time to the first byte is that of real output: the comments by which OpenRouter keeps a
-//! stream open do not count.
+//! our own, or left by its caller; left after the request's deadline has passed, it timed out. What the end of a body says
+//! wins over what its head said; a fault known before counts even when nobody reads the body. Time to the first byte is
+//! that of real output: the comments by which OpenRouter keeps a stream open do not count.
 //!
 //! The [layer](LoadMonitorLayer) writes the [`Figures`](crate::endpoint::Figures) of an [`Endpoint`](crate::Endpoint), which
 //! picks and the [`Snapshot`] read, and implements tower's [`Load`](tower::load::Load). Writing is a handful of atomic
 //! additions; reading takes no lock that a request takes.
+//!
+//! Examples, around any service and in the stack of one key, are at [`LoadMonitorLayer`].
 
 mod layer;
 mod service;

@@ -12,8 +12,10 @@
 //! - The body of a 200 is watched as it flows: see [`Scan`].
 //! - A key is put on by [`AuthorizeLayer`], one to a key's stack.
 //!
-//! Transports have no policy of their own: `HyperTransport` (feature `hyper`), `ReqwestTransport` (feature `reqwest`), or any
-//! service of `http` requests, such as the simulator.
+//! Transports have no policy of their own: [`HyperTransport`] (feature `hyper`), [`ReqwestTransport`] (feature `reqwest`), or
+//! any service of `http` requests, such as the [simulator](crate::simulator).
+//!
+//! # Examples
 //!
 //! ```
 //! use tower::{Service, ServiceExt};
@@ -39,7 +41,23 @@
 //! # }
 //! ```
 //!
-//! With settings of one's own: see [`Builder`].
+//! With settings of one's own, in front of a regional host:
+//!
+//! ```
+//! use std::time::Duration;
+//! use tower_openrouter::{OpenRouter, openrouter::BuildError};
+//! # let transport = ();
+//!
+//! let builder = OpenRouter::builder()
+//!     .base_url("https://eu.openrouter.ai/api/v1")
+//!     .headers_timeout(Duration::from_secs(60))
+//!     .title("Example");
+//! let service = builder.clone().build(transport)?;
+//!
+//! let refused = builder.headers_timeout(Duration::ZERO).build(transport);
+//! assert_eq!(refused.unwrap_err(), BuildError::ZeroHeadersTimeout);
+//! # Ok::<(), BuildError>(())
+//! ```
 //!
 //! # The classification table
 //!

@@ -20,6 +20,8 @@
 //! The failed response is dropped before the wait, and readiness is obtained anew before each attempt; both are
 //! [`tower::retry`]'s doing. Its back-off and budget are not used: they cut jitter to whole seconds, hand the same jitter
 //! to everybody, and take a limit of 0.6 for 1.
+//!
+//! Examples, as it comes and with numbers of one's own, are at [`RetryLayer`].
 
 mod attempts;
 mod backoff;

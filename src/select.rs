@@ -110,6 +110,10 @@ pub trait EndpointLayer<S> {
 }
 
 /// An [`EndpointLayer`] from a closure that makes a [`Layer`] for each endpoint.
+///
+/// Several layers become one with [`ServiceBuilder::into_inner`](tower::ServiceBuilder::into_inner), the outermost first; the
+/// parameter's type must be written out, as in `|endpoint: &Endpoint| …`. It is called once for each key, when that is first
+/// needed: at the start, or when the key is added.
 pub fn endpoint_fn<F, L>(make: F) -> EndpointFn<F>
 where
     F: Fn(&Endpoint) -> L,
@@ -190,13 +194,15 @@ impl<L, P: Pick> KeySelectLayer<L, P> {
         self
     }
 
-    /// Sets how long a request may wait for a key, besides its own deadline; default 30 s. Zero never waits.
+    /// Sets how long a request may wait for a key, besides its own deadline; default 30 s, half of what nginx
+    /// waits for an answer by default. Zero never waits.
     pub fn max_wait(mut self, max_wait: Duration) -> Self {
         self.waiting.max_wait = max_wait;
         self
     }
 
-    /// Sets how many requests may wait at once; default 1024. Zero never waits.
+    /// Sets how many requests may wait at once; default 1024, so that memory is bounded. Beyond it they are refused with
+    /// [`Why::QueueFull`](crate::error::Why::QueueFull). Zero never waits.
     pub fn max_waiters(mut self, max_waiters: usize) -> Self {
         self.waiting.max_waiters = max_waiters;
         self

@@ -1,5 +1,9 @@
 //! The default balancer: the one place where the order of the stages is code.
 //!
+//! Layers in the wrong order are a quiet kind of wrong: a retry below selection tries the same key again, a deadline below the
+//! retry holds for one attempt only, a limit above the monitor hides what waits. [`Balancer`] is the order that works, with
+//! settings for what each stage does:
+//!
 //! ```text
 //! respond      refusals and errors become answers; cannot fail from here out
 //! deadline     one instant over waits, attempts and body
@@ -14,8 +18,9 @@
 //! openrouter   the leaf: base URL, attribution, and the one place that judges an answer
 //! ```
 //!
-//! [`Balancer::builder`] has a setting for what one stage or the other should do; whoever wants another order writes it with
-//! the layers themselves, as [`BalancerBuilder::service`] does.
+//! Refusals and errors within are answers here, so that axum and tonic can serve it as it is. Whoever wants another order, or
+//! other stages, writes it with the layers themselves, as [the front page](crate#three-ways-to-use-it) shows and
+//! [`BalancerBuilder::service`] does.
 
 use std::{
     collections::HashMap,
@@ -50,6 +55,11 @@ pub type BalancerBody = UnsyncBoxBody<Bytes, BoxError>;
 
 /// The default stack with its type erased: requests with a body `B` in, answers out, never an error.
 ///
+/// `B` is found by the compiler: it is the body of the requests one calls it with. It is always ready; a clone is cheap, and
+/// all clones share keys, breakers and figures.
+///
+/// With the defaults:
+///
 /// ```
 /// use bytes::Bytes;
 /// use http::Request;
@@ -72,6 +82,36 @@ pub type BalancerBody = UnsyncBoxBody<Bytes, BoxError>;
 /// let response = balancer.ready().await?.call(request).await?;
 /// assert!(response.status().is_success());
 /// # Ok(()) }
+/// ```
+///
+/// With numbers of one's own, and the handle by which keys come and go while it runs:
+///
+/// ```
+/// use std::time::Duration;
+/// use tower::BoxError;
+/// use tower_openrouter::{
+///     ApiKey, Balancer, DeadlineLayer, OpenRouter, RetryLayer,
+///     breaker::{BreakerPolicy, TripPolicy},
+///     select::{Pool, RoundRobin},
+/// };
+/// # use tower_openrouter::simulator::{Scenario, Simulator};
+/// # let transport = Simulator::new(Scenario::default())?.service();
+///
+/// let pool = Pool::new([ApiKey::new("sk-or-v1-a")?.label("a"), ApiKey::new("sk-or-v1-b")?.label("b")])?;
+/// let balancer = Balancer::builder(pool)
+///     .pick(RoundRobin::default())
+///     .max_wait(Duration::from_secs(5))
+///     .max_in_flight(16)?
+///     .breaker(BreakerPolicy::new(TripPolicy::consecutive(5)?))
+///     .retry(RetryLayer::new().attempts(2)?)
+///     .deadline(DeadlineLayer::new(Duration::from_secs(120))?)
+///     .build(OpenRouter::new(transport));
+/// # let _: &Balancer<String> = &balancer;
+///
+/// balancer.handle().pool().add(ApiKey::new("sk-or-v1-c")?.label("c"));
+/// balancer.handle().pool().remove("a");
+/// println!("{}", serde_json::to_string(&balancer.handle().snapshot())?);
+/// # Ok::<(), BoxError>(())
 /// ```
 pub struct Balancer<B> {
     service: BoxCloneSyncService<Request<B>, Response<BalancerBody>, Infallible>,
@@ -118,7 +158,7 @@ impl<B> Service<Request<B>> for Balancer<B> {
     }
 }
 
-/// Settings of the default stack.
+/// Settings of the default stack; [`build`](Self::build) or [`service`](Self::service) ends them.
 #[derive(Clone)]
 #[must_use]
 pub struct BalancerBuilder<P = LeastInFlight> {
@@ -156,19 +196,19 @@ impl<P: Pick> BalancerBuilder<P> {
         BalancerBuilder { select: select.pick(pick), pool, breaker, max_in_flight, retry, buffer, deadline, breakers }
     }
 
-    /// Adds a filter.
+    /// Adds a filter, asked after the built-in ones: model patterns, earlier attempts, rests. All must agree.
     pub fn filter(mut self, filter: impl Filter) -> Self {
         self.select = self.select.filter(filter);
         self
     }
 
-    /// Sets how long a request may wait for a key; default 30 s.
+    /// Sets how long a request may wait for a key, besides its deadline; default 30 s. Zero never waits.
     pub fn max_wait(mut self, max_wait: Duration) -> Self {
         self.select = self.select.max_wait(max_wait);
         self
     }
 
-    /// Sets how many requests may wait for a key at once; default 1024.
+    /// Sets how many requests may wait for a key at once; default 1024. Zero never waits.
     pub fn max_waiters(mut self, max_waiters: usize) -> Self {
         self.select = self.select.max_waiters(max_waiters);
         self
@@ -193,13 +233,13 @@ impl<P: Pick> BalancerBuilder<P> {
         Ok(self)
     }
 
-    /// Sets when, and how often, to try again.
+    /// Sets when, and how often, to try again; default [`RetryLayer::new`].
     pub fn retry(mut self, retry: RetryLayer) -> Self {
         self.retry = retry;
         self
     }
 
-    /// Sets how large request bodies may be, and how they are kept.
+    /// Sets how large request bodies may be, and how they are kept; default [`BufferLayer::new`].
     pub fn buffer(mut self, buffer: BufferLayer) -> Self {
         self.buffer = buffer;
         self
@@ -216,7 +256,8 @@ impl<P: Pick> BalancerBuilder<P> {
         BalancerHandle { pool: self.pool.clone(), retry: self.retry.handle(), breakers: self.breakers.clone() }
     }
 
-    /// The stack around `leaf`, its type unnamed but known to the compiler: nothing is boxed.
+    /// The stack around `leaf`, its type unnamed but known to the compiler: nothing is boxed. Take the
+    /// [`handle`](Self::handle) beside it.
     pub fn service<T, TB, B>(
         &self,
         leaf: OpenRouter<T>,

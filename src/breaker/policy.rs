@@ -46,7 +46,8 @@ impl BreakerPolicy {
     }
 
     /// How long it stays open the first time, and at most: each opening without a success between doubles the time. To
-    /// that comes a jitter of up to a quarter, within the most. Default: 60 s and 300 s.
+    /// that comes a jitter of up to a quarter, within the most. Default: 60 s, the span in which
+    /// limits count, and 300 s, where Envoy and Finagle end too.
     ///
     /// # Errors
     /// When `base` is 0 or above `max`.
@@ -59,7 +60,8 @@ impl BreakerPolicy {
         Ok(self)
     }
 
-    /// How many requests may try at once whether things are well again; the first verdict decides. Default: 1.
+    /// How many requests may try at once whether things are well again; the first verdict decides. Default: 1, since each
+    /// is somebody's request.
     ///
     /// # Errors
     /// When it is 0.
@@ -70,7 +72,7 @@ impl BreakerPolicy {
     }
 
     /// How long a probe may take to its verdict; then another is let through, and the late verdict no longer counts.
-    /// Default: 60 s.
+    /// Default: 60 s, as long as the first cooldown.
     ///
     /// # Errors
     /// When it is 0.

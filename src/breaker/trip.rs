@@ -21,6 +21,33 @@ enum Kind {
 /// A way of one's own to count; see [`TripPolicy::custom`].
 ///
 /// It runs under the breaker's lock: it must not block, and must not panic.
+///
+/// ```
+/// use tokio::time::Instant;
+/// use tower_openrouter::breaker::{BreakerPolicy, CircuitBreakerLayer, Trip, TripPolicy};
+///
+/// /// Opens when failures outnumber successes by five.
+/// #[derive(Default)]
+/// struct Lead(u32);
+///
+/// impl Trip for Lead {
+///     fn success(&mut self, _now: Instant) {
+///         self.0 = self.0.saturating_sub(1);
+///     }
+///
+///     fn failure(&mut self, _now: Instant) -> bool {
+///         self.0 += 1;
+///         self.0 >= 5
+///     }
+///
+///     fn clear(&mut self) {
+///         self.0 = 0;
+///     }
+/// }
+///
+/// let breaker = CircuitBreakerLayer::new(BreakerPolicy::new(TripPolicy::custom(Lead::default)));
+/// # let _ = breaker;
+/// ```
 pub trait Trip: Send + 'static {
     /// An attempt went well.
     fn success(&mut self, now: Instant);

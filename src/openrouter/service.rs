@@ -144,20 +144,22 @@ impl Default for Builder {
 }
 
 impl Builder {
-    /// Sets the API root; default [`BASE_URL`]. `http` is for the simulator and for hosts one trusts with the key.
+    /// Sets the API root; default [`BASE_URL`]. [`build`](Self::build) refuses what is not an `http` or `https` URL with a
+    /// host, or carries credentials or a query. `http` is for the simulator and for hosts one trusts with the key.
     pub fn base_url(mut self, url: impl Into<Box<str>>) -> Self {
         self.base_url = url.into();
         self
     }
 
     /// Sets the longest wait for a response's head, and for an error's body; default 300 s, since an answer that is not
-    /// streamed may take minutes. The request's own deadline cuts it short.
+    /// streamed may take minutes. The request's own deadline cuts it short. [`build`](Self::build) refuses 0.
     pub fn headers_timeout(mut self, limit: Duration) -> Self {
         self.headers_timeout = limit;
         self
     }
 
-    /// Sets how much of an error's body is read to judge it, in bytes; default 64 KiB. What lies beyond is passed on unread.
+    /// Sets how much of an error's body is read to judge it, in bytes; default 64 KiB, many times what
+    /// OpenRouter's errors hold. What lies beyond is passed on unread. [`build`](Self::build) refuses 0.
     pub fn error_body_limit(mut self, limit: usize) -> Self {
         self.error_body_limit = limit;
         self

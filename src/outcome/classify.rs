@@ -6,6 +6,29 @@ use super::{Cause, Fault, Outcome, Rest, Retry, Scope};
 use crate::error::UpstreamError;
 
 /// Says what an answer means, for stacks whose leaf puts no [`OutcomeCell`](super::OutcomeCell) into its responses.
+///
+/// Give the same one to every layer that judges: retry, select, monitor, breaker.
+///
+/// ```
+/// use http::{HeaderMap, StatusCode};
+/// use tower_openrouter::{Classify, Outcome, RetryLayer};
+/// use tower_openrouter::outcome::{Cause, Fault, HttpStatus, Retry, Scope};
+///
+/// /// An upstream whose 409 means that the model is still being loaded, for everybody.
+/// struct Loading;
+///
+/// impl Classify for Loading {
+///     fn head(&self, status: StatusCode, headers: &HeaderMap) -> Option<Outcome> {
+///         if status == StatusCode::CONFLICT {
+///             return Some(Fault::new(Cause::ProviderUnavailable, Scope::Pool).retry(Retry::Backoff).into());
+///         }
+///         HttpStatus.head(status, headers)
+///     }
+/// }
+///
+/// let retry = RetryLayer::new().classify(Loading);
+/// # let _ = retry;
+/// ```
 pub trait Classify: Send + Sync + 'static {
     /// Judges the head of a response; `None` when only its end can tell.
     fn head(&self, status: StatusCode, headers: &HeaderMap) -> Option<Outcome>;

@@ -103,7 +103,8 @@ impl RetryLayer {
         }
     }
 
-    /// Sets how many attempts a request may make, the first included and failovers not; default 3.
+    /// Sets how many attempts a request may make, the first included and failovers not; default 3, as OpenAI's clients; 1
+    /// never repeats.
     ///
     /// # Errors
     /// When it is 0 or above [`MOST_ATTEMPTS`](Self::MOST_ATTEMPTS).
@@ -115,14 +116,15 @@ impl RetryLayer {
         Ok(self)
     }
 
-    /// Sets the waits between attempts.
+    /// Sets the waits between attempts; default [`Backoff::default`], 0.5 to 30 s.
     #[must_use]
     pub fn backoff(mut self, backoff: Backoff) -> Self {
         self.shared_mut().limits.backoff = backoff;
         self
     }
 
-    /// Sets the budget of retries. Give clones of one to several layers that lead to the same upstream.
+    /// Sets the budget of retries; default [`RetryBudget::default`], 0.2 for each request and 10 a second. Give clones of one
+    /// to several layers that lead to the same upstream.
     #[must_use]
     pub fn budget(mut self, budget: RetryBudget) -> Self {
         self.shared_mut().budget = budget;

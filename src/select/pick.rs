@@ -23,6 +23,10 @@ pub struct Candidates<'a> {
 
 /// Proposes an endpoint.
 ///
+/// What is known of an endpoint is at hand: its [`key`](Endpoint::key) with the weight
+/// ([`weight_of`](crate::ApiKey::weight_of)), and its [`figures`](Endpoint::figures) as a
+/// [`LoadMonitorLayer`](crate::LoadMonitorLayer) writes them. The random numbers are those of the `fastrand` crate, version 2.
+///
 /// ```
 /// use tower_openrouter::select::{Candidates, Pick};
 ///

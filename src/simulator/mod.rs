@@ -28,6 +28,46 @@
 //! # }
 //! ```
 //!
+//! A world of one's own, and trouble in it: a provider whose pool is full for half a minute, under a clock that waits for
+//! nobody.
+//!
+//! ```
+//! use http_body_util::BodyExt;
+//! use std::time::Duration;
+//! use tower::ServiceExt;
+//! use tower_openrouter::simulator::{Fault, Scenario, Simulator, What};
+//!
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let simulator = Simulator::new(Scenario::from_toml(
+//!     r#"
+//!     accounts = [{ name = "alpha", credits = 5.0 }]
+//!     keys = [{ label = "one", account = "alpha" }]
+//!     models = [{ id = "acme/swift" }]
+//!     endpoints = [{ model = "acme/swift", provider = "DeepInfra", completion_price = 2.0 }]
+//!     "#,
+//! )?)?;
+//! simulator.inject(Fault::new(What::PoolFull { retry_after: Some(7) }).window(0.0, 30.0))?;
+//!
+//! let ask = async || {
+//!     let request = http::Request::post("/api/v1/chat/completions")
+//!         .header("authorization", format!("Bearer {}", simulator.keys()[0].secret))
+//!         .body(r#"{"model":"acme/swift","messages":[{"role":"user","content":"Hi"}]}"#.to_owned())
+//!         .unwrap();
+//!     simulator.service().oneshot(request).await
+//! };
+//! let full = ask().await?;
+//! assert_eq!((full.status().as_u16(), &full.headers()["retry-after"]), (429, &"7".parse()?));
+//!
+//! tokio::time::sleep(Duration::from_secs(31)).await;
+//! let answer = ask().await?;
+//! assert_eq!(answer.status(), 200);
+//! answer.into_body().collect().await?;
+//! assert_eq!(simulator.counts().keys["one"].attempts, 2);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # What it does not do
 //!
 //! Models do not think: replies are words drawn from the seed. Prompt tokens are bytes divided by four.
