@@ -23,7 +23,7 @@ async fn around_every_other(outer: Stage) {
         let stages = if inner == outer { &both[..1] } else { &both[..] };
         let probe = answering();
         let (service, watch) = stack(stages, &probe);
-        storm(&service, &probe, &mut rng, calls().div_ceil(STACKS), false).await;
+        storm(&service, &watch, &probe, &mut rng, calls().div_ceil(STACKS), false).await;
         assert!(probe.calls() > 0);
         assert_whole(&service, &watch, &probe, &format!("{stages:?}")).await;
     }
@@ -62,6 +62,6 @@ async fn r003_r005_cancelled_anywhere_the_default_stack_leaves_nothing() {
     let mut rng = Rng::with_seed(seed());
     let probe = answering();
     let (service, watch) = whole(&probe);
-    storm(&service, &probe, &mut rng, (calls() / 10).max(100), false).await;
+    storm(&service, &watch, &probe, &mut rng, (calls() / 10).max(100), false).await;
     assert_whole(&service, &watch, &probe, "the default stack").await;
 }

@@ -9,5 +9,9 @@
 mod support;
 
 mod cancellation;
+mod hooks;
+mod laws;
+mod panics;
+
 mod stages;
 mod storm;

@@ -111,7 +111,8 @@ where
     S::Future: Send + 'static,
     B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
 {
-    let service = service.map_response(|response: Response<B>| response.map(|body| body.map_err(Into::into).boxed_unsync()));
+    let service =
+        service.map_response(|response: Response<B>| response.map(|body| body.map_err(Into::into).boxed_unsync()));
     BoxCloneSyncService::new(service.map_err(Into::into))
 }
 
@@ -198,8 +199,8 @@ impl Stage {
                 erase(retry.layer(inner))
             }
             Self::Select => {
-                let layer = KeySelectLayer::new(pool(), endpoint_fn(|_: &Endpoint| Identity::new()));
-                let select = layer.max_wait(Duration::from_millis(500)).max_waiters(32).layer(inner);
+                let layer = KeySelectLayer::new(watch.pool(), endpoint_fn(|_: &Endpoint| Identity::new()));
+                let select = layer.max_wait(Duration::from_secs(2)).max_waiters(32).layer(inner);
                 let line = select.clone();
                 watch.lines.push(Box::new(move || line.waiting()));
                 erase(select)
@@ -231,7 +232,7 @@ pub fn quick() -> Backoff {
 
 /// A breaker that opens and half-opens many times in a storm.
 pub fn brief() -> BreakerPolicy {
-    let trip = TripPolicy::failures(3, Duration::from_secs(1)).unwrap();
+    let trip = TripPolicy::failures(2, Duration::from_secs(2)).unwrap();
     let (shortest, longest) = (Duration::from_millis(100), Duration::from_millis(300));
     BreakerPolicy::new(trip).cooldown(shortest, longest).unwrap().lease(Duration::from_millis(200)).unwrap()
 }
@@ -243,11 +244,17 @@ pub struct Watch {
     pub breakers: Arc<Mutex<Vec<BreakerHandle>>>,
     pub monitors: Arc<Mutex<Vec<MonitorHandle>>>,
     pub lines: Vec<Box<dyn Fn() -> usize>>,
+    pub pools: Vec<Pool>,
     pub buffers: Vec<BufferLayer>,
     pub retries: Vec<RetryHandle>,
 }
 
 impl Watch {
+    fn pool(&mut self) -> Pool {
+        self.pools.push(pool());
+        self.pools[self.pools.len() - 1].clone()
+    }
+
     fn limit(&self) -> ConcurrencyLimitLayer {
         let limit = ConcurrencyLimitLayer::new(CAP).unwrap();
         self.limits.lock().unwrap().push(limit.handle());
@@ -272,7 +279,10 @@ impl Watch {
         }
         for breaker in &*self.breakers.lock().unwrap() {
             let state = breaker.snapshot().state;
-            assert!(!matches!(state, BreakerState::HalfOpen { probes: 1.. }), "{of}: a probe's slot is taken: {state:?}");
+            assert!(
+                !matches!(state, BreakerState::HalfOpen { probes: 1.. }),
+                "{of}: a probe's slot is taken: {state:?}"
+            );
         }
         for monitor in &*self.monitors.lock().unwrap() {
             let figures = monitor.figures();
@@ -322,8 +332,8 @@ pub fn whole(probe: &Probe) -> (Stack, Watch) {
             .layer(AuthorizeLayer::new(endpoint.key()))
             .into_inner()
     });
-    let select = KeySelectLayer::new(pool(), per_key).pick(LeastInFlight::default());
-    let select = select.max_wait(Duration::from_millis(500)).max_waiters(32).layer(OpenRouter::new(innermost(probe)));
+    let select = KeySelectLayer::new(watch.pool(), per_key).pick(LeastInFlight::default());
+    let select = select.max_wait(Duration::from_millis(1500)).max_waiters(32).layer(OpenRouter::new(innermost(probe)));
     let line = select.clone();
     watch.lines.push(Box::new(move || line.waiting()));
     let kept = MapRequestLayer::new(|request: Request<ReplayBody>| request.map(Payload::Kept));

@@ -22,7 +22,8 @@ use crate::{
 
 /// The seed of this run; printed, so that a failing test shows it.
 pub fn seed() -> u64 {
-    let seed = std::env::var("CONTRACT_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
+    let seed =
+        std::env::var("CONTRACT_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
     eprintln!("CONTRACT_SEED={seed}");
     // what the layers themselves draw
     fastrand::seed(seed);
@@ -33,6 +34,9 @@ pub fn seed() -> u64 {
 pub fn calls() -> usize {
     std::env::var("CONTRACT_CALLS").ok().and_then(|calls| calls.parse().ok()).unwrap_or(100_000)
 }
+
+const BURST: usize = 32;
+const BURST_EVERY: Duration = Duration::from_millis(1500);
 
 /// When the caller leaves.
 #[derive(Debug, Clone, Copy)]
@@ -77,7 +81,7 @@ fn act(rng: &mut Rng, panics: bool) -> Act {
         92..97 => BodyAct::Panic,
         _ => BodyAct::Frames { pause: millis(rng, 500), frames: 50 },
     };
-    let status = *rng.choice(&[200, 200, 200, 200, 200, 200, 401, 402, 429, 500, 503]).unwrap();
+    let status = if rng.u8(..3) > 0 { 200 } else { *rng.choice(&[401, 402, 429, 500, 503]).unwrap() };
     match rng.u8(..100) {
         0..5 => Act::Fail { delay: millis(rng, 20) },
         5..8 => Act::Hang,
@@ -85,18 +89,20 @@ fn act(rng: &mut Rng, panics: bool) -> Act {
         12..16 if panics => Act::PanicInFuture,
         _ => {
             let act = Act::status(status).delay(millis(rng, 40)).body(body);
-            if rng.u8(..4) == 0 { act.header("retry-after", rng.u8(..2)) } else { act }
+            // rests short enough that the next burst finds the keys again
+            if status == 200 { act } else { act.header("retry-after", rng.u8(..2)) }
         }
     }
 }
 
-/// Makes so many calls, some 30 at a time, and waits for the last to be gone.
-pub async fn storm(stack: &Stack, probe: &Probe, rng: &mut Rng, calls: usize, panics: bool) {
+/// Makes so many calls, in bursts, and waits for the last to be gone.
+pub async fn storm(stack: &Stack, watch: &Watch, probe: &Probe, rng: &mut Rng, calls: usize, panics: bool) {
     if panics {
         silence_scripted_panics();
     }
     probe.script((0..calls * 2).map(|_| act(rng, panics)));
     let mut tasks = JoinSet::new();
+    let start = time::Instant::now();
     for number in 0..calls {
         let (service, leave, twist) = (stack.clone(), Leave::random(rng), rng.u8(..6));
         let payload = match rng.u8(..4) {
@@ -104,8 +110,19 @@ pub async fn storm(stack: &Stack, probe: &Probe, rng: &mut Rng, calls: usize, pa
             _ => Payload::whole(),
         };
         let panicky = (panics && rng.u8(..50) == 0).then(|| probe.clone());
+        let at = start + BURST_EVERY * (number / BURST) as u32 + millis(rng, 100);
+        if number % BURST == 0 {
+            // a key refused for minutes on end is given up for dead
+            let pools = watch.pools.clone();
+            tasks.spawn(async move {
+                time::sleep_until(at).await;
+                for pool in pools {
+                    pool.endpoints().iter().for_each(|endpoint| assert!(pool.reset(endpoint.key().name())));
+                }
+            });
+        }
         tasks.spawn(async move {
-            time::sleep(Duration::from_millis(number as u64)).await;
+            time::sleep_until(at).await;
             if let Some(probe) = panicky {
                 probe.seen().panic_in_poll_ready.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
             }
