@@ -9,6 +9,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::Ordering},
     task::{Context, Poll, Wake, Waker},
 };
@@ -82,6 +83,14 @@ impl<S> Room<S> {
         }
     }
 
+    /// The lane of an instance that is here to be taken; if it is out, notes that its waker fired.
+    fn waits_for_a_taker(&self, id: EndpointId) -> Option<Arc<Lane<S>>> {
+        let mut state = self.lock();
+        let pending = state.pending.get_mut(&id)?;
+        pending.fired |= pending.service.is_none();
+        pending.service.is_some().then(|| pending.lane.clone())
+    }
+
     /// Takes the lane out of the line.
     fn forget(&self, lane: &Lane<S>) {
         let pending = {
@@ -91,6 +100,20 @@ impl<S> Room<S> {
         };
         // dropping an instance runs foreign code, so no lock may be held
         drop(pending);
+    }
+
+    /// The same, unless somebody joined the line since its end was `end`: who joins counts on the lane's instance.
+    fn forget_at(&self, lane: &Lane<S>, end: u64) -> bool {
+        let pending = {
+            let mut state = self.lock();
+            if state.next_ticket != end {
+                return false;
+            }
+            lane.contended.store(false, Ordering::Release);
+            state.pending.remove(&lane.endpoint.id())
+        };
+        drop(pending);
+        true
     }
 }
 
@@ -141,23 +164,23 @@ impl<S: Send + Sync + 'static, P: Pick> Ticket<S, P> {
         S: Service<Request<B>> + Clone,
         S::Error: Into<BoxError>,
     {
-        loop {
-            let (lane, service) = {
-                let mut state = self.shared.room.lock();
-                let State { waiters, pending, .. } = &mut *state;
-                let Some(waiter) = waiters.get_mut(&self.number) else { return Err(true) };
-                waiter.waker.clone_from(cx.waker());
-                let Some(id) = waiter.offered.take() else { return Err(std::mem::take(&mut waiter.look_again)) };
-                let Some(pending) = pending.get_mut(&id) else { continue };
-                // if it is out, whoever polls it sees to what comes of it
-                let Some(service) = pending.service.take() else { continue };
-                (pending.lane.clone(), service)
-            };
-            if let Some(service) = self.poll_instance(&lane, service) {
-                self.replenish(&lane);
-                return Ok((lane, service));
+        let (lane, service) = {
+            let mut state = self.shared.room.lock();
+            let State { waiters, pending, .. } = &mut *state;
+            let Some(waiter) = waiters.get_mut(&self.number) else { return Err(true) };
+            waiter.waker.clone_from(cx.waker());
+            let Some(id) = waiter.offered.take() else { return Err(std::mem::take(&mut waiter.look_again)) };
+            match pending.get_mut(&id).and_then(|pending| Some((pending.lane.clone(), pending.service.take()?))) {
+                Some(found) => found,
+                None => return Err(true),
             }
+        };
+        if let Some(service) = self.poll_instance(&lane, service) {
+            self.replenish(&lane);
+            return Ok((lane, service));
         }
+        // what came free while this waiter had an offer went to others, or to nobody
+        Err(true)
     }
 
     /// Reserves the lane's place in the line, unless it has one.
@@ -178,6 +201,7 @@ impl<S: Send + Sync + 'static, P: Pick> Ticket<S, P> {
         S: Service<Request<B>> + Clone,
         S::Error: Into<BoxError>,
     {
+        let _lost_by_a_panic = IfPanicking(|| self.shared.give_up(lane));
         let waker = Waker::from(Arc::new(LaneWaker { shared: Arc::downgrade(&self.shared), id: lane.endpoint.id() }));
         match service.poll_ready(&mut Context::from_waker(&waker)) {
             Poll::Ready(Ok(())) => Some(service),
@@ -189,8 +213,7 @@ impl<S: Send + Sync + 'static, P: Pick> Ticket<S, P> {
             }
             Poll::Ready(Err(_)) => {
                 self.shared.lanes.rebuild(&lane.endpoint);
-                self.shared.room.forget(lane);
-                self.shared.changed();
+                self.shared.give_up(lane);
                 None
             }
         }
@@ -202,13 +225,34 @@ impl<S: Send + Sync + 'static, P: Pick> Ticket<S, P> {
         S: Service<Request<B>> + Clone,
         S::Error: Into<BoxError>,
     {
-        let wanted = first_able(&self.shared, &self.shared.room.lock(), lane, Some(self.number)).is_some();
-        if !wanted {
-            self.shared.room.forget(lane);
-        } else if let Some(service) = self.poll_instance(lane, lane.service.clone()) {
+        while let Err(end) = first_able(&self.shared, lane, Some(self.number)) {
+            if self.shared.room.forget_at(lane, end) {
+                return;
+            }
+        }
+        if let Some(service) = self.poll_instance(lane, lane.service.clone()) {
             // there is room for one more
             self.shared.room.put_back(lane, service);
             offer(&self.shared, lane.endpoint.id());
+        }
+    }
+}
+
+impl<S: Send + Sync + 'static, P: Pick> Shared<S, P> {
+    /// Takes a lane whose instance is lost out of the line; whoever waits for it lines up anew.
+    fn give_up(&self, lane: &Lane<S>) {
+        self.room.forget(lane);
+        self.changed();
+    }
+}
+
+/// Does something when a panic of foreign code comes through here.
+struct IfPanicking<F: Fn()>(F);
+
+impl<F: Fn()> Drop for IfPanicking<F> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            (self.0)();
         }
     }
 }
@@ -235,40 +279,52 @@ impl<S: Send + Sync + 'static, P: Pick> Drop for Ticket<S, P> {
     }
 }
 
-/// The first in line that can use the lane and has no other offer.
-fn first_able<S, P: Pick>(shared: &Shared<S, P>, state: &State<S>, lane: &Lane<S>, except: Option<u64>) -> Option<u64> {
+/// The first in line that can use the lane and has no other offer, else where the line ended.
+///
+/// Filters are foreign code, and this may run where another request gives something back. So no lock is held while they
+/// judge, and a panic of one is a no; whoever asked meets it again when it looks for itself.
+fn first_able<S, P: Pick>(shared: &Shared<S, P>, lane: &Lane<S>, except: Option<u64>) -> Result<u64, u64> {
     let now = Instant::now();
-    let able = |waiter: &Waiter| {
-        let earlier = waiter.request.ledger().attempts().to_vec();
-        waiter.offered.is_none() && shared.fits(lane, &earlier, &waiter.request, now) == Fit::Yes
-    };
-    state.waiters.iter().find(|(number, waiter)| Some(**number) != except && able(waiter)).map(|(number, _)| *number)
+    let mut from = 0;
+    loop {
+        let (number, request) = {
+            let state = shared.room.lock();
+            let mut rest = state.waiters.range(from..);
+            match rest.find(|(number, waiter)| Some(**number) != except && waiter.offered.is_none()) {
+                Some((number, waiter)) => (*number, waiter.request.clone()),
+                None => return Err(state.next_ticket),
+            }
+        };
+        let earlier = request.ledger().attempts().to_vec();
+        let fits = || shared.fits(lane, &earlier, &request, now) == Fit::Yes;
+        if catch_unwind(AssertUnwindSafe(fits)).unwrap_or(false) {
+            return Ok(number);
+        }
+        from = number + 1;
+    }
 }
 
 /// Offers the endpoint's instance to the first in line who can use it; drops it if nobody can.
 fn offer<S: Send + Sync + 'static, P: Pick>(shared: &Shared<S, P>, id: EndpointId) {
-    let (waker, unwanted) = {
-        let mut state = shared.room.lock();
-        let Some(pending) = state.pending.get_mut(&id) else { return };
-        if pending.service.is_none() {
-            pending.fired = true;
-            return;
-        }
-        let lane = pending.lane.clone();
-        match first_able(shared, &state, &lane, None).and_then(|number| state.waiters.get_mut(&number)) {
-            Some(waiter) => {
-                waiter.offered = Some(id);
-                (Some(waiter.waker.clone()), None)
+    loop {
+        let Some(lane) = shared.room.waits_for_a_taker(id) else { return };
+        match first_able(shared, &lane, None) {
+            Ok(number) => {
+                let waker = {
+                    let mut state = shared.room.lock();
+                    state.waiters.get_mut(&number).filter(|waiter| waiter.offered.is_none()).map(|waiter| {
+                        waiter.offered = Some(id);
+                        waiter.waker.clone()
+                    })
+                };
+                // else it left meanwhile, or has another offer
+                if let Some(waker) = waker {
+                    return waker.wake();
+                }
             }
-            None => {
-                lane.contended.store(false, Ordering::Release);
-                (None, state.pending.remove(&id))
-            }
+            Err(end) if shared.room.forget_at(&lane, end) => return,
+            Err(_) => {}
         }
-    };
-    drop(unwanted);
-    if let Some(waker) = waker {
-        waker.wake();
     }
 }
 

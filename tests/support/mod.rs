@@ -87,7 +87,7 @@ impl Act {
 #[derive(Debug)]
 pub struct Probe {
     shared: Arc<Shared>,
-    ready: bool,
+    ready: Option<Reserved>,
 }
 
 #[derive(Debug)]
@@ -105,6 +105,8 @@ pub struct Shared {
     /// Exchanges running now: from call to the end of the body, or its drop.
     pub in_flight: AtomicUsize,
     pub peak: AtomicUsize,
+    /// Instances that said Ready and were neither called nor dropped since.
+    pub reserved: AtomicUsize,
     pub panic_in_poll_ready: AtomicUsize,
 }
 
@@ -127,9 +129,10 @@ impl Probe {
                 cancelled: AtomicUsize::new(0),
                 in_flight: AtomicUsize::new(0),
                 peak: AtomicUsize::new(0),
+                reserved: AtomicUsize::new(0),
                 panic_in_poll_ready: AtomicUsize::new(0),
             }),
-            ready: false,
+            ready: None,
         }
     }
 
@@ -145,6 +148,11 @@ impl Probe {
     /// What the next calls do, in order, before the default applies again.
     pub fn script(&self, acts: impl IntoIterator<Item = Act>) {
         lock(&self.shared.script).extend(acts);
+    }
+
+    /// Forgets what is scripted and not done yet.
+    pub fn unscript(&self) {
+        lock(&self.shared.script).clear();
     }
 
     /// Makes every instance pending, or ready again.
@@ -165,6 +173,10 @@ impl Probe {
         self.shared.calls.load(SeqCst)
     }
 
+    pub fn reserved(&self) -> usize {
+        self.shared.reserved.load(SeqCst)
+    }
+
     pub fn in_flight(&self) -> usize {
         self.shared.in_flight.load(SeqCst)
     }
@@ -177,7 +189,7 @@ impl Probe {
 impl Clone for Probe {
     fn clone(&self) -> Self {
         self.shared.clones.fetch_add(1, SeqCst);
-        Self { shared: self.shared.clone(), ready: false }
+        Self { shared: self.shared.clone(), ready: None }
     }
 }
 
@@ -197,14 +209,14 @@ impl<B> Service<Request<B>> for Probe {
             blocked.1.push(cx.waker().clone());
             return Poll::Pending;
         }
-        self.ready = true;
+        self.ready.get_or_insert_with(|| Reserved::new(&self.shared));
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: Request<B>) -> ProbeFuture {
         drop(request);
         self.shared.calls.fetch_add(1, SeqCst);
-        if !std::mem::take(&mut self.ready) {
+        if self.ready.take().is_none() {
             self.shared.unready_calls.fetch_add(1, SeqCst);
         }
         let act = lock(&self.shared.script).pop_front().unwrap_or_else(|| lock(&self.shared.default).clone());
@@ -265,6 +277,23 @@ impl Drop for ProbeFuture {
         if !self.done {
             self.shared.cancelled.fetch_add(1, SeqCst);
         }
+    }
+}
+
+/// What an instance reserves by saying Ready.
+#[derive(Debug)]
+struct Reserved(Arc<Shared>);
+
+impl Reserved {
+    fn new(shared: &Arc<Shared>) -> Self {
+        shared.reserved.fetch_add(1, SeqCst);
+        Self(shared.clone())
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.0.reserved.fetch_sub(1, SeqCst);
     }
 }
 

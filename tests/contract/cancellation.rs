@@ -1,0 +1,67 @@
+//! Calls cancelled at any point leave nothing behind, whatever layer stands around whatever other.
+
+use fastrand::Rng;
+
+use crate::{
+    stages::{Stage, stack, whole},
+    storm::{assert_whole, calls, seed, storm},
+    support::{Act, BodyAct, Probe},
+};
+
+/// Every layer alone and every ordered pair of layers.
+const STACKS: usize = Stage::ALL.len() * Stage::ALL.len();
+
+fn answering() -> Probe {
+    Probe::new(Act::ok().body(BodyAct::Whole("{}")))
+}
+
+async fn around_every_other(outer: Stage) {
+    let mut rng = Rng::with_seed(seed());
+    for inner in Stage::ALL {
+        let both = [outer, inner];
+        // a layer around itself is the layer alone
+        let stages = if inner == outer { &both[..1] } else { &both[..] };
+        let probe = answering();
+        let (service, watch) = stack(stages, &probe);
+        storm(&service, &watch, &probe, &mut rng, calls().div_ceil(STACKS), false).await;
+        assert!(probe.calls() > 0);
+        assert_whole(&service, &watch, &probe, &format!("{stages:?}")).await;
+    }
+}
+
+macro_rules! around_every_other {
+    ($($name:ident: $stage:ident,)*) => {
+        $(
+            #[tokio::test(start_paused = true)]
+            async fn $name() {
+                around_every_other(Stage::$stage).await;
+            }
+        )*
+    };
+}
+
+around_every_other! {
+    r003_r005_cancelled_anywhere_respond_leaves_nothing: Respond,
+    r003_r005_cancelled_anywhere_deadline_leaves_nothing: Deadline,
+    r003_r005_cancelled_anywhere_buffer_leaves_nothing: Buffer,
+    r003_r005_cancelled_anywhere_tee_leaves_nothing: Tee,
+    r003_r005_cancelled_anywhere_retry_leaves_nothing: Retry,
+    r003_r005_cancelled_anywhere_select_leaves_nothing: Select,
+    r003_r005_cancelled_anywhere_monitor_leaves_nothing: Monitor,
+    r003_r005_cancelled_anywhere_breaker_leaves_nothing: Breaker,
+    r003_r005_cancelled_anywhere_rejecting_breaker_leaves_nothing: RejectingBreaker,
+    r003_r005_cancelled_anywhere_limit_leaves_nothing: Limit,
+    r003_r005_cancelled_anywhere_waiting_limit_leaves_nothing: WaitingLimit,
+    r003_r005_cancelled_anywhere_refusing_limit_leaves_nothing: RefusingLimit,
+    r003_r005_cancelled_anywhere_authorize_leaves_nothing: Authorize,
+    r003_r005_cancelled_anywhere_the_leaf_leaves_nothing: Leaf,
+}
+
+#[tokio::test(start_paused = true)]
+async fn r003_r005_cancelled_anywhere_the_default_stack_leaves_nothing() {
+    let mut rng = Rng::with_seed(seed());
+    let probe = answering();
+    let (service, watch) = whole(&probe);
+    storm(&service, &watch, &probe, &mut rng, (calls() / 10).max(100), false).await;
+    assert_whole(&service, &watch, &probe, "the default stack").await;
+}
