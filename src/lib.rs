@@ -233,19 +233,18 @@ pub mod simulator;
 
 pub use breaker::CircuitBreakerLayer;
 pub use buffer::BufferLayer;
-pub use clock::WallClock;
 pub use deadline::DeadlineLayer;
 pub use endpoint::Endpoint;
 pub use error::Rejected;
 pub use key::{ApiKey, KeyError};
 pub use limit::ConcurrencyLimitLayer;
 pub use monitor::{LoadMonitorLayer, Snapshot};
-pub use openrouter::OpenRouter;
+pub use openrouter::{AuthorizeLayer, OpenRouter};
 pub use outcome::{Classify, Outcome};
 pub use request::RequestContext;
 pub use respond::RespondLayer;
 pub use retry::RetryLayer;
-pub use select::{EndpointLayer, KeySelect, KeySelectLayer, endpoint_fn};
+pub use select::{EndpointLayer, KeySelect, KeySelectLayer, Pool, endpoint_fn};
 pub use stack::Balancer;
 
 /// The examples of the README, so that they stay true.

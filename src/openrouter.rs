@@ -117,6 +117,7 @@ mod transport_hyper;
 #[cfg(feature = "reqwest")]
 mod transport_reqwest;
 
+pub use crate::clock::WallClock;
 pub use authorize::{Authorize, AuthorizeLayer};
 pub use body::OpenRouterBody;
 pub use classify::{Answer, Judged, MAX_REST, classify};
@@ -124,7 +125,7 @@ pub use future::OpenRouterFuture;
 pub use hints::Hints;
 pub use replay::Replay;
 pub use scan::Scan;
-pub use service::{BASE_URL, BuildError, Builder, OpenRouter};
+pub use service::{BASE_URL, BuildError, OpenRouter, OpenRouterBuilder};
 #[cfg(feature = "hyper")]
 pub use transport_hyper::{HyperTransport, HyperTransportFuture};
 #[cfg(feature = "reqwest")]

@@ -85,6 +85,8 @@ mod swap;
 mod waiting;
 
 pub use cooldown::Resting;
+/// The random numbers a [`Pick`] is given.
+pub use fastrand::Rng;
 pub use filter::{Filter, Fit};
 pub use future::{KeySelectFuture, Record};
 pub use pick::{Candidates, LeastInFlight, Pick, RoundRobin};

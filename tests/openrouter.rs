@@ -333,7 +333,7 @@ async fn r001_r005_the_leaf_calls_the_instance_that_was_ready_and_drops_clean() 
 
 #[test]
 fn r117_settings_that_cannot_be_used_are_refused_by_name() {
-    let build = |builder: tower_openrouter::openrouter::Builder| builder.build(()).unwrap_err();
+    let build = |builder: tower_openrouter::openrouter::OpenRouterBuilder| builder.build(()).unwrap_err();
     for url in ["", "openrouter.ai", "ftp://x", "https://u:p@x", "https://x/?q=1", "https://x/a/../b"] {
         assert!(matches!(build(OpenRouter::builder().base_url(url)), BuildError::BadBaseUrl(_)), "{url}");
     }

@@ -42,16 +42,16 @@ pub(super) struct Config {
 }
 
 impl OpenRouter<()> {
-    /// Settings other than the defaults; ends with [`build`](Builder::build).
-    pub fn builder() -> Builder {
-        Builder::default()
+    /// Settings other than the defaults; ends with [`build`](OpenRouterBuilder::build).
+    pub fn builder() -> OpenRouterBuilder {
+        OpenRouterBuilder::default()
     }
 }
 
 impl<T> OpenRouter<T> {
     /// The service with its default settings.
     pub fn new(transport: T) -> Self {
-        match Builder::default().build(transport) {
+        match OpenRouterBuilder::default().build(transport) {
             Ok(service) => service,
             Err(error) => unreachable!("the defaults are valid: {error}"),
         }
@@ -119,7 +119,7 @@ where
 /// ```
 #[derive(Debug, Clone)]
 #[must_use]
-pub struct Builder {
+pub struct OpenRouterBuilder {
     base_url: Box<str>,
     headers_timeout: Duration,
     error_body_limit: usize,
@@ -129,7 +129,7 @@ pub struct Builder {
     wall_clock: WallClock,
 }
 
-impl Default for Builder {
+impl Default for OpenRouterBuilder {
     fn default() -> Self {
         Self {
             base_url: BASE_URL.into(),
@@ -143,7 +143,7 @@ impl Default for Builder {
     }
 }
 
-impl Builder {
+impl OpenRouterBuilder {
     /// Sets the API root; default [`BASE_URL`]. [`build`](Self::build) refuses what is not an `http` or `https` URL with a
     /// host, or carries credentials or a query. `http` is for the simulator and for hosts one trusts with the key.
     pub fn base_url(mut self, url: impl Into<Box<str>>) -> Self {

@@ -6,6 +6,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use fastrand::Rng;
 use tokio::time::Instant;
 
 use crate::{endpoint::Endpoint, request::RequestContext};
@@ -25,16 +26,16 @@ pub struct Candidates<'a> {
 ///
 /// What is known of an endpoint is at hand: its [`key`](Endpoint::key) with the weight
 /// ([`weight_of`](crate::ApiKey::weight_of)), and its [`figures`](Endpoint::figures) as a
-/// [`LoadMonitorLayer`](crate::LoadMonitorLayer) writes them. The random numbers are those of the `fastrand` crate, version 2.
+/// [`LoadMonitorLayer`](crate::LoadMonitorLayer) writes them.
 ///
 /// ```
-/// use tower_openrouter::select::{Candidates, Pick};
+/// use tower_openrouter::select::{Candidates, Pick, Rng};
 ///
 /// /// Always starts with the first key.
 /// struct FirstHealthy;
 ///
 /// impl Pick for FirstHealthy {
-///     fn propose(&self, candidates: &Candidates<'_>, turn: usize, _rng: &mut fastrand::Rng) -> usize {
+///     fn propose(&self, candidates: &Candidates<'_>, turn: usize, _rng: &mut Rng) -> usize {
 ///         turn % candidates.endpoints.len()
 ///     }
 /// }
@@ -42,7 +43,7 @@ pub struct Candidates<'a> {
 pub trait Pick: Send + Sync + 'static {
     /// The index of the endpoint proposed. `turn` counts the proposals for this attempt, from 0; an index out of bounds
     /// proposes nobody.
-    fn propose(&self, candidates: &Candidates<'_>, turn: usize, rng: &mut fastrand::Rng) -> usize;
+    fn propose(&self, candidates: &Candidates<'_>, turn: usize, rng: &mut Rng) -> usize;
 }
 
 /// Each endpoint in turn. One counter for all clones, so that the turns are even across them.
@@ -56,7 +57,7 @@ pub trait Pick: Send + Sync + 'static {
 pub struct RoundRobin(AtomicUsize);
 
 impl Pick for RoundRobin {
-    fn propose(&self, candidates: &Candidates<'_>, _turn: usize, _rng: &mut fastrand::Rng) -> usize {
+    fn propose(&self, candidates: &Candidates<'_>, _turn: usize, _rng: &mut Rng) -> usize {
         self.0.fetch_add(1, Ordering::Relaxed) % candidates.endpoints.len()
     }
 }
@@ -77,7 +78,7 @@ impl Pick for RoundRobin {
 pub struct LeastInFlight;
 
 impl Pick for LeastInFlight {
-    fn propose(&self, candidates: &Candidates<'_>, _turn: usize, rng: &mut fastrand::Rng) -> usize {
+    fn propose(&self, candidates: &Candidates<'_>, _turn: usize, rng: &mut Rng) -> usize {
         let count = candidates.endpoints.len();
         let one = rng.usize(..count);
         if count == 1 {
@@ -105,7 +106,7 @@ mod tests {
     }
 
     fn shares(pick: &impl Pick, endpoints: &[Endpoint], picks: usize) -> Vec<usize> {
-        let (request, mut rng) = (RequestContext::new(), fastrand::Rng::with_seed(7));
+        let (request, mut rng) = (RequestContext::new(), Rng::with_seed(7));
         let candidates = Candidates { endpoints, request: &request, now: Instant::now() };
         let mut shares = vec![0; endpoints.len()];
         for _ in 0..picks {
