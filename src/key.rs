@@ -79,8 +79,9 @@ impl ApiKey {
         self
     }
 
-    /// Sets the key's share of the traffic under picks that heed it; default 1, and 0 is meant to take nothing new. Neither
-    /// [`RoundRobin`](crate::select::RoundRobin) nor [`LeastInFlight`](crate::select::LeastInFlight) does.
+    /// Sets the key's share of the traffic under picks that heed it, which [`RoundRobin`](crate::select::RoundRobin) and
+    /// [`LeastInFlight`](crate::select::LeastInFlight) do not; default 1. Under every pick, 0 drains the key: what runs is
+    /// finished, nothing new is sent to it.
     ///
     /// # Errors
     /// When the weight is negative, infinite or not a number.

@@ -257,7 +257,22 @@ async fn patterns_keep_models_from_keys_that_cannot_serve_them() {
         assert_eq!(context.ledger().attempts()[0].endpoint.key().name(), "b");
     }
     let refusal = rejected(service.oneshot(asking("meta/llama")).await);
-    assert!(refusal.to_string().contains("2 other_models"), "{refusal}");
+    assert!(refusal.to_string().contains("2 other_models_or_drained"), "{refusal}");
+}
+
+#[tokio::test]
+async fn r014_a_key_of_weight_zero_gets_nothing() {
+    let pool =
+        Pool::new([ApiKey::new("a").unwrap().label("a").weight(0.0).unwrap(), ApiKey::new("b").unwrap().label("b")])
+            .unwrap();
+    let service = KeySelectLayer::new(pool, plain()).layer(Probe::ok());
+    for _ in 0..20 {
+        let context = RequestContext::new();
+        let mut asks = request();
+        asks.extensions_mut().insert(context.clone());
+        service.clone().oneshot(asks).await.unwrap();
+        assert_eq!(context.ledger().attempts()[0].endpoint.key().name(), "b");
+    }
 }
 
 /// Four keys, two at once each, 200 calls of 10 ms of which 40 are cancelled half way: as fast as can be, nothing lost.

@@ -53,7 +53,8 @@ pub(super) fn built_in(
     request: &RequestContext,
     now: Instant,
 ) -> Fit {
-    if endpoint.is_removed() || !serves(endpoint, request) || ruled_out(earlier, endpoint) {
+    let drained = endpoint.is_removed() || endpoint.key().weight_of() == 0.0;
+    if drained || !serves(endpoint, request) || ruled_out(earlier, endpoint) {
         return Fit::No;
     }
     match book.out_for(endpoint, request, now) {
