@@ -57,9 +57,7 @@ async fn asked(simulator: &Simulator, path: &str, body: Value) -> Answer {
     let mut request = post(simulator, "a1", path, &body);
     // The richest form of every answer.
     let enabled = "enabled".parse().expect("a header value");
-    request
-        .headers_mut()
-        .insert("x-openrouter-metadata", enabled);
+    request.headers_mut().insert("x-openrouter-metadata", enabled);
     call(simulator, request).await
 }
 

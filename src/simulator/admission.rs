@@ -6,9 +6,8 @@
 use super::clock::Now;
 use super::money::DUST;
 use super::refusal::{
-    self, Refusal, bad_request, cannot_afford, in_flight_exhausted, insufficient_credits,
-    invalid_model, key_cannot_afford, key_limit, not_found, weight_exceeds_budget,
-    workspace_budget,
+    self, Refusal, bad_request, cannot_afford, in_flight_exhausted, insufficient_credits, invalid_model,
+    key_cannot_afford, key_limit, not_found, weight_exceeds_budget, workspace_budget,
 };
 use super::request::{Asked, Dialect};
 use super::routing;
@@ -54,26 +53,15 @@ impl World {
                 asked.prompt_tokens + wanted,
                 asked.prompt_tokens
             );
-            return Err(Refusal {
-                error_type: Some("context_length_exceeded"),
-                ..bad_request(message)
-            });
+            return Err(Refusal { error_type: Some("context_length_exceeded"), ..bad_request(message) });
         }
         let Some(first) = providers.first().map(|index| &scenario.endpoints[*index]) else {
             return Err(not_found(format!("No endpoints found for {}.", model.id)));
         };
         let prices = (first.prompt_price / 1e6, first.completion_price / 1e6);
         self.check_affordable(key, asked, model, prices, now)?;
-        let hold = if free {
-            None
-        } else {
-            self.take_hold(key, asked, prices, now)?
-        };
-        Ok(Admission {
-            model,
-            providers,
-            hold,
-        })
+        let hold = if free { None } else { self.take_hold(key, asked, prices, now)? };
+        Ok(Admission { model, providers, hold })
     }
 
     fn check_budgets(&self, key: usize, now: Now) -> Result<(), Refusal> {
@@ -106,14 +94,8 @@ impl World {
         let daily = account.free_daily_limit();
         match account.free.take(daily, now.wall) {
             FreeVerdict::Granted => Ok(()),
-            FreeVerdict::MinuteFull => {
-                Err(refusal::free_per_minute(account.free.per_minute, now.wall))
-            }
-            FreeVerdict::DayFull => Err(refusal::free_per_day(
-                daily,
-                account.ever_purchased >= 9.0,
-                now.wall,
-            )),
+            FreeVerdict::MinuteFull => Err(refusal::free_per_minute(account.free.per_minute, now.wall)),
+            FreeVerdict::DayFull => Err(refusal::free_per_day(daily, account.ever_purchased >= 9.0, now.wall)),
         }
     }
 
@@ -128,19 +110,12 @@ impl World {
     ) -> Result<(), Refusal> {
         let wanted = match asked.dialect {
             Dialect::Embeddings => 0,
-            _ => asked
-                .max_tokens
-                .unwrap_or(model.max_output)
-                .min(model.max_output),
+            _ => asked.max_tokens.unwrap_or(model.max_output).min(model.max_output),
         };
         let fixed = asked.prompt_tokens as f64 * prompt;
         let worst = fixed + wanted as f64 * completion;
         let affordable = |money: f64| {
-            if completion > 0.0 {
-                ((money - fixed + DUST).max(0.0) / completion) as u64
-            } else {
-                0
-            }
+            if completion > 0.0 { ((money - fixed + DUST).max(0.0) / completion) as u64 } else { 0 }
         };
         let key = &self.keys[key];
         if let Some(left) = key.remaining(now.wall).filter(|left| worst > *left + DUST) {
@@ -164,47 +139,30 @@ impl World {
         let account = self.keys[key].account;
         let account = &mut self.accounts[account];
         let balance = account.balance(now.wall);
-        let Some(rule) = account
-            .in_flight
-            .as_ref()
-            .filter(|rule| balance < rule.below_balance)
-        else {
+        let Some(rule) = account.in_flight.as_ref().filter(|rule| balance < rule.below_balance) else {
             return Ok(None);
         };
-        let tokens = asked
-            .max_tokens
-            .unwrap_or(rule.completion_cap)
-            .min(rule.completion_cap);
+        let tokens = asked.max_tokens.unwrap_or(rule.completion_cap).min(rule.completion_cap);
         let estimate = asked.prompt_tokens as f64 * prompt + tokens as f64 * completion;
         let budget = (rule.fraction * balance).min(rule.ceiling);
         if estimate > budget + DUST {
             return Err(weight_exceeds_budget());
         }
-        account
-            .holds
-            .retain(|hold| hold.until.is_none_or(|until| now.elapsed < until));
+        account.holds.retain(|hold| hold.until.is_none_or(|until| now.elapsed < until));
         let held: f64 = account.holds.iter().map(|hold| hold.amount).sum();
         if held + estimate > budget + DUST {
             return Err(in_flight_exhausted(rule.retry_after_s));
         }
-        account.holds.push(Hold {
-            number,
-            amount: estimate,
-            until: None,
-        });
+        account.holds.push(Hold { number, amount: estimate, until: None });
         self.next_hold += 1;
         Ok(Some(number))
     }
 }
 
 fn unknown_model(scenario: &Scenario, id: &str) -> Refusal {
-    let paid = id
-        .strip_suffix(":free")
-        .filter(|base| routing::resolve(scenario, base).is_some());
+    let paid = id.strip_suffix(":free").filter(|base| routing::resolve(scenario, base).is_some());
     match paid {
-        Some(base) => not_found(format!(
-            "{id} is unavailable for free. The paid version is available as {base}."
-        )),
+        Some(base) => not_found(format!("{id} is unavailable for free. The paid version is available as {base}.")),
         None => invalid_model(id),
     }
 }

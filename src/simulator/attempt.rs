@@ -31,16 +31,10 @@ pub(super) struct Attempt<'a> {
 
 impl Attempt<'_> {
     /// Checks the candidate and asks its providers in turn.
-    pub(super) async fn run(
-        &self,
-        ticket: &mut Ticket,
-        trace: &mut Trace,
-    ) -> Result<Accepted, Refusal> {
+    pub(super) async fn run(&self, ticket: &mut Ticket, trace: &mut Trace) -> Result<Accepted, Refusal> {
         let shared = self.shared;
         let now = shared.clock.now();
-        let admitted = shared
-            .lock()
-            .admit(&shared.scenario, self.key, self.asked, self.model, now);
+        let admitted = shared.lock().admit(&shared.scenario, self.key, self.asked, self.model, now);
         match &admitted {
             Ok(admission) => trace.routed(&shared.scenario, &admission.providers),
             // Only routing answers 404 here.
@@ -59,10 +53,7 @@ impl Attempt<'_> {
             match self.ask_provider(*index, &admission) {
                 None => {
                     trace.asked(&endpoint.provider, &endpoint.model, 200);
-                    let times = (
-                        endpoint.first_token_ms * factor + slow.1,
-                        endpoint.tokens_per_second,
-                    );
+                    let times = (endpoint.first_token_ms * factor + slow.1, endpoint.tokens_per_second);
                     return Ok(self.accept(rng, &admission, *index, times, factor));
                 }
                 Some((refusal, hint)) => {
@@ -80,30 +71,19 @@ impl Attempt<'_> {
 
     fn slow(&self, provider: &str) -> (f64, f64) {
         match self.strike(Stage::Delay, provider) {
-            Some(What::Slow {
-                accept_ms,
-                first_token_ms,
-            }) => (accept_ms, first_token_ms),
+            Some(What::Slow { accept_ms, first_token_ms }) => (accept_ms, first_token_ms),
             _ => (0.0, 0.0),
         }
     }
 
     fn strike(&self, stage: Stage, provider: &str) -> Option<What> {
-        let target = Target {
-            key: Some(self.key),
-            models: std::slice::from_ref(self.model),
-            provider: Some(provider),
-        };
+        let target = Target { key: Some(self.key), models: std::slice::from_ref(self.model), provider: Some(provider) };
         let elapsed = self.shared.clock.now().elapsed;
         self.shared.lock().strike(stage, target, elapsed)
     }
 
     /// Asks one provider; its refusal comes with its hint, seconds.
-    fn ask_provider(
-        &self,
-        index: usize,
-        admission: &Admission<'_>,
-    ) -> Option<(Refusal, Option<f64>)> {
+    fn ask_provider(&self, index: usize, admission: &Admission<'_>) -> Option<(Refusal, Option<f64>)> {
         let name = &self.shared.scenario.endpoints[index].provider;
         let struck = self.strike(Stage::Provider, name);
         let now = self.shared.clock.now();
@@ -111,12 +91,8 @@ impl Attempt<'_> {
         let endpoint = &mut world.endpoints[index];
         let full = |hint| (refusal::pool_full(&admission.model.id, name, None), hint);
         let refused = match struck {
-            Some(What::PoolFull { retry_after }) => {
-                Some(full(retry_after.map(|seconds| seconds as f64)))
-            }
-            Some(What::ProviderFails { status }) => {
-                Some((refusal::provider_failed(name, status), None))
-            }
+            Some(What::PoolFull { retry_after }) => Some(full(retry_after.map(|seconds| seconds as f64))),
+            Some(What::ProviderFails { status }) => Some((refusal::provider_failed(name, status), None)),
             _ => endpoint.pool.as_mut().and_then(|pool| {
                 let wait = pool.take(now.elapsed).err()?;
                 Some(full(pool.hint(wait)))
@@ -147,11 +123,7 @@ impl Attempt<'_> {
             served.huge = Some(bytes);
             served.completion_tokens = 1;
         }
-        let each = if tokens_per_second > 0.0 {
-            factor * 1e3 / tokens_per_second
-        } else {
-            0.0
-        };
+        let each = if tokens_per_second > 0.0 { factor * 1e3 / tokens_per_second } else { 0.0 };
         Accepted {
             served,
             twist: twist.filter(|what| !matches!(what, What::Huge { .. })),
@@ -173,36 +145,17 @@ pub(super) struct Accepted {
 
 impl Accepted {
     /// The head, and a body that tells the rest in its own time.
-    pub(super) fn response(
-        self,
-        shared: &Shared,
-        mut ticket: Ticket,
-        trace: &Trace,
-    ) -> Response<SimulatorBody> {
-        let served = Arc::new(Served {
-            routing: trace.member(),
-            ..self.served
-        });
+    pub(super) fn response(self, shared: &Shared, mut ticket: Ticket, trace: &Trace) -> Response<SimulatorBody> {
+        let served = Arc::new(Served { routing: trace.member(), ..self.served });
         ticket.bill(&served);
         ticket.answered(200);
         let wire = &shared.scenario.wire;
         let (content_type, first, every) = if served.streamed {
-            (
-                "text/event-stream",
-                wire.comment_first_ms,
-                wire.comment_every_ms,
-            )
+            ("text/event-stream", wire.comment_first_ms, wire.comment_every_ms)
         } else {
-            (
-                "application/json",
-                wire.padding_every_ms,
-                wire.padding_every_ms,
-            )
+            ("application/json", wire.padding_every_ms, wire.padding_every_ms)
         };
-        let keep_alive = KeepAlive {
-            first: millis(first),
-            every: millis(every),
-        };
+        let keep_alive = KeepAlive { first: millis(first), every: millis(every) };
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
         common(shared, &mut headers, Some(&served.id));
@@ -230,11 +183,7 @@ fn all_failed(failures: Vec<(Refusal, Option<f64>, &str)>) -> Refusal {
         return refusal::of_status(503);
     };
     let last = refusal::hinted(last, hint);
-    if previous.is_empty() || last.status == 500 {
-        last
-    } else {
-        last.with("previous_errors", previous)
-    }
+    if previous.is_empty() || last.status == 500 { last } else { last.with("previous_errors", previous) }
 }
 
 fn millis(value: f64) -> Duration {

@@ -127,14 +127,8 @@ impl Play {
         if self.step == Step::Opening && self.served.streamed {
             return None;
         }
-        let tokens = if self.served.streamed {
-            self.sent
-        } else {
-            self.served.completion_tokens.max(1) - 1
-        };
-        let per_token = self
-            .per_token
-            .checked_mul(u32::try_from(tokens).unwrap_or(u32::MAX));
+        let tokens = if self.served.streamed { self.sent } else { self.served.completion_tokens.max(1) - 1 };
+        let per_token = self.per_token.checked_mul(u32::try_from(tokens).unwrap_or(u32::MAX));
         let after = self.first_token + per_token.unwrap_or(Duration::MAX / 4);
         let last = self.served.streamed && self.sent == self.served.completion_tokens;
         (!after.is_zero() && !last).then(|| self.accepted + after)
@@ -156,9 +150,7 @@ impl Play {
                 }
                 wake = wake.min(next);
             }
-            let sleep = self
-                .sleep
-                .get_or_insert_with(|| Box::pin(sleep_until(wake)));
+            let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(wake)));
             if sleep.deadline() != wake {
                 sleep.as_mut().reset(wake);
             }
@@ -169,11 +161,7 @@ impl Play {
     }
 
     fn filler(&self) -> Bytes {
-        Bytes::from_static(if self.served.streamed {
-            b": OPENROUTER PROCESSING\n\n"
-        } else {
-            b"\n"
-        })
+        Bytes::from_static(if self.served.streamed { b": OPENROUTER PROCESSING\n\n" } else { b"\n" })
     }
 
     /// Does the step that is due: fills the queue, and the end when it is the last.
@@ -214,12 +202,8 @@ impl Play {
     fn interrupt(&mut self, last: Last) {
         match &self.twist {
             Some(What::InBand { form, code, .. }) => {
-                let failure = Failure {
-                    form: *form,
-                    code: *code,
-                };
-                self.queue
-                    .extend(reply::failure(&self.served, failure, self.sent));
+                let failure = Failure { form: *form, code: *code };
+                self.queue.extend(reply::failure(&self.served, failure, self.sent));
             }
             Some(What::Malformed) => {
                 let mut event = b"data: ".to_vec();
@@ -238,24 +222,10 @@ impl Play {
         let half = |bytes: Bytes| bytes.slice(..bytes.len() / 2);
         let (bytes, last) = match &self.twist {
             None | Some(What::Huge { .. }) => (whole(), Last::End(EndOf::Whole)),
-            Some(What::InBand {
-                form,
-                code,
-                after_tokens,
-            }) => {
-                let failure = Failure {
-                    form: *form,
-                    code: *code,
-                };
-                let tokens = if *form == InBand::Choice {
-                    *after_tokens
-                } else {
-                    0
-                };
-                (
-                    reply::json_failure(&self.served, failure, tokens),
-                    Last::End(EndOf::Error),
-                )
+            Some(What::InBand { form, code, after_tokens }) => {
+                let failure = Failure { form: *form, code: *code };
+                let tokens = if *form == InBand::Choice { *after_tokens } else { 0 };
+                (reply::json_failure(&self.served, failure, tokens), Last::End(EndOf::Error))
             }
             Some(What::Malformed) => (reply::malformed(&self.served), Last::End(EndOf::Whole)),
             Some(What::PaddingOnly) => (Bytes::from_static(b"\n\n\n"), Last::End(EndOf::Broken)),
@@ -297,11 +267,7 @@ impl Play {
                     self.ticket.close(EndOf::Broken);
                     // A body that failed once is over.
                     self.end = Some(Last::End(EndOf::Broken));
-                    let error = if reset {
-                        SimulatorError::Reset
-                    } else {
-                        SimulatorError::Cut
-                    };
+                    let error = if reset { SimulatorError::Reset } else { SimulatorError::Cut };
                     return Poll::Ready(Some(Err(error)));
                 }
                 Some(Last::Hang) => return Poll::Pending,
@@ -324,10 +290,7 @@ fn interruption(twist: &What) -> Option<(u64, Last)> {
     Some(match twist {
         What::InBand { after_tokens, .. } => (*after_tokens, Last::End(EndOf::Error)),
         What::Eof { after_tokens } => (*after_tokens, Last::End(EndOf::Broken)),
-        What::Cut {
-            after_tokens,
-            reset,
-        } => (*after_tokens, Last::Fail { reset: *reset }),
+        What::Cut { after_tokens, reset } => (*after_tokens, Last::Fail { reset: *reset }),
         What::Hang { after_tokens } => (*after_tokens, Last::Hang),
         What::Malformed | What::PaddingOnly => (0, Last::End(EndOf::Broken)),
         _ => return None,
@@ -338,10 +301,7 @@ impl Body for SimulatorBody {
     type Data = Bytes;
     type Error = SimulatorError;
 
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, SimulatorError>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, SimulatorError>>> {
         match &mut self.get_mut().0 {
             Kind::Whole(bytes, ticket) => {
                 let bytes = bytes.take().filter(|bytes| !bytes.is_empty());
@@ -364,9 +324,7 @@ impl Body for SimulatorBody {
 
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
-            Kind::Whole(bytes, _) => {
-                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
-            }
+            Kind::Whole(bytes, _) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             Kind::Play(_) => SizeHint::default(),
         }
     }

@@ -120,11 +120,7 @@ const fn civil(day: i64) -> (i64, i64, i64) {
     let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let march_month = (5 * of_year + 2) / 153;
     let day = of_year - (153 * march_month + 2) / 5 + 1;
-    let month = if march_month < 10 {
-        march_month + 3
-    } else {
-        march_month - 9
-    };
+    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
     let year = year_of_era + era * 400 + if month <= 2 { 1 } else { 0 };
     (year, month, day)
 }
@@ -149,21 +145,14 @@ pub(super) struct Clock {
 
 impl Clock {
     pub(super) fn starting_at(base: Wall) -> Self {
-        Self {
-            base,
-            started: Instant::now(),
-        }
+        Self { base, started: Instant::now() }
     }
 
     pub(super) fn now(&self) -> Now {
         let instant = Instant::now();
         let elapsed = instant.saturating_duration_since(self.started);
         let passed = i64::try_from(elapsed.as_millis()).unwrap_or(i64::MAX);
-        Now {
-            instant,
-            elapsed,
-            wall: Wall(self.base.0.saturating_add(passed)),
-        }
+        Now { instant, elapsed, wall: Wall(self.base.0.saturating_add(passed)) }
     }
 }
 
@@ -183,64 +172,25 @@ mod tests {
     #[test]
     fn boundaries_follow_the_utc_calendar() {
         let cases = [
-            (
-                "2026-01-15T12:00:30Z",
-                "2026-01-16",
-                "2026-01-19",
-                "2026-02-01",
-            ),
-            (
-                "2026-12-31T23:59:59.999Z",
-                "2027-01-01",
-                "2027-01-04",
-                "2027-01-01",
-            ),
-            (
-                "2028-02-28T00:00:00Z",
-                "2028-02-29",
-                "2028-03-06",
-                "2028-03-01",
-            ),
-            (
-                "2026-03-01T00:00:00Z",
-                "2026-03-02",
-                "2026-03-02",
-                "2026-04-01",
-            ),
+            ("2026-01-15T12:00:30Z", "2026-01-16", "2026-01-19", "2026-02-01"),
+            ("2026-12-31T23:59:59.999Z", "2027-01-01", "2027-01-04", "2027-01-01"),
+            ("2028-02-28T00:00:00Z", "2028-02-29", "2028-03-06", "2028-03-01"),
+            ("2026-03-01T00:00:00Z", "2026-03-02", "2026-03-02", "2026-04-01"),
         ];
         for (at, day, week, month) in cases {
             let at = Wall::parse(at).expect("a valid date");
-            for (found, wanted) in [
-                (at.next_day(), day),
-                (at.next_week(), week),
-                (at.next_month(), month),
-            ] {
-                assert_eq!(
-                    found.to_string(),
-                    format!("{wanted}T00:00:00.000Z"),
-                    "after {at}"
-                );
+            for (found, wanted) in [(at.next_day(), day), (at.next_week(), week), (at.next_month(), month)] {
+                assert_eq!(found.to_string(), format!("{wanted}T00:00:00.000Z"), "after {at}");
             }
         }
     }
 
     #[test]
     fn dates_survive_a_round_trip_and_nonsense_is_refused() {
-        for text in [
-            "1970-01-01T00:00:00.000Z",
-            "2024-02-29T23:59:59.120Z",
-            "2100-03-01T05:06:07.008Z",
-        ] {
+        for text in ["1970-01-01T00:00:00.000Z", "2024-02-29T23:59:59.120Z", "2100-03-01T05:06:07.008Z"] {
             assert_eq!(Wall::parse(text).expect("a valid date").to_string(), text);
         }
-        for text in [
-            "",
-            "2026-01-15",
-            "2026-02-30T00:00:00Z",
-            "2026-01-15T24:00:00Z",
-            "2026-01-15T12:00Z",
-            "x",
-        ] {
+        for text in ["", "2026-01-15", "2026-02-30T00:00:00Z", "2026-01-15T24:00:00Z", "2026-01-15T12:00Z", "x"] {
             assert_eq!(Wall::parse(text), None, "{text}");
         }
     }

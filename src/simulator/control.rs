@@ -66,16 +66,9 @@ impl Simulator {
     pub fn new(scenario: Scenario) -> Result<Self, ScenarioError> {
         scenario.validate()?;
         let start = scenario.start.as_deref().unwrap_or(START);
-        let base =
-            Wall::parse(start).ok_or_else(|| ScenarioError::new("start", "is not a UTC date"))?;
+        let base = Wall::parse(start).ok_or_else(|| ScenarioError::new("start", "is not a UTC date"))?;
         let world = Mutex::new(World::new(&scenario, base)?);
-        Ok(Self {
-            shared: Arc::new(Shared {
-                clock: Clock::starting_at(base),
-                scenario,
-                world,
-            }),
-        })
+        Ok(Self { shared: Arc::new(Shared { clock: Clock::starting_at(base), scenario, world }) })
     }
 
     /// A service that answers as `https://openrouter.ai` would. Host and scheme of requests are ignored.
@@ -92,12 +85,7 @@ impl Simulator {
             account: world.accounts[key.account].name.to_string(),
             hash: key.hash.clone(),
         };
-        world
-            .keys
-            .iter()
-            .filter(|key| !key.deleted)
-            .map(key)
-            .collect()
+        world.keys.iter().filter(|key| !key.deleted).map(key).collect()
     }
 
     /// Now on the simulator's calendar, milliseconds since 1970.
@@ -123,11 +111,7 @@ impl Simulator {
         self.change_key(label, |key| key.cap = cap)
     }
 
-    fn change_key(
-        &self,
-        label: &str,
-        change: impl FnOnce(&mut super::world::KeyState),
-    ) -> Result<(), ScenarioError> {
+    fn change_key(&self, label: &str, change: impl FnOnce(&mut super::world::KeyState)) -> Result<(), ScenarioError> {
         let now = self.shared.clock.now().wall;
         let mut world = self.shared.lock();
         let unknown = || ScenarioError::new("label", format!("no key is called {label:?}"));
@@ -146,11 +130,7 @@ impl Simulator {
         let now = self.shared.clock.now().wall;
         let mut world = self.shared.lock();
         let unknown = || ScenarioError::new("account", format!("no account is called {account:?}"));
-        let state = world
-            .accounts
-            .iter_mut()
-            .find(|a| *a.name == *account)
-            .ok_or_else(unknown)?;
+        let state = world.accounts.iter_mut().find(|a| *a.name == *account).ok_or_else(unknown)?;
         let more = balance - state.balance(now);
         state.credits += more;
         state.ever_purchased += more.max(0.0);
@@ -183,10 +163,7 @@ impl Simulator {
     pub fn inject(&self, fault: Fault) -> Result<(), ScenarioError> {
         self.shared.scenario.validate_fault("fault", &fault)?;
         let now = self.shared.clock.now().elapsed;
-        self.shared
-            .lock()
-            .faults
-            .insert(0, FaultState::new(fault, now));
+        self.shared.lock().faults.insert(0, FaultState::new(fault, now));
         Ok(())
     }
 
@@ -199,9 +176,7 @@ impl Simulator {
     pub fn counts(&self) -> Counts {
         let world = self.shared.lock();
         let keys = world.keys.iter().map(|key| &*key.label);
-        world
-            .ledger
-            .counts(keys, world.accounts.iter().map(|account| &*account.name))
+        world.ledger.counts(keys, world.accounts.iter().map(|account| &*account.name))
     }
 
     /// The last inference requests, oldest first, at most [`Keep::log`](super::Keep::log).

@@ -17,18 +17,11 @@ pub(super) struct FaultState {
 impl FaultState {
     pub(super) fn new(fault: Fault, base: Duration) -> Self {
         let after = |start: Duration, seconds: f64| {
-            Duration::try_from_secs_f64(seconds)
-                .ok()
-                .and_then(|length| start.checked_add(length))
+            Duration::try_from_secs_f64(seconds).ok().and_then(|length| start.checked_add(length))
         };
         let from = after(base, fault.at_s).unwrap_or(Duration::MAX);
         let until = fault.for_s.and_then(|seconds| after(from, seconds));
-        Self {
-            fault,
-            from,
-            until,
-            struck: 0,
-        }
+        Self { fault, from, until, struck: 0 }
     }
 }
 
@@ -78,12 +71,7 @@ pub(super) struct Target<'a> {
 
 impl World {
     /// The first active fault of `stage` that matches, counted as struck.
-    pub(super) fn strike(
-        &mut self,
-        stage: Stage,
-        target: Target<'_>,
-        elapsed: Duration,
-    ) -> Option<What> {
+    pub(super) fn strike(&mut self, stage: Stage, target: Target<'_>, elapsed: Duration) -> Option<What> {
         if self.faults.is_empty() {
             return None;
         }

@@ -41,15 +41,8 @@ impl Served {
         reply: &Reply,
     ) -> Self {
         let wanted = rng.u64(reply.min_tokens..=reply.max_tokens);
-        let room = model
-            .context_length
-            .saturating_sub(asked.prompt_tokens)
-            .max(1);
-        let most = asked
-            .max_tokens
-            .unwrap_or(model.max_output)
-            .min(model.max_output)
-            .min(room);
+        let room = model.context_length.saturating_sub(asked.prompt_tokens).max(1);
+        let most = asked.max_tokens.unwrap_or(model.max_output).min(model.max_output).min(room);
         let embeds = asked.dialect == Dialect::Embeddings;
         Self {
             id,
@@ -149,8 +142,7 @@ pub(super) struct Settled {
 
 /// Words without characters that JSON escapes, each with the space before it.
 const WORDS: [&str; 32] = [
-    " amber", " basin", " cedar", " delta", " ember", " fjord", " grove", " harbor", " inlet",
-    " jasper", " kestrel", " lagoon", " meadow", " north", " orchard", " pebble", " quartz",
-    " river", " stone", " timber", " umber", " valley", " willow", " yarrow", " zephyr", " and",
-    " of", " the", " under", " over", " between", " beyond",
+    " amber", " basin", " cedar", " delta", " ember", " fjord", " grove", " harbor", " inlet", " jasper", " kestrel",
+    " lagoon", " meadow", " north", " orchard", " pebble", " quartz", " river", " stone", " timber", " umber",
+    " valley", " willow", " yarrow", " zephyr", " and", " of", " the", " under", " over", " between", " beyond",
 ];

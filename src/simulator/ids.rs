@@ -18,30 +18,21 @@ fn digest(parts: &[&[u8]]) -> [u8; 32] {
 fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let digit = |nibble: u8| char::from(DIGITS[usize::from(nibble)]);
-    bytes
-        .iter()
-        .flat_map(|byte| [digit(byte >> 4), digit(byte & 15)])
-        .collect()
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
 /// A random source of its own for one purpose, independent of the order of other draws.
 pub(super) fn rng(seed: u64, purpose: &str, number: u64) -> fastrand::Rng {
     // SplitMix64's increment spreads consecutive numbers over the state space.
-    let name = purpose.bytes().fold(0_u64, |sum, byte| {
-        sum.wrapping_mul(31).wrapping_add(u64::from(byte))
-    });
-    let mixed =
-        seed ^ name.rotate_left(32) ^ number.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let name = purpose.bytes().fold(0_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte)));
+    let mixed = seed ^ name.rotate_left(32) ^ number.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     let mut rng = fastrand::Rng::with_seed(mixed);
     fastrand::Rng::with_seed(rng.u64(..))
 }
 
 /// `sk-or-v1-` and 64 lower-case hexadecimal digits.
 pub(super) fn secret(seed: u64, label: &str) -> String {
-    format!(
-        "sk-or-v1-{}",
-        hex(&digest(&[b"secret", &seed.to_le_bytes(), label.as_bytes()]))
-    )
+    format!("sk-or-v1-{}", hex(&digest(&[b"secret", &seed.to_le_bytes(), label.as_bytes()])))
 }
 
 /// The key's `hash`: SHA-256 of the whole key.
@@ -61,29 +52,14 @@ pub(super) fn masked(secret: &str) -> String {
 pub(super) fn owner(seed: u64, name: &str, organization: bool) -> String {
     let kind = if organization { "org" } else { "user" };
     let bytes = digest(&[kind.as_bytes(), &seed.to_le_bytes(), name.as_bytes()]);
-    let letters = bytes
-        .iter()
-        .take(27)
-        .map(|byte| char::from(ALPHANUMERIC[usize::from(*byte) % 62]));
+    let letters = bytes.iter().take(27).map(|byte| char::from(ALPHANUMERIC[usize::from(*byte) % 62]));
     format!("{kind}_{}", letters.collect::<String>())
 }
 
 /// A UUID-shaped id of a workspace.
 pub(super) fn workspace(seed: u64, account: &str, name: &str) -> String {
-    let text = hex(&digest(&[
-        b"workspace",
-        &seed.to_le_bytes(),
-        account.as_bytes(),
-        name.as_bytes(),
-    ])[..16]);
-    format!(
-        "{}-{}-4{}-a{}-{}",
-        &text[..8],
-        &text[8..12],
-        &text[13..16],
-        &text[17..20],
-        &text[20..]
-    )
+    let text = hex(&digest(&[b"workspace", &seed.to_le_bytes(), account.as_bytes(), name.as_bytes()])[..16]);
+    format!("{}-{}-4{}-a{}-{}", &text[..8], &text[8..12], &text[13..16], &text[17..20], &text[20..])
 }
 
 /// `gen-<unix seconds>-<20 alphanumerics>`.

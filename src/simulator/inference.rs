@@ -23,21 +23,11 @@ pub(super) async fn answer(shared: &Arc<Shared>, call: Call, dialect: Dialect) -
         None => Err(refusal::of_status(413)),
     };
     let key = call.credentials.key();
-    let first_model = asked
-        .as_ref()
-        .ok()
-        .and_then(|asked| asked.models.first().cloned());
+    let first_model = asked.as_ref().ok().and_then(|asked| asked.models.first().cloned());
     let mut ticket = Ticket::open(shared, key, first_model);
     let mut reference = Reference::of(dialect);
-    let models = asked
-        .as_ref()
-        .map(|asked| asked.models.clone())
-        .unwrap_or_default();
-    let target = Target {
-        key,
-        models: &models,
-        provider: None,
-    };
+    let models = asked.as_ref().map(|asked| asked.models.clone()).unwrap_or_default();
+    let target = Target { key, models: &models, provider: None };
 
     match edge(shared, target) {
         Ok(None) => {}
@@ -63,11 +53,7 @@ pub(super) async fn answer(shared: &Arc<Shared>, call: Call, dialect: Dialect) -
     let refused = match struck {
         Some(What::Refuse { reason }) => {
             let hash = shared.lock().keys[key].hash.clone();
-            let struck = Struck {
-                model,
-                hash: &hash,
-                now: shared.clock.now().wall,
-            };
+            let struck = Struck { model, hash: &hash, now: shared.clock.now().wall };
             Some(refusal::of_reason(reason, &struck))
         }
         other => other.and_then(|what| what.refusal()),
@@ -76,12 +62,7 @@ pub(super) async fn answer(shared: &Arc<Shared>, call: Call, dialect: Dialect) -
         return Ok(refuse(shared, &refusal, &reference, Some(ticket)));
     }
     if shared.lock().keys[key].management {
-        return Ok(refuse(
-            shared,
-            &refusal::management_key(),
-            &reference,
-            Some(ticket),
-        ));
+        return Ok(refuse(shared, &refusal::management_key(), &reference, Some(ticket)));
     }
     let asked = match asked {
         Ok(asked) => asked,
@@ -90,13 +71,7 @@ pub(super) async fn answer(shared: &Arc<Shared>, call: Call, dialect: Dialect) -
     let mut last = refusal::bad_request("No models provided");
     let mut trace = Trace::new(call.metadata, model);
     for model in &asked.models {
-        let request = Attempt {
-            shared,
-            key,
-            asked: &asked,
-            model,
-            draw: (&id, &rng),
-        };
+        let request = Attempt { shared, key, asked: &asked, model, draw: (&id, &rng) };
         match request.run(&mut ticket, &mut trace).await {
             Ok(accepted) => return Ok(accepted.response(shared, ticket, &trace)),
             Err(refusal) => last = refusal,
@@ -120,37 +95,20 @@ pub(super) fn edge(shared: &Shared, target: Target<'_>) -> Result<Option<Refusal
     match struck {
         Some(What::Reset) => Err(Edge::Reset),
         Some(What::Stall) => Err(Edge::Stall),
-        Some(What::Html { status }) => Ok(Some(refusal::html(
-            status,
-            &ids::ray(world.next_answer + 1),
-        ))),
-        Some(What::Raw {
-            status,
-            content_type,
-            body,
-        }) => {
+        Some(What::Html { status }) => Ok(Some(refusal::html(status, &ids::ray(world.next_answer + 1)))),
+        Some(What::Raw { status, content_type, body }) => {
             let verbatim = Some(Box::new((content_type, body.into())));
-            Ok(Some(Refusal {
-                verbatim,
-                ..refusal::of_status(status)
-            }))
+            Ok(Some(Refusal { verbatim, ..refusal::of_status(status) }))
         }
         _ => Ok(None),
     }
 }
 
 /// The key, or a 401.
-pub(super) fn authenticate(
-    shared: &Shared,
-    credentials: Credentials,
-    target: Target<'_>,
-) -> Result<usize, Refusal> {
+pub(super) fn authenticate(shared: &Shared, credentials: Credentials, target: Target<'_>) -> Result<usize, Refusal> {
     let now = shared.clock.now();
     let mut world = shared.lock();
-    if world
-        .strike(Stage::Authentication, target, now.elapsed)
-        .is_some()
-    {
+    if world.strike(Stage::Authentication, target, now.elapsed).is_some() {
         return Err(refusal::unknown_key());
     }
     match credentials {

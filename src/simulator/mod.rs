@@ -61,8 +61,8 @@ mod world;
 pub use body::SimulatorBody;
 pub use control::{SimulatedKey, Simulator, utc_date};
 pub use scenario::{
-    Account, Budget, Fault, InBand, InFlight, Keep, Model, Pool, PoolKind, ProviderEndpoint,
-    Reason, Reply, Reset, RetryAfter, Scenario, ScenarioError, SimKey, What, Wire, Workspace,
+    Account, Budget, Fault, InBand, InFlight, Keep, Model, Pool, PoolKind, ProviderEndpoint, Reason, Reply, Reset,
+    RetryAfter, Scenario, ScenarioError, SimKey, What, Wire, Workspace,
 };
 pub use serve::serve;
 pub use service::{SimulatorFuture, SimulatorService};

@@ -16,12 +16,7 @@ pub(super) struct PoolState {
 
 impl PoolState {
     pub(super) fn new(rule: Pool) -> Self {
-        Self {
-            rule,
-            window: 0,
-            used: 0,
-            full_at: 0.0,
-        }
+        Self { rule, window: 0, used: 0, full_at: 0.0 }
     }
 
     /// Takes one request, or says after how many seconds there is room.
@@ -73,12 +68,7 @@ mod tests {
     use super::{Pool, PoolKind, PoolState, RetryAfter};
 
     fn pool(kind: PoolKind) -> PoolState {
-        PoolState::new(Pool {
-            requests: 2,
-            window_s: 10.0,
-            kind,
-            retry_after: RetryAfter::Honest,
-        })
+        PoolState::new(Pool { requests: 2, window_s: 10.0, kind, retry_after: RetryAfter::Honest })
     }
 
     #[test]
@@ -99,9 +89,6 @@ mod tests {
         assert!(pool.take(at(5)).is_ok());
         assert!(pool.take(at(5)).is_err());
         assert!(pool.take(at(100)).is_ok() && pool.take(at(100)).is_ok());
-        assert!(
-            pool.take(at(100)).is_err(),
-            "idle time saves at most one window"
-        );
+        assert!(pool.take(at(100)).is_err(), "idle time saves at most one window");
     }
 }

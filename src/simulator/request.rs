@@ -53,15 +53,7 @@ const OTHER_PREFERENCES: [&str; 7] = [
     "preferred_max_latency",
     "options",
 ];
-const PREFERENCES: [&str; 7] = [
-    "order",
-    "only",
-    "ignore",
-    "allow_fallbacks",
-    "data_collection",
-    "sort",
-    "max_price",
-];
+const PREFERENCES: [&str; 7] = ["order", "only", "ignore", "allow_fallbacks", "data_collection", "sort", "max_price"];
 
 /// USD per million tokens, as a number or a numeric string.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -116,8 +108,8 @@ impl Asked {
     ///
     /// A 400 that says what was wrong.
     pub(super) fn read(dialect: Dialect, body: &Bytes) -> Result<Self, Refusal> {
-        let body: Body<'_> = serde_json::from_slice(body)
-            .map_err(|error| bad_request(format!("Invalid JSON body: {error}")))?;
+        let body: Body<'_> =
+            serde_json::from_slice(body).map_err(|error| bad_request(format!("Invalid JSON body: {error}")))?;
         let mut models: Vec<String> = body.model.into_iter().collect();
         models.extend(body.models.unwrap_or_default());
         if let Some(fallbacks) = body.fallbacks.filter(|_| dialect == Dialect::Messages) {
@@ -137,10 +129,7 @@ impl Asked {
             Dialect::Completions => (body.prompt, "prompt"),
             Dialect::Responses | Dialect::Embeddings => (body.input, "input"),
         };
-        let Some(content) = content
-            .map(RawValue::get)
-            .filter(|text| !matches!(*text, "[]" | "null" | "\"\""))
-        else {
+        let Some(content) = content.map(RawValue::get).filter(|text| !matches!(*text, "[]" | "null" | "\"\"")) else {
             return Err(bad_request(format!("Input required: specify \"{name}\"")));
         };
         if name == "messages" && !content.starts_with('[') {
@@ -148,39 +137,23 @@ impl Asked {
         }
         let inputs = match dialect {
             Dialect::Embeddings if content.starts_with('[') => {
-                let list: Vec<serde_json::Value> =
-                    serde_json::from_str(content).unwrap_or_default();
+                let list: Vec<serde_json::Value> = serde_json::from_str(content).unwrap_or_default();
                 // A list of numbers is one tokenised input, a list of anything else several inputs.
-                if list.iter().all(serde_json::Value::is_number) {
-                    1
-                } else {
-                    list.len()
-                }
+                if list.iter().all(serde_json::Value::is_number) { 1 } else { list.len() }
             }
             _ => 1,
         };
-        if dialect == Dialect::Responses
-            && (body.store == Some(true) || body.previous_response_id.is_some())
-        {
-            return Err(bad_request(
-                "store and previous_response_id are not supported: the API is stateless",
-            ));
+        if dialect == Dialect::Responses && (body.store == Some(true) || body.previous_response_id.is_some()) {
+            return Err(bad_request("store and previous_response_id are not supported: the API is stateless"));
         }
-        let max_tokens = body
-            .max_completion_tokens
-            .or(body.max_tokens)
-            .or(body.max_output_tokens);
+        let max_tokens = body.max_completion_tokens.or(body.max_tokens).or(body.max_output_tokens);
         if max_tokens == Some(0) {
-            return Err(bad_request(
-                "max_tokens: Number must be greater than or equal to 1",
-            ));
+            return Err(bad_request("max_tokens: Number must be greater than or equal to 1"));
         }
         if dialect == Dialect::Messages && max_tokens.is_none() {
             return Err(bad_request("max_tokens: Required"));
         }
-        let provider = body
-            .provider
-            .map_or_else(|| Ok(ProviderChoice::default()), preferences)?;
+        let provider = body.provider.map_or_else(|| Ok(ProviderChoice::default()), preferences)?;
         Ok(Self {
             dialect,
             models,
@@ -205,9 +178,7 @@ fn preferences(raw: &RawValue) -> Result<ProviderChoice, Refusal> {
     let members: serde_json::Map<String, serde_json::Value> = member("provider", raw)?;
     let known = |name: &str| PREFERENCES.contains(&name) || OTHER_PREFERENCES.contains(&name);
     if let Some(name) = members.keys().find(|name| !known(name)) {
-        return Err(bad_request(format!(
-            "provider: Unrecognized key: \"{name}\""
-        )));
+        return Err(bad_request(format!("provider: Unrecognized key: \"{name}\"")));
     }
     member("provider", raw)
 }
@@ -222,14 +193,10 @@ mod tests {
 
     #[test]
     fn unknown_members_pass_at_the_top_and_fail_inside_provider() {
-        let asked =
-            chat(r#"{"model":"a/b","messages":[{}],"new_thing":1,"provider":{"zdr":true}}"#);
+        let asked = chat(r#"{"model":"a/b","messages":[{}],"new_thing":1,"provider":{"zdr":true}}"#);
         assert_eq!(asked.expect("accepted").models, ["a/b"]);
         let refused = chat(r#"{"model":"a/b","messages":[{}],"provider":{"new_thing":1}}"#);
-        assert_eq!(
-            refused.expect_err("refused"),
-            "provider: Unrecognized key: \"new_thing\""
-        );
+        assert_eq!(refused.expect_err("refused"), "provider: Unrecognized key: \"new_thing\"");
     }
 
     #[test]
@@ -246,14 +213,8 @@ mod tests {
             (r#"{"model":"a/b"}"#, "messages"),
             (r#"{"model":"a/b","messages":[]}"#, "messages"),
             (r#"{"model":"a/b","messages":"hello"}"#, "expected array"),
-            (
-                r#"{"model":"a/b","messages":[{}],"max_tokens":-1}"#,
-                "Invalid JSON",
-            ),
-            (
-                r#"{"model":"a/b","messages":[{}],"max_tokens":0}"#,
-                "max_tokens",
-            ),
+            (r#"{"model":"a/b","messages":[{}],"max_tokens":-1}"#, "Invalid JSON"),
+            (r#"{"model":"a/b","messages":[{}],"max_tokens":0}"#, "max_tokens"),
         ] {
             let message = chat(body).expect_err(body);
             assert!(message.contains(part), "{body}: {message}");

@@ -15,28 +15,17 @@ use super::world::World;
 const OUTAGE: Duration = Duration::from_secs(30);
 
 /// Resolves a requested id: the entry itself, or its base under a variant suffix, with the implied sort.
-pub(super) fn resolve<'a>(
-    scenario: &'a Scenario,
-    id: &'a str,
-) -> Option<(&'a Model, Option<&'static str>)> {
+pub(super) fn resolve<'a>(scenario: &'a Scenario, id: &'a str) -> Option<(&'a Model, Option<&'static str>)> {
     let find = |id: &str| scenario.models.iter().find(|model| model.id == id);
     if let Some(model) = find(id) {
         return Some((model, None));
     }
     match id {
         "openrouter/free" => {
-            return scenario
-                .models
-                .iter()
-                .find(|m| Model::is_free(&m.id))
-                .map(|m| (m, None));
+            return scenario.models.iter().find(|m| Model::is_free(&m.id)).map(|m| (m, None));
         }
         "openrouter/auto" => {
-            return scenario
-                .models
-                .iter()
-                .find(|m| !Model::is_free(&m.id))
-                .map(|m| (m, None));
+            return scenario.models.iter().find(|m| !Model::is_free(&m.id)).map(|m| (m, None));
         }
         _ => {}
     }
@@ -71,66 +60,40 @@ pub(super) fn route(
     let denies = choice.data_collection.as_deref() == Some("deny") && Model::is_free(&model.id);
     let barred = !key.allowed_models.is_empty() && !key.allowed_models.contains(&model.id);
     let name = |index: usize| endpoints[index].provider.as_str();
-    let fixed_order = choice
-        .order
-        .as_ref()
-        .filter(|_| choice.allow_fallbacks == Some(false));
+    let fixed_order = choice.order.as_ref().filter(|_| choice.allow_fallbacks == Some(false));
     let mut funnel = vec![("Initial Endpoints", left.len())];
     let mut step = |title: &'static str, keep: &dyn Fn(usize) -> bool| {
         left.retain(|index| keep(*index));
         funnel.push((title, left.len()));
-        if left.is_empty() {
-            Err(unroutable(&model.id, title, &funnel))
-        } else {
-            Ok(())
-        }
+        if left.is_empty() { Err(unroutable(&model.id, title, &funnel)) } else { Ok(()) }
     };
-    step("Filter by Data Policy", &|i| {
-        !denies && !names(&account.denied_providers, name(i))
-    })?;
+    step("Filter by Data Policy", &|i| !denies && !names(&account.denied_providers, name(i)))?;
     step("Filter by Guardrails", &|_| !barred)?;
     step("Filter by Allowed Providers", &|i| {
         (account.allowed_providers.is_empty() || names(&account.allowed_providers, name(i)))
             && choice.only.as_ref().is_none_or(|list| names(list, name(i)))
-            && !choice
-                .ignore
-                .as_ref()
-                .is_some_and(|list| names(list, name(i)))
+            && !choice.ignore.as_ref().is_some_and(|list| names(list, name(i)))
     })?;
     step("Filter by Max Price", &|i| {
         let endpoint = &endpoints[i];
-        choice
-            .max_price
-            .as_ref()
-            .is_none_or(|max| max.allows(endpoint.prompt_price, endpoint.completion_price))
+        choice.max_price.as_ref().is_none_or(|max| max.allows(endpoint.prompt_price, endpoint.completion_price))
     })?;
-    step("Filter by Fallback", &|i| {
-        fixed_order.is_none_or(|list| names(list, name(i)))
-    })?;
+    step("Filter by Fallback", &|i| fixed_order.is_none_or(|list| names(list, name(i))))?;
 
     let sort = choice.sort.as_ref().and_then(sort_name).or(implied_sort);
     left.sort_by(|a, b| {
         let rank = |index: usize| rank(choice, name(index));
-        let failed = |index: usize| {
-            world.endpoints[index]
-                .failed
-                .is_some_and(|at| now.elapsed.saturating_sub(at) < OUTAGE)
-        };
+        let failed =
+            |index: usize| world.endpoints[index].failed.is_some_and(|at| now.elapsed.saturating_sub(at) < OUTAGE);
         let weight = |index: usize| weight(&endpoints[index], sort);
-        rank(*a)
-            .cmp(&rank(*b))
-            .then(failed(*a).cmp(&failed(*b)))
-            .then(weight(*a).total_cmp(&weight(*b)))
+        rank(*a).cmp(&rank(*b)).then(failed(*a).cmp(&failed(*b))).then(weight(*a).total_cmp(&weight(*b)))
     });
     Ok(left)
 }
 
 fn rank(choice: &ProviderChoice, name: &str) -> usize {
     let order = choice.order.as_deref().unwrap_or_default();
-    order
-        .iter()
-        .position(|wanted| same(wanted, name))
-        .unwrap_or(order.len())
+    order.iter().position(|wanted| same(wanted, name)).unwrap_or(order.len())
 }
 
 fn weight(endpoint: &ProviderEndpoint, sort: Option<&str>) -> f64 {

@@ -42,18 +42,12 @@ pub async fn serve(listener: TcpListener, simulator: Simulator) -> io::Result<()
 
 fn is_of_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
-    matches!(
-        error.kind(),
-        ConnectionAborted | ConnectionRefused | ConnectionReset
-    )
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
 async fn connection(stream: TcpStream, simulator: Simulator) {
     let abort = Arc::new(AtomicBool::new(false));
-    let io = TokioIo::new(Socket {
-        stream,
-        abort: Arc::clone(&abort),
-    });
+    let io = TokioIo::new(Socket { stream, abort: Arc::clone(&abort) });
     let service = service_fn(move |request: Request<Incoming>| {
         let flag = Arc::clone(&abort);
         let http1 = request.version() < Version::HTTP_2;
@@ -72,9 +66,7 @@ async fn connection(stream: TcpStream, simulator: Simulator) {
         }
     });
     // An error here is a simulated one or the client's departure; both are on the books already.
-    let _ended = auto::Builder::new(TokioExecutor::new())
-        .serve_connection(io, service)
-        .await;
+    let _ended = auto::Builder::new(TokioExecutor::new()).serve_connection(io, service).await;
 }
 
 /// A TCP stream that can end with a reset.
@@ -94,21 +86,13 @@ impl Drop for Socket {
 }
 
 impl AsyncRead for Socket {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Socket {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 

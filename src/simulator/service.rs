@@ -7,9 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
-use http::header::{
-    AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER,
-};
+use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{HeaderMap, Method, Request, Response};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tower_service::Service;
@@ -116,10 +114,7 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let (parts, body) = request.into_parts();
-    let body = match Limited::new(body, shared.scenario.wire.max_body_bytes)
-        .collect()
-        .await
-    {
+    let body = match Limited::new(body, shared.scenario.wire.max_body_bytes).collect().await {
         Ok(collected) => Some(collected.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => None,
         Err(error) => return Err(SimulatorError::RequestBody(error)),
@@ -128,20 +123,10 @@ where
     record(&shared, &parts, body.as_ref(), credentials);
     let path = parts.uri.path();
     let path = path.strip_prefix("/api").unwrap_or(path);
-    let path = path
-        .strip_prefix("/v1/")
-        .unwrap_or_default()
-        .trim_matches('/')
-        .to_owned();
+    let path = path.strip_prefix("/v1/").unwrap_or_default().trim_matches('/').to_owned();
     let query = parts.uri.query().unwrap_or_default().to_owned();
-    let call = Call {
-        method: parts.method,
-        path,
-        query,
-        credentials,
-        metadata: Trace::wanted_by(&parts.headers),
-        body,
-    };
+    let call =
+        Call { method: parts.method, path, query, credentials, metadata: Trace::wanted_by(&parts.headers), body };
     let dialect = match call.path.as_str() {
         "chat/completions" => Dialect::Chat,
         "completions" => Dialect::Completions,
@@ -152,12 +137,7 @@ where
     };
     if call.method != Method::POST {
         shared.lock().ledger.lookup();
-        return Ok(refuse(
-            &shared,
-            &refusal::not_found("Not Found"),
-            &Reference::of(dialect),
-            None,
-        ));
+        return Ok(refuse(&shared, &refusal::not_found("Not Found"), &Reference::of(dialect), None));
     }
     inference::answer(&shared, call, dialect).await
 }
@@ -166,33 +146,17 @@ fn credentials(shared: &Shared, headers: &HeaderMap) -> Credentials {
     let bearer = headers.get(AUTHORIZATION).map(|value| {
         let value = value.to_str().unwrap_or_default();
         let (scheme, token) = value.split_once(' ').unwrap_or((value, ""));
-        if scheme.eq_ignore_ascii_case("bearer") {
-            token.trim()
-        } else {
-            ""
-        }
+        if scheme.eq_ignore_ascii_case("bearer") { token.trim() } else { "" }
     });
-    let plain = || {
-        headers
-            .get("x-api-key")
-            .map(|value| value.to_str().unwrap_or_default().trim())
-    };
+    let plain = || headers.get("x-api-key").map(|value| value.to_str().unwrap_or_default().trim());
     match bearer.or_else(plain) {
         None => Credentials::Missing,
         Some("") => Credentials::Unusable,
-        Some(secret) => shared
-            .lock()
-            .key_of(secret)
-            .map_or(Credentials::Unknown, Credentials::Key),
+        Some(secret) => shared.lock().key_of(secret).map_or(Credentials::Unknown, Credentials::Key),
     }
 }
 
-fn record(
-    shared: &Shared,
-    parts: &http::request::Parts,
-    body: Option<&Bytes>,
-    credentials: Credentials,
-) {
+fn record(shared: &Shared, parts: &http::request::Parts, body: Option<&Bytes>, credentials: Credentials) {
     let at = shared.clock.now().elapsed;
     let mut world = shared.lock();
     if !world.ledger.keeps_requests() {
@@ -210,13 +174,7 @@ fn record(
         }
     }
     let (method, uri) = (parts.method.clone(), parts.uri.clone());
-    world.ledger.received(Received {
-        at,
-        method,
-        uri,
-        headers,
-        body: body.cloned().unwrap_or_default(),
-    });
+    world.ledger.received(Received { at, method, uri, headers, body: body.cloned().unwrap_or_default() });
 }
 
 /// What an error answer refers to.
@@ -233,12 +191,7 @@ pub(super) struct Reference {
 
 impl Reference {
     pub(super) const fn of(dialect: Dialect) -> Self {
-        Self {
-            dialect,
-            owner: None,
-            generation: None,
-            routing: None,
-        }
+        Self { dialect, owner: None, generation: None, routing: None }
     }
 }
 
@@ -264,13 +217,7 @@ pub(super) fn refuse(
         headers.insert(RETRY_AFTER, seconds.into());
     }
     let generation = generation.filter(|_| refusal.verbatim.is_none());
-    respond(
-        shared,
-        (refusal.status, &content_type, headers),
-        generation,
-        bytes,
-        ticket,
-    )
+    respond(shared, (refusal.status, &content_type, headers), generation, bytes, ticket)
 }
 
 /// An answer with a body that is there at once.
@@ -287,8 +234,7 @@ pub(super) fn respond(
     let mut response = Response::new(SimulatorBody::whole(bytes, ticket));
     *response.status_mut() = http::StatusCode::from_u16(status).unwrap_or_default();
     *response.headers_mut() = headers;
-    let content_type =
-        HeaderValue::try_from(content_type).unwrap_or(HeaderValue::from_static("text/plain"));
+    let content_type = HeaderValue::try_from(content_type).unwrap_or(HeaderValue::from_static("text/plain"));
     response.headers_mut().insert(CONTENT_TYPE, content_type);
     common(shared, response.headers_mut(), generation);
     response

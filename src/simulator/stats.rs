@@ -157,11 +157,7 @@ impl Ledger {
     }
 
     /// Begins an attempt of a key index and an account index; fills in its number.
-    pub(super) fn begin(
-        &mut self,
-        owner: Option<(usize, usize)>,
-        entry: impl FnOnce(u64) -> Attempt,
-    ) -> u64 {
+    pub(super) fn begin(&mut self, owner: Option<(usize, usize)>, entry: impl FnOnce(u64) -> Attempt) -> u64 {
         let number = self.counts.attempts;
         self.counts.attempts += 1;
         self.counts.in_flight += 1;
@@ -179,13 +175,7 @@ impl Ledger {
         number
     }
 
-    pub(super) fn answered(
-        &mut self,
-        number: u64,
-        owner: Option<(usize, usize)>,
-        status: u16,
-        at: Duration,
-    ) {
+    pub(super) fn answered(&mut self, number: u64, owner: Option<(usize, usize)>, status: u16, at: Duration) {
         *self.counts.by_status.entry(status).or_default() += 1;
         if let Some((key, account)) = owner {
             *self.keys[key].by_status.entry(status).or_default() += 1;
@@ -202,13 +192,7 @@ impl Ledger {
         }
     }
 
-    pub(super) fn end(
-        &mut self,
-        number: u64,
-        owner: Option<(usize, usize)>,
-        how: Ended,
-        at: Duration,
-    ) {
+    pub(super) fn end(&mut self, number: u64, owner: Option<(usize, usize)>, how: Ended, at: Duration) {
         self.counts.in_flight -= 1;
         if let Some((key, account)) = owner {
             self.keys[key].in_flight -= 1;

@@ -30,12 +30,8 @@ impl Ticket {
         let now = shared.clock.now();
         let mut world = shared.lock();
         let owner = key.map(|key| (key, world.keys[key].account));
-        let names = owner.map(|(key, account)| {
-            (
-                Arc::clone(&world.keys[key].label),
-                Arc::clone(&world.accounts[account].name),
-            )
-        });
+        let names =
+            owner.map(|(key, account)| (Arc::clone(&world.keys[key].label), Arc::clone(&world.accounts[account].name)));
         let (label, account) = names.unzip();
         let number = world.ledger.begin(owner, |number| Attempt {
             number,
@@ -72,9 +68,7 @@ impl Ticket {
         let (Some(number), Some((_, account))) = (self.hold.take(), self.owner) else {
             return;
         };
-        self.shared.lock().accounts[account]
-            .holds
-            .retain(|hold| hold.number != number);
+        self.shared.lock().accounts[account].holds.retain(|hold| hold.number != number);
     }
 
     /// From here on the end is billed.
@@ -95,22 +89,13 @@ impl Ticket {
         }
         let workspace = world.keys[key].workspace;
         let served = Arc::clone(served);
-        world.generations.push_back(Generation {
-            served,
-            account,
-            workspace,
-            started,
-            settled: None,
-        });
+        world.generations.push_back(Generation { served, account, workspace, started, settled: None });
     }
 
     pub(super) fn answered(&mut self, status: u16) {
         self.answered = true;
         let now = self.shared.clock.now();
-        self.shared
-            .lock()
-            .ledger
-            .answered(self.number, self.owner, status, now.elapsed);
+        self.shared.lock().ledger.answered(self.number, self.owner, status, now.elapsed);
     }
 
     pub(super) fn token_sent(&mut self) {
@@ -123,10 +108,7 @@ impl Ticket {
             return;
         }
         let now = self.shared.clock.now();
-        let cost = self
-            .bill
-            .as_ref()
-            .map_or(0.0, |served| served.charge(end, self.sent));
+        let cost = self.bill.as_ref().map_or(0.0, |served| served.charge(end, self.sent));
         let mut world = self.shared.lock();
         if let Some((key, account)) = self.owner {
             if self.bill.is_some() {
@@ -135,34 +117,17 @@ impl Ticket {
             if let Some(number) = self.hold.take() {
                 let account = &mut world.accounts[account];
                 let settle = account.in_flight.as_ref().map_or(0.0, |rule| rule.settle_s);
-                for hold in account
-                    .holds
-                    .iter_mut()
-                    .filter(|hold| hold.number == number)
-                {
+                for hold in account.holds.iter_mut().filter(|hold| hold.number == number) {
                     hold.amount = cost;
                     hold.until = Some(now.elapsed + std::time::Duration::from_secs_f64(settle));
                 }
             }
         }
         if let Some(served) = &self.bill {
-            let record = world
-                .generations
-                .iter_mut()
-                .rev()
-                .find(|g| Arc::ptr_eq(&g.served, served));
+            let record = world.generations.iter_mut().rev().find(|g| Arc::ptr_eq(&g.served, served));
             if let Some(record) = record {
-                let tokens = if end == EndOf::Whole {
-                    served.completion_tokens
-                } else {
-                    self.sent
-                };
-                record.settled = Some(Settled {
-                    at: now.elapsed,
-                    end,
-                    tokens,
-                    cost,
-                });
+                let tokens = if end == EndOf::Whole { served.completion_tokens } else { self.sent };
+                record.settled = Some(Settled { at: now.elapsed, end, tokens, cost });
             }
         }
         let ending = match end {
@@ -170,14 +135,8 @@ impl Ticket {
             EndOf::Broken => Ending::Broken,
             EndOf::Left => Ending::Abandoned,
         };
-        let ended = Ended {
-            ending,
-            answered: self.answered,
-            cost,
-        };
-        world
-            .ledger
-            .end(self.number, self.owner, ended, now.elapsed);
+        let ended = Ended { ending, answered: self.answered, cost };
+        world.ledger.end(self.number, self.owner, ended, now.elapsed);
     }
 }
 

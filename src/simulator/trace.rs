@@ -21,24 +21,15 @@ pub(super) struct Trace {
 
 impl Trace {
     pub(super) fn new(wanted: bool, requested: &str) -> Self {
-        Self {
-            wanted,
-            requested: requested.to_owned(),
-            reached: false,
-            available: Vec::new(),
-            attempts: Vec::new(),
-        }
+        Self { wanted, requested: requested.to_owned(), reached: false, available: Vec::new(), attempts: Vec::new() }
     }
 
     /// Whether the request's headers ask for it, under the present or the older name.
     pub(super) fn wanted_by(headers: &HeaderMap) -> bool {
-        [
-            "x-openrouter-metadata",
-            "x-openrouter-experimental-metadata",
-        ]
-        .iter()
-        .filter_map(|name| headers.get(*name))
-        .any(|value| value.as_bytes().eq_ignore_ascii_case(b"enabled"))
+        ["x-openrouter-metadata", "x-openrouter-experimental-metadata"]
+            .iter()
+            .filter_map(|name| headers.get(*name))
+            .any(|value| value.as_bytes().eq_ignore_ascii_case(b"enabled"))
     }
 
     /// Routing was reached, with these endpoints left of a model; none when it failed there.
@@ -54,8 +45,7 @@ impl Trace {
 
     pub(super) fn asked(&mut self, provider: &str, model: &str, status: u16) {
         if self.wanted {
-            self.attempts
-                .push((provider.to_owned(), model.to_owned(), status));
+            self.attempts.push((provider.to_owned(), model.to_owned(), status));
         }
     }
 
@@ -65,19 +55,11 @@ impl Trace {
             return None;
         }
         let selected = self.attempts.last().filter(|(_, _, status)| *status == 200);
-        let chosen = |provider: &str, model: &str| {
-            selected.is_some_and(|(p, m, _)| p == provider && m == model)
-        };
-        let available: Vec<Value> = self
-            .available
-            .iter()
-            .map(|(p, m)| json!({"provider": p, "model": m, "selected": chosen(p, m)}))
-            .collect();
-        let attempts: Vec<Value> = self
-            .attempts
-            .iter()
-            .map(|(p, m, status)| json!({"provider": p, "model": m, "status": status}))
-            .collect();
+        let chosen = |provider: &str, model: &str| selected.is_some_and(|(p, m, _)| p == provider && m == model);
+        let available: Vec<Value> =
+            self.available.iter().map(|(p, m)| json!({"provider": p, "model": m, "selected": chosen(p, m)})).collect();
+        let attempts: Vec<Value> =
+            self.attempts.iter().map(|(p, m, status)| json!({"provider": p, "model": m, "status": status})).collect();
         let strategy = match self.requested.as_str() {
             "openrouter/free" => "free",
             "openrouter/auto" => "auto",

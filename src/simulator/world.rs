@@ -58,11 +58,7 @@ impl AccountState {
 
     /// 1000 a day are granted from nine credits ever bought.
     pub(super) fn free_daily_limit(&self) -> u64 {
-        let derived = if self.ever_purchased >= 9.0 {
-            1_000
-        } else {
-            50
-        };
+        let derived = if self.ever_purchased >= 9.0 { 1_000 } else { 50 };
         self.free.per_day.unwrap_or(derived)
     }
 }
@@ -114,11 +110,7 @@ impl FreeQuota {
     }
 
     pub(super) fn used_today(&self, now: Wall) -> u64 {
-        if self.day.0 == now.day() {
-            self.day.1
-        } else {
-            0
-        }
+        if self.day.0 == now.day() { self.day.1 } else { 0 }
     }
 }
 
@@ -194,11 +186,7 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(scenario: &Scenario, now: Wall) -> Result<Self, ScenarioError> {
         let seed = scenario.seed;
-        let accounts: Vec<_> = scenario
-            .accounts
-            .iter()
-            .map(|a| AccountState::new(a, seed, now))
-            .collect();
+        let accounts: Vec<_> = scenario.accounts.iter().map(|a| AccountState::new(a, seed, now)).collect();
         let mut world = Self {
             ledger: Ledger::new(scenario.keep.clone(), accounts.len()),
             accounts,
@@ -208,16 +196,9 @@ impl World {
             endpoints: scenario
                 .endpoints
                 .iter()
-                .map(|e| EndpointState {
-                    pool: e.pool.clone().map(PoolState::new),
-                    failed: None,
-                })
+                .map(|e| EndpointState { pool: e.pool.clone().map(PoolState::new), failed: None })
                 .collect(),
-            faults: scenario
-                .faults
-                .iter()
-                .map(|f| FaultState::new(f.clone(), Duration::ZERO))
-                .collect(),
+            faults: scenario.faults.iter().map(|f| FaultState::new(f.clone(), Duration::ZERO)).collect(),
             generations: VecDeque::new(),
             rng: ids::rng(seed, "faults", 0),
             next_generation: 0,
@@ -225,12 +206,7 @@ impl World {
             next_hold: 0,
         };
         for workspace in &scenario.workspaces {
-            world.add_workspace(
-                seed,
-                &workspace.account,
-                &workspace.name,
-                workspace.budgets.clone(),
-            );
+            world.add_workspace(seed, &workspace.account, &workspace.name, workspace.budgets.clone());
         }
         for key in &scenario.keys {
             world.add_key(seed, key, now)?;
@@ -238,18 +214,8 @@ impl World {
         Ok(world)
     }
 
-    fn add_workspace(
-        &mut self,
-        seed: u64,
-        account: &str,
-        name: &str,
-        budgets: Vec<Budget>,
-    ) -> usize {
-        let index = self
-            .accounts
-            .iter()
-            .position(|a| &*a.name == account)
-            .unwrap_or_default();
+    fn add_workspace(&mut self, seed: u64, account: &str, name: &str, budgets: Vec<Budget>) -> usize {
+        let index = self.accounts.iter().position(|a| &*a.name == account).unwrap_or_default();
         self.workspaces.push(WorkspaceState {
             name: name.to_owned(),
             id: ids::workspace(seed, account, name),
@@ -261,40 +227,15 @@ impl World {
     }
 
     /// Adds a key and, when it is the first of its account there, the `default` workspace.
-    pub(super) fn add_key(
-        &mut self,
-        seed: u64,
-        key: &SimKey,
-        now: Wall,
-    ) -> Result<usize, ScenarioError> {
-        let unknown = || {
-            ScenarioError::new(
-                "key.account",
-                format!("{:?} is not in accounts", key.account),
-            )
-        };
-        let account = self
-            .accounts
-            .iter()
-            .position(|a| *a.name == *key.account)
-            .ok_or_else(unknown)?;
-        let secret = key
-            .secret
-            .clone()
-            .unwrap_or_else(|| ids::secret(seed, &key.label));
-        if self.keys.iter().any(|other| *other.label == *key.label)
-            || self.by_secret.contains_key(&secret)
-        {
-            return Err(ScenarioError::new(
-                "key.label",
-                format!("{:?} exists already", key.label),
-            ));
+    pub(super) fn add_key(&mut self, seed: u64, key: &SimKey, now: Wall) -> Result<usize, ScenarioError> {
+        let unknown = || ScenarioError::new("key.account", format!("{:?} is not in accounts", key.account));
+        let account = self.accounts.iter().position(|a| *a.name == *key.account).ok_or_else(unknown)?;
+        let secret = key.secret.clone().unwrap_or_else(|| ids::secret(seed, &key.label));
+        if self.keys.iter().any(|other| *other.label == *key.label) || self.by_secret.contains_key(&secret) {
+            return Err(ScenarioError::new("key.label", format!("{:?} exists already", key.label)));
         }
         let name = key.workspace.as_deref().unwrap_or("default");
-        let found = self
-            .workspaces
-            .iter()
-            .position(|w| w.account == account && w.name == name);
+        let found = self.workspaces.iter().position(|w| w.account == account && w.name == name);
         let workspace = match found {
             Some(index) => index,
             None if name == "default" => self.add_workspace(seed, &key.account, name, Vec::new()),

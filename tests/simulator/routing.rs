@@ -101,11 +101,7 @@ async fn both_bases_serve_and_unknown_paths_are_404_in_api_form() {
 async fn callers_who_opt_in_learn_how_they_were_routed() {
     let mut scenario = scenario();
     scenario.endpoints.push(endpoint(PAID, "Together", 2.0));
-    scenario.faults = vec![
-        Fault::new(What::ProviderFails { status: 503 })
-            .provider("DeepInfra")
-            .times(1),
-    ];
+    scenario.faults = vec![Fault::new(What::ProviderFails { status: 503 }).provider("DeepInfra").times(1)];
     scenario.accounts[1].denied_providers = vec!["DeepInfra".to_owned(), "Together".to_owned()];
     let simulator = simulator(scenario);
     let opted = async |label: &str, model: &str, stream: bool| {
@@ -113,46 +109,26 @@ async fn callers_who_opt_in_learn_how_they_were_routed() {
         body["stream"] = stream.into();
         let mut request = post(&simulator, label, "chat/completions", &body);
         let enabled = "enabled".parse().expect("a header value");
-        request
-            .headers_mut()
-            .insert("x-openrouter-metadata", enabled);
+        request.headers_mut().insert("x-openrouter-metadata", enabled);
         call(&simulator, request).await
     };
     let found = opted("a1", PAID, false).await.json()["openrouter_metadata"].clone();
-    assert_eq!(
-        (&found["attempt"], &found["strategy"]),
-        (&json!(2), &json!("direct"))
-    );
+    assert_eq!((&found["attempt"], &found["strategy"]), (&json!(2), &json!("direct")));
     assert_eq!(found["attempts"][0]["status"], 503);
     assert_eq!(found["endpoints"]["available"][1]["selected"], true);
 
     let streamed = events(&opted("a1", PAID, true).await.body);
     let (last, before) = streamed.split_last().expect("events");
     assert!(last["openrouter_metadata"].is_object(), "on the last chunk");
-    assert!(
-        before
-            .iter()
-            .all(|event| event.get("openrouter_metadata").is_none())
-    );
+    assert!(before.iter().all(|event| event.get("openrouter_metadata").is_none()));
 
     let unrouted = opted("b1", PAID, false).await;
     let metadata = unrouted.json()["openrouter_metadata"].clone();
-    assert_eq!(
-        (unrouted.status, &metadata["attempt"]),
-        (404, &json!(0)),
-        "no provider was asked"
-    );
+    assert_eq!((unrouted.status, &metadata["attempt"]), (404, &json!(0)), "no provider was asked");
 
     simulator.set_credits("alpha", -1.0).expect("an account");
     let before_routing = opted("a1", PAID, false).await;
     assert_eq!(before_routing.status, 402);
     assert!(before_routing.json().get("openrouter_metadata").is_none());
-    assert!(
-        chat(&simulator, "b1", PAID)
-            .await
-            .json()
-            .get("openrouter_metadata")
-            .is_none(),
-        "not asked for"
-    );
+    assert!(chat(&simulator, "b1", PAID).await.json().get("openrouter_metadata").is_none(), "not asked for");
 }

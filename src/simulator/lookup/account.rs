@@ -97,33 +97,19 @@ fn budgets(world: &World, index: usize, now: Wall) -> Vec<Value> {
             "include_byok": key.include_byok
         })
     };
-    let shared = workspace.budgets.iter().map(|budget| {
-        layer(
-            "workspace",
-            budget.limit,
-            workspace.spend.since(budget.reset, now),
-            budget.reset,
-        )
-    });
-    let own = key
-        .cap
-        .map(|cap| layer("key_limit", cap, key.spend.since(key.reset, now), key.reset));
+    let shared = workspace
+        .budgets
+        .iter()
+        .map(|budget| layer("workspace", budget.limit, workspace.spend.since(budget.reset, now), budget.reset));
+    let own = key.cap.map(|cap| layer("key_limit", cap, key.spend.since(key.reset, now), key.reset));
     shared.chain(own).collect()
 }
 
-pub(super) fn credits(
-    shared: &Shared,
-    world: &World,
-    index: usize,
-    now: Wall,
-) -> Result<Value, Refusal> {
+pub(super) fn credits(shared: &Shared, world: &World, index: usize, now: Wall) -> Result<Value, Refusal> {
     let key = &world.keys[index];
     if shared.scenario.wire.credits_management_only && !key.management {
         let message = "Only management keys can fetch credits for an account".to_owned();
-        return Err(Refusal {
-            message,
-            ..of_status(403)
-        });
+        return Err(Refusal { message, ..of_status(403) });
     }
     let account = &world.accounts[key.account];
     let used = account.spend.since(Reset::None, now);

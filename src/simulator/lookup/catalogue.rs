@@ -12,15 +12,8 @@ use crate::simulator::scenario::{Model, ProviderEndpoint};
 /// 2025-01-01, when every simulated model appeared.
 const CREATED: i64 = 1_735_689_600;
 
-const PARAMETERS: [&str; 7] = [
-    "max_tokens",
-    "max_completion_tokens",
-    "temperature",
-    "top_p",
-    "stop",
-    "seed",
-    "response_format",
-];
+const PARAMETERS: [&str; 7] =
+    ["max_tokens", "max_completion_tokens", "temperature", "top_p", "stop", "seed", "response_format"];
 
 fn architecture() -> Value {
     json!({
@@ -33,11 +26,7 @@ fn architecture() -> Value {
 }
 
 fn cheapest<'a>(shared: &'a Shared, model: &Model) -> Option<&'a ProviderEndpoint> {
-    let serving = shared
-        .scenario
-        .endpoints
-        .iter()
-        .filter(|endpoint| endpoint.model == model.id);
+    let serving = shared.scenario.endpoints.iter().filter(|endpoint| endpoint.model == model.id);
     let price = |endpoint: &ProviderEndpoint| endpoint.prompt_price + endpoint.completion_price;
     serving.min_by(|a, b| price(a).total_cmp(&price(b)))
 }
@@ -50,8 +39,7 @@ fn per_token(per_million: f64) -> String {
 }
 
 fn pricing(endpoint: Option<&ProviderEndpoint>) -> Value {
-    let (prompt, completion) =
-        endpoint.map_or((0.0, 0.0), |e| (e.prompt_price, e.completion_price));
+    let (prompt, completion) = endpoint.map_or((0.0, 0.0), |e| (e.prompt_price, e.completion_price));
     json!({"prompt": per_token(prompt), "completion": per_token(completion), "request": "0", "image": "0"})
 }
 
@@ -79,12 +67,7 @@ fn entry(shared: &Shared, model: &Model) -> Value {
 }
 
 pub(super) fn models(shared: &Shared) -> Value {
-    let data: Vec<Value> = shared
-        .scenario
-        .models
-        .iter()
-        .map(|model| entry(shared, model))
-        .collect();
+    let data: Vec<Value> = shared.scenario.models.iter().map(|model| entry(shared, model)).collect();
     json!({"total_count": data.len(), "data": data, "links": {"next": null}})
 }
 
@@ -94,14 +77,9 @@ pub(super) fn count(shared: &Shared) -> Value {
 
 fn find<'a>(shared: &'a Shared, author: &str, slug: &str) -> Result<&'a Model, Refusal> {
     // A colon of a variant may arrive percent-encoded.
-    let id = format!("{author}/{slug}")
-        .replace("%3A", ":")
-        .replace("%3a", ":");
+    let id = format!("{author}/{slug}").replace("%3A", ":").replace("%3a", ":");
     let models = &shared.scenario.models;
-    models
-        .iter()
-        .find(|model| model.id == id)
-        .ok_or_else(|| not_found(format!("Model {id} not found")))
+    models.iter().find(|model| model.id == id).ok_or_else(|| not_found(format!("Model {id} not found")))
 }
 
 pub(super) fn model(shared: &Shared, author: &str, slug: &str) -> Result<Value, Refusal> {
@@ -110,14 +88,8 @@ pub(super) fn model(shared: &Shared, author: &str, slug: &str) -> Result<Value, 
 
 pub(super) fn endpoints(shared: &Shared, author: &str, slug: &str) -> Result<Value, Refusal> {
     let model = find(shared, author, slug)?;
-    let serving = shared
-        .scenario
-        .endpoints
-        .iter()
-        .filter(|endpoint| endpoint.model == model.id);
-    let endpoints: Vec<Value> = serving
-        .map(|endpoint| endpoint_entry(model, endpoint))
-        .collect();
+    let serving = shared.scenario.endpoints.iter().filter(|endpoint| endpoint.model == model.id);
+    let endpoints: Vec<Value> = serving.map(|endpoint| endpoint_entry(model, endpoint)).collect();
     Ok(json!({"data": {
         "id": model.id,
         "name": model.id,
@@ -156,12 +128,7 @@ fn endpoint_entry(model: &Model, endpoint: &ProviderEndpoint) -> Value {
 }
 
 pub(super) fn providers(shared: &Shared) -> Value {
-    let names: BTreeSet<&str> = shared
-        .scenario
-        .endpoints
-        .iter()
-        .map(|e| e.provider.as_str())
-        .collect();
+    let names: BTreeSet<&str> = shared.scenario.endpoints.iter().map(|e| e.provider.as_str()).collect();
     let entry = |name: &str| {
         json!({
             "name": name,

@@ -53,10 +53,7 @@ pub(super) fn answer(
     body: &[u8],
 ) -> Result<Found, Refusal> {
     if !world.keys[manager].management {
-        return Err(Refusal {
-            message: "Invalid management key".to_owned(),
-            ..of_status(401)
-        });
+        return Err(Refusal { message: "Invalid management key".to_owned(), ..of_status(401) });
     }
     let now = shared.clock.now().wall;
     let account = world.keys[manager].account;
@@ -67,9 +64,7 @@ pub(super) fn answer(
             _ => Err(not_found("Not Found")),
         };
     };
-    let here = |key: &crate::simulator::world::KeyState| {
-        key.hash == hash && key.account == account && !key.deleted
-    };
+    let here = |key: &crate::simulator::world::KeyState| key.hash == hash && key.account == account && !key.deleted;
     let Some(index) = world.keys.iter().position(here) else {
         return Err(not_found("API key not found"));
     };
@@ -88,20 +83,16 @@ pub(super) fn answer(
 }
 
 fn fields(body: &[u8]) -> Result<Fields, Refusal> {
-    let fields: Fields = serde_json::from_slice(body)
-        .map_err(|error| bad_request(format!("Invalid JSON body: {error}")))?;
+    let fields: Fields =
+        serde_json::from_slice(body).map_err(|error| bad_request(format!("Invalid JSON body: {error}")))?;
     if fields.limit.flatten().is_some_and(|limit| limit < 0.0) {
-        return Err(bad_request(
-            "limit: Number must be greater than or equal to 0",
-        ));
+        return Err(bad_request("limit: Number must be greater than or equal to 0"));
     }
     Ok(fields)
 }
 
 fn list(world: &World, account: usize, query: &str, now: Wall) -> Value {
-    let offset = parameter(query, "offset")
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(0_usize);
+    let offset = parameter(query, "offset").and_then(|text| text.parse().ok()).unwrap_or(0_usize);
     let disabled = parameter(query, "include_disabled") == Some("true");
     let workspace = parameter(query, "workspace_id");
     let wanted = |index: &usize| {
@@ -115,13 +106,7 @@ fn list(world: &World, account: usize, query: &str, now: Wall) -> Value {
     json!({"data": page.map(|index| item(world, index, now)).collect::<Vec<_>>()})
 }
 
-fn create(
-    shared: &Shared,
-    world: &mut World,
-    account: usize,
-    fields: &Fields,
-    now: Wall,
-) -> Result<Found, Refusal> {
+fn create(shared: &Shared, world: &mut World, account: usize, fields: &Fields, now: Wall) -> Result<Found, Refusal> {
     let Some(name) = fields.name.as_deref().filter(|name| !name.is_empty()) else {
         return Err(bad_request("name: Required"));
     };
@@ -129,25 +114,13 @@ fn create(
         Some(id) => Some(workspace_named(world, account, id)?),
         None => None,
     };
-    if let Some(text) = fields
-        .expires_at
-        .as_deref()
-        .filter(|text| Wall::parse(text).is_none())
-    {
-        return Err(bad_request(format!(
-            "expires_at: Invalid datetime {text:?}"
-        )));
+    if let Some(text) = fields.expires_at.as_deref().filter(|text| Wall::parse(text).is_none()) {
+        return Err(bad_request(format!("expires_at: Invalid datetime {text:?}")));
     }
     // Labels are the simulator's own and unique, names are the caller's and need not be.
     let taken = |label: &str| world.keys.iter().any(|key| *key.label == *label);
     let label = (1_u32..)
-        .map(|number| {
-            if number == 1 {
-                name.to_owned()
-            } else {
-                format!("{name}-{number}")
-            }
-        })
+        .map(|number| if number == 1 { name.to_owned() } else { format!("{name}-{number}") })
         .find(|label| !taken(label))
         .unwrap_or_default();
     let mut key = SimKey::new(label, &*world.accounts[account].name);
@@ -160,10 +133,7 @@ fn create(
     world.keys[index].name = name.to_owned();
     world.keys[index].include_byok = fields.include_byok_in_limit.unwrap_or(false);
     let body = json!({"data": item(world, index, now), "key": world.keys[index].secret});
-    Ok(Found {
-        status: 201,
-        ..private(body)
-    })
+    Ok(Found { status: 201, ..private(body) })
 }
 
 fn change(world: &mut World, index: usize, fields: Fields, now: Wall) -> Result<(), Refusal> {
@@ -176,19 +146,14 @@ fn change(world: &mut World, index: usize, fields: Fields, now: Wall) -> Result<
     key.name = fields.name.unwrap_or_else(|| key.name.clone());
     key.disabled = fields.disabled.unwrap_or(key.disabled);
     key.cap = fields.limit.unwrap_or(key.cap);
-    key.reset = fields
-        .limit_reset
-        .map_or(key.reset, Option::unwrap_or_default);
+    key.reset = fields.limit_reset.map_or(key.reset, Option::unwrap_or_default);
     key.include_byok = fields.include_byok_in_limit.unwrap_or(key.include_byok);
     key.updated = Some(now);
     Ok(())
 }
 
 fn workspace_named(world: &World, account: usize, id: &str) -> Result<usize, Refusal> {
-    let found = world
-        .workspaces
-        .iter()
-        .position(|w| w.account == account && w.id == id);
+    let found = world.workspaces.iter().position(|w| w.account == account && w.id == id);
     found.ok_or_else(|| bad_request(format!("workspace_id: no workspace {id}")))
 }
 

@@ -28,31 +28,16 @@ struct Found {
 
 /// Answers that concern a key are not for caches.
 fn private(body: Value) -> Found {
-    Found {
-        status: 200,
-        cache: "private, no-store",
-        body,
-    }
+    Found { status: 200, cache: "private, no-store", body }
 }
 
 fn public(body: Value) -> Found {
-    Found {
-        status: 200,
-        cache: "public, max-age=120, stale-while-revalidate=3600",
-        body,
-    }
+    Found { status: 200, cache: "public, max-age=120, stale-while-revalidate=3600", body }
 }
 
-pub(super) async fn answer(
-    shared: &Arc<Shared>,
-    call: &Call,
-) -> Result<Response<SimulatorBody>, SimulatorError> {
+pub(super) async fn answer(shared: &Arc<Shared>, call: &Call) -> Result<Response<SimulatorBody>, SimulatorError> {
     shared.lock().ledger.lookup();
-    let target = Target {
-        key: call.credentials.key(),
-        models: &[],
-        provider: None,
-    };
+    let target = Target { key: call.credentials.key(), models: &[], provider: None };
     let mut reference = Reference::of(Dialect::Chat);
     let found = match edge(shared, target) {
         Ok(None) => find(shared, call, target, &mut reference),
@@ -65,24 +50,13 @@ pub(super) async fn answer(
             let mut headers = HeaderMap::new();
             headers.insert(CACHE_CONTROL, HeaderValue::from_static(found.cache));
             let bytes = found.body.to_string().into();
-            respond(
-                shared,
-                (found.status, "application/json", headers),
-                None,
-                bytes,
-                None,
-            )
+            respond(shared, (found.status, "application/json", headers), None, bytes, None)
         }
         Err(refusal) => refuse(shared, &refusal, &reference, None),
     })
 }
 
-fn find(
-    shared: &Shared,
-    call: &Call,
-    target: Target<'_>,
-    reference: &mut Reference,
-) -> Result<Found, Refusal> {
+fn find(shared: &Shared, call: &Call, target: Target<'_>, reference: &mut Reference) -> Result<Found, Refusal> {
     let segments: Vec<&str> = call.path.split('/').collect();
     let get = call.method == Method::GET;
     // The catalogue is public: a bad key is ignored, so it cannot validate one.
@@ -100,10 +74,7 @@ fn find(
     }
     let known = matches!(
         segments.as_slice(),
-        ["key" | "credits" | "generation" | "keys"]
-            | ["auth", "key"]
-            | ["models", "user"]
-            | ["keys", _]
+        ["key" | "credits" | "generation" | "keys"] | ["auth", "key"] | ["models", "user"] | ["keys", _]
     );
     if !known {
         return Err(not_found("Not Found"));
@@ -112,28 +83,19 @@ fn find(
     let now = shared.clock.now();
     let mut world = shared.lock();
     reference.owner = Some(world.accounts[world.keys[key].account].owner.clone());
-    if let Some(refusal) = world
-        .strike(Stage::Platform, target, now.elapsed)
-        .and_then(|what| what.refusal())
-    {
+    if let Some(refusal) = world.strike(Stage::Platform, target, now.elapsed).and_then(|what| what.refusal()) {
         return Err(refusal);
     }
     match (call.method.as_str(), segments.as_slice()) {
         ("GET", ["key"] | ["auth", "key"]) => Ok(private(account::key(&world, key, now.wall))),
         ("GET", ["credits"]) => account::credits(shared, &world, key, now.wall).map(private),
-        ("GET", ["generation"]) => {
-            past::generation(shared, &world, key, &call.query, now).map(private)
-        }
+        ("GET", ["generation"]) => past::generation(shared, &world, key, &call.query, now).map(private),
         ("GET", ["models", "user"]) => {
             drop(world);
             Ok(private(catalogue::models(shared)))
         }
         (method, ["keys", rest @ ..]) => {
-            let request = keys::Request {
-                method,
-                hash: rest.first().copied(),
-                query: &call.query,
-            };
+            let request = keys::Request { method, hash: rest.first().copied(), query: &call.query };
             let body = call.body.as_deref().unwrap_or_default();
             keys::answer(shared, &mut world, key, &request, body)
         }
@@ -143,9 +105,5 @@ fn find(
 
 /// A query parameter's value; the few values in use need no decoding.
 fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
-    query
-        .split('&')
-        .filter_map(|pair| pair.split_once('='))
-        .find(|(found, _)| *found == name)
-        .map(|(_, v)| v)
+    query.split('&').filter_map(|pair| pair.split_once('=')).find(|(found, _)| *found == name).map(|(_, v)| v)
 }

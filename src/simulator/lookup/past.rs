@@ -10,18 +10,10 @@ use crate::simulator::refusal::{Refusal, bad_request, not_found};
 use crate::simulator::request::Dialect;
 use crate::simulator::world::World;
 
-pub(super) fn generation(
-    shared: &Shared,
-    world: &World,
-    key: usize,
-    query: &str,
-    now: Now,
-) -> Result<Value, Refusal> {
+pub(super) fn generation(shared: &Shared, world: &World, key: usize, query: &str, now: Now) -> Result<Value, Refusal> {
     let id = parameter(query, "id").unwrap_or_default();
     let shaped = id.strip_prefix("gen-").is_some_and(|rest| {
-        !rest.is_empty()
-            && id.len() <= 128
-            && rest.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        !rest.is_empty() && id.len() <= 128 && rest.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
     });
     if !shaped {
         return Err(bad_request("id: Invalid generation id"));
@@ -29,12 +21,8 @@ pub(super) fn generation(
     let account = world.keys[key].account;
     let delay = shared.scenario.wire.generation_delay_ms / 1e3;
     let visible = |generation: &&Generation| {
-        let age = generation
-            .settled
-            .map(|end| now.elapsed.saturating_sub(end.at).as_secs_f64());
-        generation.served.id == id
-            && generation.account == account
-            && age.is_some_and(|age| age >= delay)
+        let age = generation.settled.map(|end| now.elapsed.saturating_sub(end.at).as_secs_f64());
+        generation.served.id == id && generation.account == account && age.is_some_and(|age| age >= delay)
     };
     let Some(generation) = world.generations.iter().rev().find(visible) else {
         return Err(not_found(format!("Generation {id} not found")));
@@ -66,11 +54,8 @@ const UNKNOWN: [&str; 18] = [
 
 fn record(world: &World, generation: &Generation) -> Value {
     let served = &generation.served;
-    let (tokens, cost, end, at) = generation
-        .settled
-        .map_or((0, 0.0, EndOf::Left, generation.started), |s| {
-            (s.tokens, s.cost, s.end, s.at)
-        });
+    let (tokens, cost, end, at) =
+        generation.settled.map_or((0, 0.0, EndOf::Left, generation.started), |s| (s.tokens, s.cost, s.end, s.at));
     let finish = match end {
         EndOf::Whole if served.cut_short => Some("length"),
         EndOf::Whole => Some("stop"),
@@ -78,11 +63,7 @@ fn record(world: &World, generation: &Generation) -> Value {
         EndOf::Broken | EndOf::Left => None,
     };
     let took = at.saturating_sub(generation.started).as_millis() as u64;
-    let api_type = if served.dialect == Dialect::Embeddings {
-        "embeddings"
-    } else {
-        "completions"
-    };
+    let api_type = if served.dialect == Dialect::Embeddings { "embeddings" } else { "completions" };
     let mut record = json!({
         "id": served.id,
         "api_type": api_type,

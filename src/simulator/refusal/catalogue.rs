@@ -73,46 +73,26 @@ pub(crate) fn key_cannot_afford(wanted: u64, affordable: u64, reset: Reset) -> R
         period(reset, "total")
     );
     Refusal::new(402, "payment_required", message)
-        .limited_by(
-            "openrouter_key_limit",
-            "Lower max_tokens or raise the key's limit.",
-        )
+        .limited_by("openrouter_key_limit", "Lower max_tokens or raise the key's limit.")
         .with("provider_name", Value::Null)
 }
 
 pub(crate) fn in_flight_exhausted(retry_after: u64) -> Refusal {
-    Refusal::new(
-        402,
-        "payment_required",
-        "Too many requests in flight for the available credits. Retry shortly.",
-    )
-    .limited_by(
-        "openrouter_in_flight_budget",
-        "Wait for running requests to finish, or add credits.",
-    )
-    .with("reason", "in_flight_budget_exhausted")
-    .retry_after(retry_after)
+    Refusal::new(402, "payment_required", "Too many requests in flight for the available credits. Retry shortly.")
+        .limited_by("openrouter_in_flight_budget", "Wait for running requests to finish, or add credits.")
+        .with("reason", "in_flight_budget_exhausted")
+        .retry_after(retry_after)
 }
 
 pub(crate) fn weight_exceeds_budget() -> Refusal {
-    Refusal::new(
-        402,
-        "payment_required",
-        "The estimated cost of this request exceeds the in-flight budget.",
-    )
-    .limited_by("openrouter_credits", "Lower max_tokens or add credits.")
-    .with("reason", "weight_exceeds_budget")
+    Refusal::new(402, "payment_required", "The estimated cost of this request exceeds the in-flight budget.")
+        .limited_by("openrouter_credits", "Lower max_tokens or add credits.")
+        .with("reason", "weight_exceeds_budget")
 }
 
 pub(crate) fn key_limit(reset: Reset, hash: &str) -> Refusal {
-    let message = format!(
-        "Key limit exceeded ({} limit). Manage it using {KEYS_PAGE}/{hash}",
-        period(reset, "total")
-    );
-    Refusal {
-        error_type: None,
-        ..Refusal::new(403, "", message)
-    }
+    let message = format!("Key limit exceeded ({} limit). Manage it using {KEYS_PAGE}/{hash}", period(reset, "total"));
+    Refusal { error_type: None, ..Refusal::new(403, "", message) }
 }
 
 pub(crate) fn workspace_budget(reset: Reset, limit: f64) -> Refusal {
@@ -124,28 +104,14 @@ pub(crate) fn workspace_budget(reset: Reset, limit: f64) -> Refusal {
 }
 
 pub(crate) fn management_key() -> Refusal {
-    Refusal::new(
-        403,
-        "permission_denied",
-        "Management keys cannot be used for inference. Use an API key instead.",
-    )
+    Refusal::new(403, "permission_denied", "Management keys cannot be used for inference. Use an API key instead.")
 }
 
 pub(crate) fn free_per_minute(limit: u64, now: Wall) -> Refusal {
-    let refusal = Refusal::new(
-        429,
-        "rate_limit_exceeded",
-        "Rate limit exceeded: free-models-per-min. ",
-    );
-    Refusal {
-        quota: Some((limit, now.next_minute().millis())),
-        ..refusal
-    }
-    .limited_by(
-        "openrouter_free_tier_per_minute",
-        "Wait for the next minute or use a paid model.",
-    )
-    .with("provider_name", Value::Null)
+    let refusal = Refusal::new(429, "rate_limit_exceeded", "Rate limit exceeded: free-models-per-min. ");
+    Refusal { quota: Some((limit, now.next_minute().millis())), ..refusal }
+        .limited_by("openrouter_free_tier_per_minute", "Wait for the next minute or use a paid model.")
+        .with("provider_name", Value::Null)
 }
 
 pub(crate) fn free_per_day(limit: u64, high_balance: bool, now: Wall) -> Refusal {
@@ -155,26 +121,15 @@ pub(crate) fn free_per_day(limit: u64, high_balance: bool, now: Wall) -> Refusal
         "Rate limit exceeded: free-models-per-day. Add 10 credits to unlock 1000 free model requests per day".to_owned()
     };
     let refusal = Refusal::new(429, "rate_limit_exceeded", message);
-    Refusal {
-        quota: Some((limit, now.next_day().millis())),
-        ..refusal
-    }
-    .limited_by(
-        "openrouter_free_tier_daily",
-        "Wait for 00:00 UTC or use a paid model.",
-    )
-    .with("provider_name", Value::Null)
+    Refusal { quota: Some((limit, now.next_day().millis())), ..refusal }
+        .limited_by("openrouter_free_tier_daily", "Wait for 00:00 UTC or use a paid model.")
+        .with("provider_name", Value::Null)
 }
 
 pub(crate) fn pool_full(model: &str, provider: &str, wait: Option<f64>) -> Refusal {
-    let raw = format!(
-        "{model} is temporarily rate-limited upstream. Please retry shortly, or add your own key."
-    );
+    let raw = format!("{model} is temporarily rate-limited upstream. Please retry shortly, or add your own key.");
     let refusal = Refusal::new(429, "rate_limit_exceeded", "Provider returned error")
-        .limited_by(
-            "upstream_provider_shared_pool",
-            "Retry later, or use your own provider key.",
-        )
+        .limited_by("upstream_provider_shared_pool", "Retry later, or use your own provider key.")
         .with("raw", raw)
         .with("provider_name", provider)
         .with("is_byok", false)
@@ -202,10 +157,7 @@ pub(crate) fn provider_failed(provider: &str, status: u16) -> Refusal {
     };
     Refusal::new(status, error_type, message)
         .with("provider_name", provider)
-        .with(
-            "raw",
-            format!("{{\"error\":{{\"message\":\"upstream answered {status}\"}}}}"),
-        )
+        .with("raw", format!("{{\"error\":{{\"message\":\"upstream answered {status}\"}}}}"))
         .with("is_byok", false)
         .with("provider_error_code", status.to_string())
         .routed()
@@ -225,13 +177,9 @@ pub(crate) fn unroutable(model: &str, step: &str, funnel: &[(&'static str, usize
         }
         _ => format!("No allowed providers are available for the selected model ({model})."),
     };
-    let funnel: Vec<Value> = funnel
-        .iter()
-        .map(|(step, count)| json!({"step": step, "endpoint_count": count}))
-        .collect();
-    not_found(message)
-        .with("failed_routing_step", step)
-        .with("routing_funnel", funnel)
+    let funnel: Vec<Value> =
+        funnel.iter().map(|(step, count)| json!({"step": step, "endpoint_count": count})).collect();
+    not_found(message).with("failed_routing_step", step).with("routing_funnel", funnel)
 }
 
 /// A page of Cloudflare's edge.
@@ -247,15 +195,8 @@ pub(crate) fn html(status: u16, ray: &str) -> Refusal {
         "<!DOCTYPE html>\n<html lang=\"en-US\">\n<head><title>{title}</title></head>\n<body>\n\
          <h1>Error {status}</h1>\n<p>Cloudflare Ray ID: <strong>{ray}</strong></p>\n</body>\n</html>\n"
     );
-    let verbatim = Some(Box::new((
-        "text/html; charset=UTF-8".to_owned(),
-        Bytes::from(page),
-    )));
-    Refusal {
-        verbatim,
-        error_type: None,
-        ..Refusal::new(status, "", title)
-    }
+    let verbatim = Some(Box::new(("text/html; charset=UTF-8".to_owned(), Bytes::from(page))));
+    Refusal { verbatim, error_type: None, ..Refusal::new(status, "", title) }
 }
 
 fn period(reset: Reset, total: &'static str) -> &'static str {

@@ -52,8 +52,7 @@ impl Refusal {
     }
 
     pub(super) fn limited_by(self, source: &str, remedy: &str) -> Self {
-        self.with("limit_source", source)
-            .with("remedy_hint", remedy)
+        self.with("limit_source", source).with("remedy_hint", remedy)
     }
 
     pub(super) fn retry_after(mut self, seconds: u64) -> Self {
@@ -98,12 +97,7 @@ impl Refusal {
     }
 
     /// The answer's body and content type.
-    pub(super) fn body(
-        &self,
-        wire: &Wire,
-        reference: &Reference,
-        owner: Option<&str>,
-    ) -> (String, Bytes) {
+    pub(super) fn body(&self, wire: &Wire, reference: &Reference, owner: Option<&str>) -> (String, Bytes) {
         if let Some((content_type, bytes)) = self.verbatim.as_deref() {
             return (content_type.clone(), bytes.clone());
         }
@@ -158,10 +152,7 @@ pub(super) const fn canonical(status: u16) -> (&'static str, &'static str) {
     match status {
         400 => ("invalid_request", "Invalid request parameters"),
         401 => ("authentication", "User not found."),
-        402 => (
-            "payment_required",
-            "Insufficient credits. Add more using https://openrouter.ai/credits",
-        ),
+        402 => ("payment_required", "Insufficient credits. Add more using https://openrouter.ai/credits"),
         403 => ("permission_denied", "Access denied"),
         404 => ("not_found", "Resource not found"),
         408 => ("timeout", "Request timed out. Please try again later."),

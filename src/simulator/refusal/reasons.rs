@@ -3,9 +3,9 @@
 use serde_json::json;
 
 use super::{
-    Refusal, cannot_afford, free_per_day, free_per_minute, in_flight_exhausted,
-    insufficient_credits, key_cannot_afford, key_limit, management_key, of_status, provider_failed,
-    unroutable, weight_exceeds_budget, workspace_budget,
+    Refusal, cannot_afford, free_per_day, free_per_minute, in_flight_exhausted, insufficient_credits,
+    key_cannot_afford, key_limit, management_key, of_status, provider_failed, unroutable, weight_exceeds_budget,
+    workspace_budget,
 };
 use crate::simulator::clock::Wall;
 use crate::simulator::scenario::{Reason, Reset, What};
@@ -14,13 +14,7 @@ impl What {
     /// The refusal of a fault that names a status.
     pub(in crate::simulator) fn refusal(&self) -> Option<Refusal> {
         match self {
-            Self::Status {
-                status,
-                retry_after,
-            } => Some(Refusal {
-                retry_after: *retry_after,
-                ..of_status(*status)
-            }),
+            Self::Status { status, retry_after } => Some(Refusal { retry_after: *retry_after, ..of_status(*status) }),
             _ => None,
         }
     }
@@ -58,18 +52,14 @@ pub(crate) fn of_reason(reason: Reason, struck: &Struck<'_>) -> Refusal {
         .with("flagged_input", "a sentence of the prompt")
         .with("provider_name", "SomeProvider")
         .with("model_slug", model),
-        Reason::ContentPolicy => {
-            Refusal::new(403, "content_policy_violation", "The provider refused this content.")
-                .with("provider_name", "SomeProvider")
-                .routed()
-        }
+        Reason::ContentPolicy => Refusal::new(403, "content_policy_violation", "The provider refused this content.")
+            .with("provider_name", "SomeProvider")
+            .routed(),
         Reason::Harness => gated(model, "Gate Free Endpoints by Agentic Harness"),
         Reason::Geo => gated(model, "Gate Endpoints with Geo Restrictions"),
-        Reason::DataPolicy => unroutable(
-            model,
-            "Filter by Data Policy",
-            &[("Initial Endpoints", 2), ("Filter by Data Policy", 0)],
-        ),
+        Reason::DataPolicy => {
+            unroutable(model, "Filter by Data Policy", &[("Initial Endpoints", 2), ("Filter by Data Policy", 0)])
+        }
         Reason::Parameters => {
             unroutable(model, "Filter by Parameters", &[("Initial Endpoints", 2), ("Filter by Parameters", 0)])
         }
@@ -86,9 +76,7 @@ pub(crate) fn of_reason(reason: Reason, struck: &Struck<'_>) -> Refusal {
         Reason::UpstreamByok => provider_failed("SomeProvider", 429)
             .limited_by("upstream_provider_byok", "Your own provider key is rate-limited.")
             .with("is_byok", true),
-        Reason::Unidentified429 => {
-            Refusal { error_type: None, ..Refusal::new(429, "", "Too many requests") }
-        }
+        Reason::Unidentified429 => Refusal { error_type: None, ..Refusal::new(429, "", "Too many requests") },
     }
 }
 
@@ -96,8 +84,5 @@ fn gated(model: &str, step: &str) -> Refusal {
     let message = format!("{model} is not available for this request.");
     Refusal::new(403, "permission_denied", message)
         .with("failed_routing_step", step)
-        .with(
-            "routing_funnel",
-            json!([{"step": step, "endpoint_count": 0}]),
-        )
+        .with("routing_funnel", json!([{"step": step, "endpoint_count": 0}]))
 }

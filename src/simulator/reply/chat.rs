@@ -36,29 +36,15 @@ struct Delta<'a> {
     content: &'a str,
 }
 
-fn chunk<'a>(
-    served: &'a Served,
-    content: &'a str,
-    finish: Option<&'a str>,
-    usage: Option<Value>,
-) -> Bytes {
-    let delta = Delta {
-        role: "assistant",
-        content,
-    };
+fn chunk<'a>(served: &'a Served, content: &'a str, finish: Option<&'a str>, usage: Option<Value>) -> Bytes {
+    let delta = Delta { role: "assistant", content };
     data(&Chunk {
         id: &served.id,
         object: "chat.completion.chunk",
         created: served.created.seconds(),
         model: &served.model,
         provider: &served.provider,
-        choices: [Choice {
-            index: 0,
-            delta,
-            finish_reason: finish,
-            native_finish_reason: finish,
-            logprobs: None,
-        }],
+        choices: [Choice { index: 0, delta, finish_reason: finish, native_finish_reason: finish, logprobs: None }],
         openrouter_metadata: served.routing.as_ref().filter(|_| usage.is_some()),
         usage,
     })
@@ -101,11 +87,7 @@ pub(super) fn token(served: &Served, piece: &str) -> Bytes {
 /// The finish reason comes twice: alone, and with the usage.
 pub(super) fn closing(served: &Served) -> Vec<Bytes> {
     let finish = Some(finish(served));
-    vec![
-        chunk(served, "", finish, None),
-        chunk(served, "", finish, Some(usage(served))),
-        DONE,
-    ]
+    vec![chunk(served, "", finish, None), chunk(served, "", finish, Some(usage(served))), DONE]
 }
 
 pub(super) fn failure(served: &Served, failure: Failure) -> Vec<Bytes> {
@@ -122,11 +104,7 @@ pub(super) fn failure(served: &Served, failure: Failure) -> Vec<Bytes> {
     if failure.form == InBand::Choice {
         choice["error"] = error.clone();
     }
-    let choices = if failure.form == InBand::EmptyChoices {
-        json!([])
-    } else {
-        json!([choice])
-    };
+    let choices = if failure.form == InBand::EmptyChoices { json!([]) } else { json!([choice]) };
     let event = data(&json!({
         "id": served.id,
         "object": "chat.completion.chunk",

@@ -12,9 +12,7 @@ const DIMENSIONS: usize = 8;
 pub(super) fn json(served: &Served) -> Bytes {
     let vector = |index: usize| {
         let mut rng = ids::rng(served.text_seed, "embedding", index as u64);
-        let values: Vec<Value> = (0..DIMENSIONS)
-            .map(|_| json!(rng.f64() * 2.0 - 1.0))
-            .collect();
+        let values: Vec<Value> = (0..DIMENSIONS).map(|_| json!(rng.f64() * 2.0 - 1.0)).collect();
         json!({"object": "embedding", "index": index, "embedding": values})
     };
     let data: Vec<Value> = (0..served.inputs).map(vector).collect();

@@ -8,11 +8,7 @@ use crate::simulator::refusal::{anthropic_name, canonical};
 use crate::simulator::scenario::InBand;
 
 fn stop_reason(served: &Served) -> &'static str {
-    if served.cut_short {
-        "max_tokens"
-    } else {
-        "end_turn"
-    }
+    if served.cut_short { "max_tokens" } else { "end_turn" }
 }
 
 fn message(served: &Served, content: Value, stop: Option<&str>, output_tokens: u64) -> Value {
@@ -43,12 +39,7 @@ fn message(served: &Served, content: Value, stop: Option<&str>, output_tokens: u
 
 pub(super) fn json(served: &Served, text: &str) -> Bytes {
     let content = json!([{"type": "text", "text": text, "citations": null}]);
-    let mut body = message(
-        served,
-        content,
-        Some(stop_reason(served)),
-        served.completion_tokens,
-    );
+    let mut body = message(served, content, Some(stop_reason(served)), served.completion_tokens);
     body["usage"]["cost"] = served.cost().into();
     body["usage"]["is_byok"] = false.into();
     Bytes::from(with_routing(served, body).to_string())
@@ -75,11 +66,7 @@ pub(super) fn opening(served: &Served) -> Vec<Bytes> {
         "index": 0,
         "content_block": {"type": "text", "text": "", "citations": null}
     });
-    vec![
-        named("message_start", &start),
-        named("content_block_start", &block),
-        named("ping", &json!({"type": "ping"})),
-    ]
+    vec![named("message_start", &start), named("content_block_start", &block), named("ping", &json!({"type": "ping"}))]
 }
 
 pub(super) fn token(piece: &str) -> Bytes {
@@ -111,15 +98,9 @@ pub(super) fn closing(served: &Served) -> Vec<Bytes> {
         }
     });
     vec![
-        named(
-            "content_block_stop",
-            &json!({"type": "content_block_stop", "index": 0}),
-        ),
+        named("content_block_stop", &json!({"type": "content_block_stop", "index": 0})),
         named("message_delta", &delta),
-        named(
-            "message_stop",
-            &with_routing(served, json!({"type": "message_stop"})),
-        ),
+        named("message_stop", &with_routing(served, json!({"type": "message_stop"}))),
     ]
 }
 

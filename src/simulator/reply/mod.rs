@@ -57,9 +57,7 @@ pub(super) fn json_failure(served: &Served, failure: Failure, tokens: u64) -> By
     match served.dialect {
         Dialect::Responses => responses::json_failure(served, failure),
         Dialect::Messages => messages::json_failure(served, failure),
-        Dialect::Chat if failure.form == InBand::Choice => {
-            chat::json_failure(served, failure, &text)
-        }
+        Dialect::Chat if failure.form == InBand::Choice => chat::json_failure(served, failure, &text),
         _ => {
             let body = json!({"id": served.id, "error": failure.error(&served.provider)});
             Bytes::from(body.to_string())
@@ -109,10 +107,7 @@ pub(super) fn failure(served: &Served, failure: Failure, sent: u64) -> Vec<Bytes
 
 /// An event whose JSON does not parse.
 pub(super) fn malformed(served: &Served) -> Bytes {
-    Bytes::from(format!(
-        "{{\"id\":\"{}\",\"object\":\"chat.completion\",\"choices\":[{{\"ind",
-        served.id
-    ))
+    Bytes::from(format!("{{\"id\":\"{}\",\"object\":\"chat.completion\",\"choices\":[{{\"ind", served.id))
 }
 
 /// Adds `openrouter_metadata` where the caller opted in.

@@ -52,16 +52,8 @@ fn response(served: &Served, status: &str, output: Value) -> Value {
 }
 
 fn done(served: &Served, text: &str) -> Value {
-    let status = if served.cut_short {
-        "incomplete"
-    } else {
-        "completed"
-    };
-    let mut body = response(
-        served,
-        status,
-        json!([item(served, status, json!([part(text)]))]),
-    );
+    let status = if served.cut_short { "incomplete" } else { "completed" };
+    let mut body = response(served, status, json!([item(served, status, json!([part(text)]))]));
     if served.cut_short {
         body["incomplete_details"] = json!({"reason": "max_output_tokens"});
     }
@@ -84,11 +76,7 @@ pub(super) fn json(served: &Served, text: &str) -> Bytes {
 
 fn failed(served: &Served, failure: Failure) -> Value {
     let (error_type, message) = canonical(failure.code);
-    let code = if failure.code == 429 {
-        "rate_limit_exceeded"
-    } else {
-        "server_error"
-    };
+    let code = if failure.code == 429 { "rate_limit_exceeded" } else { "server_error" };
     let mut body = response(served, "failed", json!([]));
     body["error"] = json!({"code": code, "message": message});
     body["error_type"] = error_type.into();
@@ -124,10 +112,7 @@ pub(super) fn opening(served: &Served) -> Vec<Bytes> {
             "part": part("")
         }),
     ];
-    (0..)
-        .zip(events)
-        .map(|(number, event)| numbered(number, event))
-        .collect()
+    (0..).zip(events).map(|(number, event)| numbered(number, event)).collect()
 }
 
 const OPENING: u64 = 4;
@@ -146,11 +131,7 @@ pub(super) fn token(served: &Served, index: u64, piece: &str) -> Bytes {
 
 pub(super) fn closing(served: &Served) -> Vec<Bytes> {
     let text = served.text(served.completion_tokens);
-    let status = if served.cut_short {
-        "incomplete"
-    } else {
-        "completed"
-    };
+    let status = if served.cut_short { "incomplete" } else { "completed" };
     let events = [
         json!({
             "type": "response.output_text.done",
@@ -175,10 +156,7 @@ pub(super) fn closing(served: &Served) -> Vec<Bytes> {
         json!({"type": format!("response.{status}"), "response": done(served, &text)}),
     ];
     let first = OPENING + served.completion_tokens;
-    (first..)
-        .zip(events)
-        .map(|(number, event)| numbered(number, event))
-        .collect()
+    (first..).zip(events).map(|(number, event)| numbered(number, event)).collect()
 }
 
 pub(super) fn failure(served: &Served, failure: Failure, sent: u64) -> Vec<Bytes> {

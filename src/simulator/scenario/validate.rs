@@ -15,17 +15,11 @@ pub struct ScenarioError {
 
 impl ScenarioError {
     pub(super) fn parse(error: toml::de::Error) -> Self {
-        Self {
-            field: "the TOML text".to_owned(),
-            problem: error.to_string().trim_end().to_owned(),
-        }
+        Self { field: "the TOML text".to_owned(), problem: error.to_string().trim_end().to_owned() }
     }
 
     pub(crate) fn new(field: impl Into<String>, problem: impl Into<String>) -> Self {
-        Self {
-            field: field.into(),
-            problem: problem.into(),
-        }
+        Self { field: field.into(), problem: problem.into() }
     }
 
     /// The field at fault, such as `keys[2].account`.
@@ -113,19 +107,13 @@ impl Scenario {
             if let Some(secret) = &key.secret {
                 let visible = !secret.is_empty() && secret.bytes().all(|b| b.is_ascii_graphic());
                 if !visible || !secrets.insert(secret) {
-                    return fail(
-                        at("secret"),
-                        "must be visible ASCII without spaces, and unique",
-                    );
+                    return fail(at("secret"), "must be visible ASCII without spaces, and unique");
                 }
             }
             if let Some(name) = &key.workspace {
                 let known = |w: &super::Workspace| w.name == *name && w.account == key.account;
                 if name != "default" && !self.workspaces.iter().any(known) {
-                    return fail(
-                        at("workspace"),
-                        format!("{name:?} is no workspace of {:?}", key.account),
-                    );
+                    return fail(at("workspace"), format!("{name:?} is no workspace of {:?}", key.account));
                 }
             }
             not_negative(at("cap"), key.cap.unwrap_or(0.0))?;
@@ -153,10 +141,7 @@ impl Scenario {
         for (index, endpoint) in self.endpoints.iter().enumerate() {
             let at = |field: &str| format!("endpoints[{index}].{field}");
             if !self.models.iter().any(|model| model.id == endpoint.model) {
-                return fail(
-                    at("model"),
-                    format!("{:?} is not in models", endpoint.model),
-                );
+                return fail(at("model"), format!("{:?} is not in models", endpoint.model));
             }
             if endpoint.provider.is_empty() || !seen.insert((&endpoint.model, &endpoint.provider)) {
                 return fail(at("provider"), "must be given and unique for its model");
@@ -173,10 +158,7 @@ impl Scenario {
             }
             let free = super::Model::is_free(&endpoint.model);
             if free && (endpoint.prompt_price > 0.0 || endpoint.completion_price > 0.0) {
-                return fail(
-                    at("prompt_price"),
-                    "a free model costs nothing, so both prices must be 0",
-                );
+                return fail(at("prompt_price"), "a free model costs nothing, so both prices must be 0");
             }
             part(at("jitter"), endpoint.jitter)?;
             let window = endpoint.pool.as_ref().map_or(1.0, |pool| pool.window_s);
@@ -199,10 +181,7 @@ impl Scenario {
             What::ProviderFails { status } => (*status, 400..600),
             What::InBand { code, .. } => (*code, 400..600),
             What::Raw { status, .. } => (*status, 200..600),
-            What::Slow {
-                accept_ms,
-                first_token_ms,
-            } => {
+            What::Slow { accept_ms, first_token_ms } => {
                 not_negative(format!("{at}.what.accept_ms"), *accept_ms)?;
                 return not_negative(format!("{at}.what.first_token_ms"), *first_token_ms);
             }
@@ -212,10 +191,7 @@ impl Scenario {
             return Ok(());
         }
         let (first, last) = (allowed.start, allowed.end - 1);
-        fail(
-            format!("{at}.what"),
-            format!("status {status} is outside {first} to {last}"),
-        )
+        fail(format!("{at}.what"), format!("status {status} is outside {first} to {last}"))
     }
 
     fn known_account(&self, field: impl Into<String>, name: &str) -> Checked {
@@ -248,8 +224,5 @@ fn date(field: impl Into<String>, text: &str) -> Checked {
     if Wall::parse(text).is_some() {
         return Ok(());
     }
-    fail(
-        field,
-        format!("{text:?} is not a UTC date such as 2026-01-15T12:00:00Z"),
-    )
+    fail(field, format!("{text:?} is not a UTC date such as 2026-01-15T12:00:00Z"))
 }

@@ -14,10 +14,7 @@ pub struct Reply {
 
 impl Default for Reply {
     fn default() -> Self {
-        Self {
-            min_tokens: 8,
-            max_tokens: 32,
-        }
+        Self { min_tokens: 8, max_tokens: 32 }
     }
 }
 
@@ -75,10 +72,6 @@ pub struct Keep {
 
 impl Default for Keep {
     fn default() -> Self {
-        Self {
-            log: 10_000,
-            requests: 64,
-            generations: 1_000,
-        }
+        Self { log: 10_000, requests: 64, generations: 1_000 }
     }
 }
