@@ -7,14 +7,11 @@
 //!
 //! A compressed body, and one that is neither JSON nor an event stream, is not looked into: its first bytes commit it.
 
-use std::sync::LazyLock;
-
 use http::{
     StatusCode,
     header::{CONTENT_ENCODING, CONTENT_TYPE},
     response::Parts,
 };
-use memchr::memmem::Finder;
 use serde_json::Value;
 
 use super::classify::{Judged, in_band};
@@ -33,8 +30,6 @@ use sse::Sse;
 
 /// The most that is kept of a body, in bytes.
 pub(super) const KEPT: usize = 64 * 1024;
-
-static ERROR: usage::Name = LazyLock::new(|| Finder::new(r#""error""#));
 
 /// The guard that watches a body and fills its [`OutcomeCell`].
 #[derive(Debug)]

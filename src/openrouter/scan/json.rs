@@ -4,8 +4,8 @@ use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use super::{
-    ERROR, KEPT, Note,
-    usage::{has_member, value_after},
+    KEPT, Note,
+    usage::{ERROR, has_member, value_after},
 };
 use crate::outcome::Retry;
 

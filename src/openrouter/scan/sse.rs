@@ -4,7 +4,10 @@ use memchr::memchr2;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{ERROR, KEPT, Note, usage::has_member};
+use super::{
+    KEPT, Note,
+    usage::{ERROR, has_member},
+};
 use crate::outcome::Retry;
 
 #[derive(Debug, Default)]
