@@ -159,7 +159,6 @@ impl<B> Service<Request<B>> for Balancer<B> {
 }
 
 /// Settings of the default stack; [`build`](Self::build) or [`service`](Self::service) ends them.
-#[derive(Clone)]
 #[must_use]
 pub struct BalancerBuilder<P = LeastInFlight> {
     pool: Pool,
@@ -318,6 +317,21 @@ impl<P: Pick> BalancerBuilder<P> {
         });
         let service = BoxCloneSyncService::new(erased.layer(self.service(leaf)));
         Balancer { service, handle: self.handle() }
+    }
+}
+
+impl<P> Clone for BalancerBuilder<P> {
+    fn clone(&self) -> Self {
+        Self {
+            pool: self.pool.clone(),
+            select: self.select.clone(),
+            breaker: self.breaker.clone(),
+            max_in_flight: self.max_in_flight,
+            retry: self.retry.clone(),
+            buffer: self.buffer.clone(),
+            deadline: self.deadline.clone(),
+            breakers: self.breakers.clone(),
+        }
     }
 }
 

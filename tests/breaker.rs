@@ -411,7 +411,7 @@ async fn r031_a_slow_but_good_probe_closes() {
 
 /// Experiment 8 of the field notes: three good probes, each slower than the window, left another breaker half-open.
 #[tokio::test(start_paused = true)]
-async fn probes_slower_than_the_window_still_close() {
+async fn experiment_08_probes_slower_than_the_window_still_close() {
     let window = TripPolicy::share(0.5, Duration::from_millis(200), 1).unwrap();
     let (service, handle, probe) = half_open(BreakerPolicy::new(window).probes(3).unwrap()).await;
     probe.set(Act::ok().delay(Duration::from_millis(300)));
@@ -454,7 +454,7 @@ async fn r033_the_open_time_grows_to_its_cap_and_falls_back_after_a_success() {
 
 /// Experiment 9 of the field notes: a slow call from before the trip opened another breaker again.
 #[tokio::test(start_paused = true)]
-async fn r034_an_answer_from_before_the_trip_changes_no_state() {
+async fn r034_experiment_09_an_answer_from_before_the_trip_changes_no_state() {
     for straggler in [Act::ok(), Act::status(500), Act::status(429), Act::Fail { delay: Duration::ZERO }] {
         let probe = Probe::ok();
         probe.script([straggler.clone().delay(seconds(10)), straggler.delay(seconds(100)), Act::status(500)]);

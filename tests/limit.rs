@@ -209,7 +209,7 @@ fn who_loses_the_last_permit_keeps_nothing_that_the_inner_service_reserved() {
 
 /// tower's limiter gives the permit to the clone that was refused and idles.
 #[tokio::test]
-async fn an_idle_clone_that_was_refused_strands_no_permit() {
+async fn experiment_02_an_idle_clone_that_was_refused_strands_no_permit() {
     let (_, service, _) = limited(1, not_ready);
     let service = ServiceBuilder::new().load_shed().service(service);
     let (mut a, mut b, mut c) = (service.clone(), service.clone(), service);
@@ -222,7 +222,7 @@ async fn an_idle_clone_that_was_refused_strands_no_permit() {
 
 /// tower's limiter gives the permit back with the head.
 #[tokio::test(start_paused = true)]
-async fn r041_a_permit_lasts_until_the_body_ends_fails_or_is_dropped() {
+async fn r041_experiment_03_a_permit_lasts_until_the_body_ends_fails_or_is_dropped() {
     for body in [BodyAct::Whole("x"), BodyAct::Frames { pause: Duration::from_secs(1), frames: 3 }, BodyAct::Cut] {
         let (probe, service, handle) = limited(1, not_ready);
         probe.set(Act::ok().body(body));

@@ -330,7 +330,7 @@ async fn r080_a_snapshot_tells_requests_and_attempts_apart_and_is_json() {
 /// Four endpoints, eight workers with 200 calls each: three answer in 2 s, one refuses in 20 ms. tower's own load, by peak
 /// latency, gives the failing one half of the calls.
 #[tokio::test(start_paused = true)]
-async fn a_fast_failing_endpoint_does_not_attract_traffic() {
+async fn experiment_01_a_fast_failing_endpoint_does_not_attract_traffic() {
     let endpoints: Vec<_> = ["bad", "b", "c", "d"].into_iter().map(endpoint).collect();
     let services: Vec<_> = endpoints
         .iter()

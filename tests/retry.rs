@@ -263,7 +263,7 @@ async fn r059_a_hint_is_the_least_wait() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn r059_requests_that_fail_together_do_not_come_back_together() {
+async fn r059_experiment_06_requests_that_fail_together_do_not_come_back_together() {
     let times = Arc::new(Mutex::new(Vec::new()));
     let seen = times.clone();
     let service = RetryLayer::new().attempts(2).unwrap().layer(service_fn(move |_: Request<Full<Bytes>>| {

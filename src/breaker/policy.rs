@@ -52,7 +52,7 @@ impl BreakerPolicy {
     /// # Errors
     /// When `base` is 0 or above `max`.
     pub fn cooldown(mut self, base: Duration, max: Duration) -> Result<Self, PolicyError> {
-        some_time(base)?;
+        some_time("cooldown", base)?;
         if base > max {
             return Err(PolicyError::CooldownOrder { base, max });
         }
@@ -66,7 +66,7 @@ impl BreakerPolicy {
     /// # Errors
     /// When it is 0.
     pub fn probes(mut self, probes: u32) -> Result<Self, PolicyError> {
-        at_least_one(probes)?;
+        at_least_one("probes", probes)?;
         self.probes = probes;
         Ok(self)
     }
@@ -77,7 +77,7 @@ impl BreakerPolicy {
     /// # Errors
     /// When it is 0.
     pub fn lease(mut self, lease: Duration) -> Result<Self, PolicyError> {
-        some_time(lease)?;
+        some_time("lease", lease)?;
         self.lease = lease;
         Ok(self)
     }
@@ -94,10 +94,10 @@ impl BreakerPolicy {
         within: Duration,
         least: u32,
     ) -> Result<Self, PolicyError> {
-        some_time(after)?;
+        some_time("after", after)?;
         valid_share(share)?;
-        some_time(within)?;
-        at_least_one(least)?;
+        some_time("within", within)?;
+        at_least_one("least", least)?;
         self.slow = Some(SlowCalls { after, share, within, least });
         Ok(self)
     }
@@ -115,11 +115,11 @@ impl Default for BreakerPolicy {
 #[non_exhaustive]
 pub enum PolicyError {
     /// A count is 0.
-    #[error("a breaker's count of failures, samples or probes is 0: it must be at least 1")]
-    ZeroCount,
+    #[error("the breaker's {0} is 0: it must be at least 1")]
+    ZeroCount(&'static str),
     /// A time is 0.
-    #[error("a breaker's window, cooldown, lease or slow time is 0: it must be longer")]
-    ZeroTime,
+    #[error("the breaker's {0} is 0: it must be longer")]
+    ZeroTime(&'static str),
     /// A share is not one.
     #[error("the breaker's share is {0}: it must be above 0 and at most 1")]
     BadShare(f64),

@@ -65,7 +65,7 @@ impl TripPolicy {
     /// # Errors
     /// When `count` is 0.
     pub fn consecutive(count: u32) -> Result<Self, PolicyError> {
-        at_least_one(count)?;
+        at_least_one("count", count)?;
         Ok(Self(Kind::Consecutive(count)))
     }
 
@@ -75,8 +75,8 @@ impl TripPolicy {
     /// # Errors
     /// When `count` or `within` is 0.
     pub fn failures(count: u32, within: Duration) -> Result<Self, PolicyError> {
-        at_least_one(count)?;
-        some_time(within)?;
+        at_least_one("count", count)?;
+        some_time("within", within)?;
         Ok(Self(Kind::Failures { count, within }))
     }
 
@@ -87,8 +87,8 @@ impl TripPolicy {
     /// When `share` is not above 0 and at most 1, or `within` or `least` is 0.
     pub fn share(share: f64, within: Duration, least: u32) -> Result<Self, PolicyError> {
         valid_share(share)?;
-        some_time(within)?;
-        at_least_one(least)?;
+        some_time("within", within)?;
+        at_least_one("least", least)?;
         Ok(Self(Kind::Share { share, within, least }))
     }
 
@@ -129,12 +129,12 @@ impl fmt::Debug for TripPolicy {
     }
 }
 
-pub(super) fn at_least_one(count: u32) -> Result<(), PolicyError> {
-    if count == 0 { Err(PolicyError::ZeroCount) } else { Ok(()) }
+pub(super) fn at_least_one(field: &'static str, count: u32) -> Result<(), PolicyError> {
+    if count == 0 { Err(PolicyError::ZeroCount(field)) } else { Ok(()) }
 }
 
-pub(super) fn some_time(span: Duration) -> Result<(), PolicyError> {
-    if span.is_zero() { Err(PolicyError::ZeroTime) } else { Ok(()) }
+pub(super) fn some_time(field: &'static str, span: Duration) -> Result<(), PolicyError> {
+    if span.is_zero() { Err(PolicyError::ZeroTime(field)) } else { Ok(()) }
 }
 
 pub(super) fn valid_share(share: f64) -> Result<(), PolicyError> {
@@ -285,18 +285,33 @@ mod tests {
     #[test]
     fn r117_numbers_out_of_range_are_refused() {
         let minute = Duration::from_secs(60);
-        assert_eq!(TripPolicy::consecutive(0).unwrap_err(), PolicyError::ZeroCount);
-        assert_eq!(TripPolicy::failures(0, minute).unwrap_err(), PolicyError::ZeroCount);
-        assert_eq!(TripPolicy::failures(3, Duration::ZERO).unwrap_err(), PolicyError::ZeroTime);
-        assert_eq!(TripPolicy::share(0.5, minute, 0).unwrap_err(), PolicyError::ZeroCount);
+        assert_eq!(TripPolicy::consecutive(0).unwrap_err(), PolicyError::ZeroCount("count"));
+        assert_eq!(TripPolicy::failures(0, minute).unwrap_err(), PolicyError::ZeroCount("count"));
+        assert_eq!(TripPolicy::failures(3, Duration::ZERO).unwrap_err(), PolicyError::ZeroTime("within"));
+        assert_eq!(TripPolicy::share(0.5, minute, 0).unwrap_err(), PolicyError::ZeroCount("least"));
         for share in [0.0, -0.1, 1.1, f64::NAN, f64::INFINITY] {
             assert!(matches!(TripPolicy::share(share, minute, 1), Err(PolicyError::BadShare(_))), "{share}");
         }
     }
 
+    /// Experiment 10 of the field notes: another rolling counter fell from 1,000 to 100 when its ring went round.
+    #[test]
+    fn experiment_10_a_steady_count_stays_steady_when_the_ring_goes_round() {
+        let least = |count| TripPolicy::share(1.0, Duration::from_secs(1), count).unwrap().counter();
+        let (mut low, mut high, start) = (least(901), least(1001), Instant::now());
+        for step in 0..40u32 {
+            for event in 0..100 {
+                let now = start + Duration::from_millis(100) * step;
+                let (above_low, above_high) = (low.failure(now), high.failure(now));
+                assert_eq!(above_low, step >= 9, "step {step}, event {event}");
+                assert!(!above_high, "step {step}: more than a window holds");
+            }
+        }
+    }
+
     /// Experiment 7 of the field notes: another breaker's window of 10 needed 1,000 failures after 1,000 successes.
     #[test]
-    fn the_window_slides_whatever_came_before() {
+    fn experiment_07_the_window_slides_whatever_came_before() {
         let mut counter = TripPolicy::share(0.5, Duration::from_secs(10), 10).unwrap().counter();
         let start = Instant::now();
         for n in 0..1000 {

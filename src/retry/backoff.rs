@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn jitter_is_not_cut_to_whole_seconds() {
+    fn experiment_05_jitter_is_not_cut_to_whole_seconds() {
         let backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(600)).unwrap();
         let seen: HashSet<_> = (0..100).map(|i| backoff.delay(1, None, f64::from(i) / 100.0)).collect();
         assert_eq!(seen.len(), 100);

@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_limit_of_0_6_means_0_6() {
+    async fn experiment_04_a_limit_of_0_6_means_0_6() {
         for (ratio, grants) in [
             (0.0, 0),
             (0.2, 200),

@@ -9,9 +9,14 @@
 mod support;
 
 mod cancellation;
+mod deadline;
 mod hooks;
 mod laws;
+mod orders;
+mod owed;
 mod panics;
-
+mod settings;
+mod source;
 mod stages;
 mod storm;
+mod wall_clock;

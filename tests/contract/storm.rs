@@ -95,12 +95,17 @@ fn act(rng: &mut Rng, panics: bool) -> Act {
     }
 }
 
+/// Scripts so many random answers.
+pub fn script(probe: &Probe, rng: &mut Rng, answers: usize, panics: bool) {
+    probe.script((0..answers).map(|_| act(rng, panics)));
+}
+
 /// Makes so many calls, in bursts, and waits for the last to be gone.
 pub async fn storm(stack: &Stack, watch: &Watch, probe: &Probe, rng: &mut Rng, calls: usize, panics: bool) {
     if panics {
         silence_scripted_panics();
     }
-    probe.script((0..calls * 2).map(|_| act(rng, panics)));
+    script(probe, rng, calls * 2, panics);
     let mut tasks = JoinSet::new();
     let start = time::Instant::now();
     for number in 0..calls {
