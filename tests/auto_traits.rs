@@ -8,8 +8,9 @@ use http_body_util::{BodyExt, Full};
 use static_assertions::assert_impl_all;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, layer::util::Identity, service_fn};
 use tower_openrouter::{
-    ApiKey, Balancer, BufferLayer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint, KeyError, KeySelect,
-    KeySelectLayer, LoadMonitorLayer, OpenRouter, Outcome, Rejected, RequestContext, RespondLayer, RetryLayer, Snapshot,
+    ApiKey, Balancer, BufferLayer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint, KeyError,
+    KeySelect, KeySelectLayer, LoadMonitorLayer, OpenRouter, Outcome, Rejected, RequestContext, RespondLayer,
+    RetryLayer, Snapshot,
     breaker::{Admission, BreakerHandle, BreakerPolicy, CircuitBreaker, CircuitBreakerFuture, TripPolicy},
     buffer::{Buffer, BufferFuture, ReplayBody},
     deadline::{Deadline, DeadlineBody, DeadlineFuture, DeadlineService},
@@ -240,7 +241,8 @@ async fn every_layer_fits_around_a_reqwest_client() {
     each_around!(RespondLayer::new(), transport.clone(), ReplayBody);
     let leaf = OpenRouter::builder().base_url(format!("http://{address}/api/v1")).build(transport).unwrap();
     each_around!(RespondLayer::new(), leaf.clone(), ReplayBody);
-    let client = finished::<_, Body, _>(all_around!(RespondLayer::new(), BufferLayer::new(), std::convert::identity, leaf));
+    let client =
+        finished::<_, Body, _>(all_around!(RespondLayer::new(), BufferLayer::new(), std::convert::identity, leaf));
     let request = Request::post("/v1/chat/completions").body(Body::from("{}")).unwrap();
     let response = answer(client, request).await;
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "{}");
@@ -254,7 +256,8 @@ fn a_stack_ends_infallible_whatever_the_error_of_what_is_inside() {
     struct Odd;
     macro_rules! with_error {
         ($error:ty) => {{
-            let service = service_fn(|_: Request<Body>| async { Ok::<_, $error>(Response::new(Full::<Bytes>::default())) });
+            let service =
+                service_fn(|_: Request<Body>| async { Ok::<_, $error>(Response::new(Full::<Bytes>::default())) });
             each_around!(RespondLayer::new(), service, Body);
         }};
     }

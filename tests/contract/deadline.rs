@@ -32,7 +32,9 @@ async fn r011_one_deadline_ends_every_phase_to_the_millisecond() {
     for _ in 0..1000 {
         let probe = Probe::new(Act::Hang);
         // attempts that fail one after another, then perhaps an answer whose body never ends
-        probe.script((0..rng.usize(..3)).map(|_| Act::status(503).delay(some_millis(&mut rng, 300)).body(BodyAct::Hang)));
+        probe.script(
+            (0..rng.usize(..3)).map(|_| Act::status(503).delay(some_millis(&mut rng, 300)).body(BodyAct::Hang)),
+        );
         if rng.bool() {
             let body = BodyAct::Frames { pause: Duration::from_millis(rng.u64(1..50)), frames: usize::MAX };
             probe.script([Act::ok().delay(some_millis(&mut rng, 300)).body(body)]);
@@ -67,7 +69,8 @@ async fn r011_one_deadline_ends_every_phase_to_the_millisecond() {
         let error = error.unwrap_or_else(|| panic!("{phase}: nothing here ends by itself"));
         let why = Rejected::find(&*error).map(Rejected::why);
         // the leaf's own limit for the head is cut to what remains, and may ring first in the same instant
-        let rang = matches!(UpstreamError::find(&*error).map(UpstreamError::kind), Some(UpstreamErrorKind::HeadersTimeout));
+        let rang =
+            matches!(UpstreamError::find(&*error).map(UpstreamError::kind), Some(UpstreamErrorKind::HeadersTimeout));
         assert!(rang || matches!(why, Some(Why::Deadline | Why::NoKey)), "{phase}: {error}");
         let late = started.elapsed().saturating_sub(limit);
         assert!(late <= Duration::from_millis(1), "{phase}: {late:?} late");

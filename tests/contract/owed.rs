@@ -62,7 +62,11 @@ async fn two_layers_built_from_one_value_share_one_state() {
     let hanging = || Probe::new(Act::ok().body(BodyAct::Hang));
     // one value applied twice, and a clone of it once
     let limit = ConcurrencyLimitLayer::new(3).unwrap().refuse();
-    let all = [limit.layer(innermost(&hanging())), limit.layer(innermost(&hanging())), limit.clone().layer(innermost(&hanging()))];
+    let all = [
+        limit.layer(innermost(&hanging())),
+        limit.layer(innermost(&hanging())),
+        limit.clone().layer(innermost(&hanging())),
+    ];
     let held = join_all(all.iter().map(|service| service.clone().oneshot(post(Payload::whole())))).await;
     assert_eq!(limit.handle().in_flight(), 3);
     assert!(all[0].clone().oneshot(post(Payload::whole())).await.is_err());
@@ -76,7 +80,9 @@ async fn two_layers_built_from_one_value_share_one_state() {
     assert!(matches!(breaker.handle().snapshot().state, BreakerState::Open { .. }));
 
     let monitor = LoadMonitorLayer::new();
-    for service in [erase(monitor.layer(innermost(&Probe::ok()))), erase(monitor.clone().layer(innermost(&Probe::ok())))] {
+    for service in
+        [erase(monitor.layer(innermost(&Probe::ok()))), erase(monitor.clone().layer(innermost(&Probe::ok())))]
+    {
         assert_eq!(call(&service).await, 200);
     }
     assert_eq!(monitor.handle().figures().succeeded(), 2);
@@ -103,7 +109,11 @@ async fn two_layers_built_from_one_value_share_one_state() {
     let both = [erase(select.layer(innermost(&probe))), erase(select.clone().layer(innermost(&probe)))];
     probe.script([Act::status(429).header("retry-after", 10), Act::status(429).header("retry-after", 10)]);
     assert_eq!((call(&both[0]).await, call(&both[1]).await), (429, 429));
-    assert_eq!(pool.endpoints().iter().filter(|endpoint| pool.resting(endpoint).is_some()).count(), 2, "one book of rests");
+    assert_eq!(
+        pool.endpoints().iter().filter(|endpoint| pool.resting(endpoint).is_some()).count(),
+        2,
+        "one book of rests"
+    );
 }
 
 #[tokio::test(start_paused = true)]

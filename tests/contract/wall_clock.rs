@@ -32,7 +32,10 @@ async fn course(step: impl Fn(usize, SystemTime) -> SystemTime) -> Vec<(Duration
     let probe = Probe::new(Act::ok().body(BodyAct::Whole("{}")));
     let reset = (START + Duration::from_secs(20)).as_millis();
     // a rest of 20 s by an instant of the wall clock, then failures for breakers and back-off
-    probe.script([Act::status(401).header("x-ratelimit-reset", reset), Act::status(429).header("x-ratelimit-reset", reset)]);
+    probe.script([
+        Act::status(401).header("x-ratelimit-reset", reset),
+        Act::status(429).header("x-ratelimit-reset", reset),
+    ]);
     probe.script([500, 200, 503, 503, 503, 503, 200, 401, 500, 500, 500, 500, 500, 200].map(Act::status));
     let leaf = OpenRouter::builder().wall_clock(|| WALL.get()).build(innermost(&probe)).unwrap();
     let per_key = endpoint_fn(|endpoint: &Endpoint| {
