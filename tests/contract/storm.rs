@@ -137,7 +137,7 @@ pub async fn storm(stack: &Stack, watch: &Watch, probe: &Probe, rng: &mut Rng, c
                 _ => Duration::from_secs(5),
             };
             let polls = if let Leave::Polls(polls) = leave { polls } else { usize::MAX };
-            let _ = time::timeout(patience, Polls { exchange: Box::pin(exchange), left: polls }).await;
+            let _ = time::timeout(patience, Polls::new(exchange, polls)).await;
         });
     }
     while let Some(task) = tasks.join_next().await {
@@ -165,7 +165,7 @@ async fn exchange(mut service: Stack, payload: Payload, leave: Leave, twist: u8)
         return Ok(());
     }
     // some callers keep the service, some do not
-    let _kept = (twist % 2 == 0).then_some(service);
+    let _kept = twist.is_multiple_of(2).then_some(service);
     let mut body = answer.await?.into_body();
     let mut frames = 0;
     while !matches!(leave, Leave::Frames(most) if frames >= most) {
@@ -178,10 +178,16 @@ async fn exchange(mut service: Stack, payload: Payload, leave: Leave, twist: u8)
     Ok(())
 }
 
-/// Drops what it polls after so many polls.
-struct Polls<F> {
+/// Drops what it polls after so many polls, and then is nothing.
+pub struct Polls<F> {
     exchange: Pin<Box<F>>,
     left: usize,
+}
+
+impl<F> Polls<F> {
+    pub fn new(exchange: F, left: usize) -> Self {
+        Self { exchange: Box::pin(exchange), left }
+    }
 }
 
 impl<F: Future> Future for Polls<F> {
