@@ -134,7 +134,7 @@ async fn r010_in_every_order_cap_budget_and_probes_hold() {
         // all within one window of the budget
         assert!(retried as f64 <= stats.requests as f64 * RATIO, "{order:?}: {stats:?}");
         let failed_over: u64 = stats.failovers.values().sum();
-        assert_eq!(stats.attempts, stats.requests + retried + failed_over, "{order:?}");
+        assert_eq!(stats.attempts + stats.refused, stats.requests + retried + failed_over, "{order:?}");
         for (now, most) in inside.lock().unwrap().values() {
             assert!((*now, *most) <= (0, 1), "{order:?}: {most} probes at once");
         }
