@@ -26,7 +26,7 @@ use crate::{
 };
 
 const LAYERS: [Stage; 5] = [Stage::Monitor, Stage::Breaker, Stage::Limit, Stage::Retry, Stage::Select];
-const CALLS: u64 = 150;
+const CALLS: u64 = 80;
 const RATIO: f64 = 0.2;
 
 fn orders(rest: &[Stage]) -> Vec<Vec<Stage>> {
