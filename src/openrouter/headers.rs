@@ -84,7 +84,10 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
     let mut gone: SmallVec<[HeaderName; 4]> = SmallVec::new();
     gone.extend(headers.keys().filter(|name| is_hop_by_hop(name.as_str())).cloned());
     let named = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
-    gone.extend(named.flat_map(|value| value.split(',')).filter_map(|name| name.trim().parse().ok()));
+    let named = named.flat_map(|value| value.split(',')).map(str::trim);
+    // what nearly every connection says, and no header that is still there
+    let named = named.filter(|name| !["keep-alive", "close"].iter().any(|usual| name.eq_ignore_ascii_case(usual)));
+    gone.extend(named.filter_map(|name| name.parse().ok()));
     for name in gone {
         headers.remove(name);
     }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, header::HOST, uri::Scheme};
 use http_body::Body;
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -126,7 +126,8 @@ where
         (&*self.client).poll_ready(cx).map_err(upstream_error)
     }
 
-    fn call(&mut self, request: Request<B>) -> HyperTransportFuture {
+    fn call(&mut self, mut request: Request<B>) -> HyperTransportFuture {
+        set_host(&mut request);
         HyperTransportFuture { answer: (&*self.client).call(request) }
     }
 }
@@ -150,6 +151,20 @@ impl Future for HyperTransportFuture {
 impl fmt::Debug for HyperTransportFuture {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HyperTransportFuture").finish_non_exhaustive()
+    }
+}
+
+/// Names the host, as the client would, which formats it anew for each request. Over TLS the two may agree on HTTP/2, which
+/// has no such header.
+fn set_host<B>(request: &mut Request<B>) {
+    let uri = request.uri();
+    if uri.scheme() == Some(&Scheme::HTTP)
+        && let Some(authority) = uri.authority()
+        && authority.port_u16().is_some_and(|port| port != 80)
+        && !authority.as_str().contains('@')
+        && let Ok(host) = HeaderValue::from_str(authority.as_str())
+    {
+        request.headers_mut().entry(HOST).or_insert(host);
     }
 }
 

@@ -48,7 +48,12 @@ fn is_hop_by_hop(name: &str) -> bool {
 }
 
 fn strip(headers: &mut HeaderMap, ends_here: impl Fn(&str) -> bool) {
-    let mut gone: SmallVec<[HeaderName; 8]> = headers.keys().filter(|name| ends_here(name.as_str())).cloned().collect();
+    let mut gone = SmallVec::<[HeaderName; 4]>::new();
+    for name in headers.keys() {
+        if ends_here(name.as_str()) {
+            gone.push(name.clone());
+        }
+    }
     if gone.contains(&CONNECTION) {
         for value in headers.get_all(CONNECTION) {
             let named = value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);

@@ -21,10 +21,11 @@ pub(super) enum Dialect {
 
 impl Dialect {
     pub(super) fn of(path: &str) -> Self {
-        let mut parts = path.split('/').skip_while(|part| *part != "v1").skip(1);
-        match parts.next() {
-            Some("messages") => Self::Messages,
-            Some("responses") => Self::Responses,
+        let root = |root: &str| path.strip_prefix(root);
+        let endpoint = root("/v1/").or_else(|| root("/api/v1/")).unwrap_or_default();
+        match endpoint.split_once('/').map_or(endpoint, |(endpoint, _)| endpoint) {
+            "messages" => Self::Messages,
+            "responses" => Self::Responses,
             _ => Self::OpenRouter,
         }
     }

@@ -97,7 +97,8 @@ impl Server {
             }
         });
         let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder.http1().timer(heads.clone()).header_read_timeout(self.header_timeout);
+        // answers come in small pieces: to put them together in one buffer costs less than to keep a list of them
+        builder.http1().writev(false).timer(heads.clone()).header_read_timeout(self.header_timeout);
         builder.http2().timer(TokioTimer::new());
         let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
         // hyper's own timeout starts once it knows which HTTP is spoken
