@@ -21,7 +21,7 @@ use std::{
     collections::HashMap,
     convert::Infallible,
     fmt,
-    sync::{Arc, Mutex},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -42,7 +42,7 @@ use crate::{
     openrouter::AuthorizeLayer,
     retry::RetryHandle,
     select::{Filter, LeastInFlight, Pick, Pool, endpoint_fn},
-    sync::lock,
+    sync::{Mutex, lock},
 };
 
 /// The body of a [`Balancer`]'s answers.
