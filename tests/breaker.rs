@@ -1,6 +1,5 @@
 //! The circuit breaker against the probing service: tower's contract, and the promises R25 to R39.
 
-#[allow(unreachable_pub, reason = "shared by all test files")]
 mod support;
 
 use std::{future::poll_fn, panic::AssertUnwindSafe, sync::atomic::Ordering::SeqCst, time::Duration};
