@@ -2,6 +2,7 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -48,7 +49,8 @@ use crate::error::{UpstreamError, UpstreamErrorKind};
 /// let transport = HyperTransport::from_client(client);
 /// ```
 pub struct HyperTransport<B = Full<Bytes>, C = HttpsConnector<HttpConnector>> {
-    client: Client<C, B>,
+    // shared: each attempt clones a key's stack, and a client is a dozen handles and settings
+    client: Arc<Client<C, B>>,
 }
 
 impl<B> HyperTransport<B>
@@ -78,14 +80,14 @@ where
             .http2_keep_alive_interval(Duration::from_secs(20))
             .http2_keep_alive_timeout(Duration::from_secs(10))
             .build(connector);
-        Self { client }
+        Self::from_client(client)
     }
 }
 
 impl<B, C> HyperTransport<B, C> {
     /// Over a client one has. It should be built with `retry_canceled_requests(false)`, lest attempts go uncounted.
     pub fn from_client(client: Client<C, B>) -> Self {
-        Self { client }
+        Self { client: Arc::new(client) }
     }
 }
 
@@ -99,7 +101,7 @@ where
     }
 }
 
-impl<B, C: Clone> Clone for HyperTransport<B, C> {
+impl<B, C> Clone for HyperTransport<B, C> {
     fn clone(&self) -> Self {
         Self { client: self.client.clone() }
     }
@@ -113,18 +115,19 @@ impl<B, C> fmt::Debug for HyperTransport<B, C> {
 
 impl<B, C> Service<Request<B>> for HyperTransport<B, C>
 where
-    Client<C, B>: Service<Request<B>, Response = Response<Incoming>, Error = Error, Future = ResponseFuture>,
+    for<'a> &'a Client<C, B>:
+        Service<Request<B>, Response = Response<Incoming>, Error = Error, Future = ResponseFuture>,
 {
     type Response = Response<Incoming>;
     type Error = BoxError;
     type Future = HyperTransportFuture;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        self.client.poll_ready(cx).map_err(upstream_error)
+        (&*self.client).poll_ready(cx).map_err(upstream_error)
     }
 
     fn call(&mut self, request: Request<B>) -> HyperTransportFuture {
-        HyperTransportFuture { answer: self.client.call(request) }
+        HyperTransportFuture { answer: (&*self.client).call(request) }
     }
 }
 

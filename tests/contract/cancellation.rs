@@ -1,10 +1,14 @@
 //! Calls cancelled at any point leave nothing behind, whatever layer stands around whatever other.
 
+use std::time::Duration;
+
 use fastrand::Rng;
+use http_body_util::BodyExt;
+use tower::ServiceExt;
 
 use crate::{
-    stages::{Stage, stack, whole},
-    storm::{assert_whole, calls, seed, storm},
+    stages::{Payload, Stage, post, stack, whole},
+    storm::{Polls, assert_whole, calls, seed, storm},
     support::{Act, BodyAct, Probe},
 };
 
@@ -64,4 +68,42 @@ async fn r003_r005_cancelled_anywhere_the_default_stack_leaves_nothing() {
     let (service, watch) = whole(&probe);
     storm(&service, &watch, &probe, &mut rng, (calls() / 10).max(100), false).await;
     assert_whole(&service, &watch, &probe, "the default stack").await;
+}
+
+/// A streamed request body, two attempts that fail, and a streamed answer, left after the first, second, … poll.
+#[tokio::test(start_paused = true)]
+async fn r005_left_after_any_poll_the_default_stack_leaves_nothing_and_blames_no_key() {
+    let mut left_early = 0;
+    for polls in 1.. {
+        let probe = answering();
+        let pause = Duration::from_millis(1);
+        probe.script([
+            Act::status(503).delay(pause),
+            Act::status(402).delay(pause),
+            Act::ok().delay(pause).body(BodyAct::Frames { pause, frames: 3 }),
+        ]);
+        let (service, watch) = whole(&probe);
+        // read by the buffer before the first attempt, so that there are several
+        let exchange = async {
+            let answer = service.clone().oneshot(post(Payload::coming(3, pause))).await.unwrap();
+            answer.into_body().collect().await.unwrap();
+        };
+        let over = Polls::new(exchange, polls).await.is_some();
+        let failed: u64 = watch.monitors.lock().unwrap().iter().map(|monitor| monitor.figures().failed()).sum();
+        let calls = probe.calls();
+        probe.unscript();
+        assert!(failed as usize <= calls.min(2), "after {polls} polls: only what was answered is a failure");
+        if !over && calls > 0 {
+            let cancelled: u64 =
+                watch.monitors.lock().unwrap().iter().map(|monitor| monitor.figures().cancelled()).sum();
+            assert_eq!(cancelled + failed, calls as u64, "after {polls} polls");
+        }
+        assert_whole(&service, &watch, &probe, &format!("left after {polls} polls")).await;
+        if over {
+            assert!(calls > 2, "{calls} attempts");
+            break;
+        }
+        left_early += 1;
+    }
+    assert!(left_early >= 10, "{left_early}");
 }

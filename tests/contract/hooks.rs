@@ -27,6 +27,9 @@ use crate::{
     support::{Act, BodyAct, Probe},
 };
 
+/// A stack with a user's code in one place.
+type Case<H> = (&'static str, fn(&Probe, H) -> Stack);
+
 /// A user's code: panics once, when told to.
 #[derive(Clone, Default)]
 struct Bomb(Arc<AtomicBool>);
@@ -97,7 +100,7 @@ async fn call(service: &Stack) -> u16 {
 #[tokio::test(start_paused = true)]
 async fn r009_a_hook_that_panics_fails_its_own_request_only() {
     silence_scripted_panics();
-    let hooks: [(&str, fn(&Probe, Bomb) -> Stack); 7] = [
+    let hooks: [Case<Bomb>; 7] = [
         ("filter", |probe, bomb| erase(KeySelectLayer::new(pool(), each_key()).filter(bomb).layer(innermost(probe)))),
         ("pick", |probe, bomb| erase(KeySelectLayer::new(pool(), each_key()).pick(bomb).layer(innermost(probe)))),
         ("classify of select", |probe, bomb| {
@@ -231,7 +234,7 @@ impl Classify for Shared {
 
 #[test]
 fn r009_no_lock_is_held_while_a_hook_takes_its_time() {
-    let hooks: [(&str, fn(&Probe, Shared) -> Stack); 6] = [
+    let hooks: [Case<Shared>; 6] = [
         ("filter", |probe, slow| erase(KeySelectLayer::new(pool(), each_key()).filter(slow).layer(innermost(probe)))),
         ("pick", |probe, slow| erase(KeySelectLayer::new(pool(), each_key()).pick(slow).layer(innermost(probe)))),
         ("classify of select", |probe, slow| {

@@ -74,19 +74,19 @@ fn millis(rng: &mut Rng, most: u64) -> Duration {
 
 fn act(rng: &mut Rng, panics: bool) -> Act {
     let body = match rng.u8(..100) {
+        0..20 if panics => BodyAct::Panic,
         0..50 => BodyAct::Whole("data: {}"),
         50..85 => BodyAct::Frames { pause: millis(rng, 20), frames: rng.usize(..20) },
         85..92 => BodyAct::Cut,
-        92..97 if !panics => BodyAct::Hang,
-        92..97 => BodyAct::Panic,
+        92..97 => BodyAct::Hang,
         _ => BodyAct::Frames { pause: millis(rng, 500), frames: 50 },
     };
     let status = if rng.u8(..3) > 0 { 200 } else { *rng.choice(&[401, 402, 429, 500, 503]).unwrap() };
     match rng.u8(..100) {
         0..5 => Act::Fail { delay: millis(rng, 20) },
         5..8 => Act::Hang,
-        8..12 if panics => Act::PanicInCall,
-        12..16 if panics => Act::PanicInFuture,
+        8..20 if panics => Act::PanicInCall,
+        20..32 if panics => Act::PanicInFuture,
         _ => {
             let act = Act::status(status).delay(millis(rng, 40)).body(body);
             // rests short enough that the next burst finds the keys again
@@ -100,8 +100,8 @@ pub fn script(probe: &Probe, rng: &mut Rng, answers: usize, panics: bool) {
     probe.script((0..answers).map(|_| act(rng, panics)));
 }
 
-/// Makes so many calls, in bursts, and waits for the last to be gone.
-pub async fn storm(stack: &Stack, watch: &Watch, probe: &Probe, rng: &mut Rng, calls: usize, panics: bool) {
+/// Makes so many calls, in bursts, and waits for the last to be gone. Says how many panicked.
+pub async fn storm(stack: &Stack, watch: &Watch, probe: &Probe, rng: &mut Rng, calls: usize, panics: bool) -> usize {
     if panics {
         silence_scripted_panics();
     }
@@ -109,12 +109,14 @@ pub async fn storm(stack: &Stack, watch: &Watch, probe: &Probe, rng: &mut Rng, c
     let mut tasks = JoinSet::new();
     let start = time::Instant::now();
     for number in 0..calls {
-        let (service, leave, twist) = (stack.clone(), Leave::random(rng), rng.u8(..6));
+        let (service, twist) = (stack.clone(), rng.u8(..6));
+        // who leaves early seldom sees a panic
+        let leave = if panics && rng.u8(..4) > 0 { Leave::End } else { Leave::random(rng) };
         let payload = match rng.u8(..4) {
             0 => Payload::coming(rng.usize(..4), millis(rng, 5)),
             _ => Payload::whole(),
         };
-        let panicky = (panics && rng.u8(..50) == 0).then(|| probe.clone());
+        let panicky = (panics && rng.u8(..20) == 0).then(|| probe.clone());
         let at = start + BURST_EVERY * (number / BURST) as u32 + millis(rng, 100);
         if number % BURST == 0 {
             // a key refused for minutes on end is given up for dead
@@ -124,6 +126,7 @@ pub async fn storm(stack: &Stack, watch: &Watch, probe: &Probe, rng: &mut Rng, c
                 for pool in pools {
                     pool.endpoints().iter().for_each(|endpoint| assert!(pool.reset(endpoint.key().name())));
                 }
+                false
             });
         }
         tasks.spawn(async move {
@@ -137,14 +140,16 @@ pub async fn storm(stack: &Stack, watch: &Watch, probe: &Probe, rng: &mut Rng, c
                 _ => Duration::from_secs(5),
             };
             let polls = if let Leave::Polls(polls) = leave { polls } else { usize::MAX };
-            let _ = time::timeout(patience, Polls { exchange: Box::pin(exchange), left: polls }).await;
+            matches!(time::timeout(patience, Polls::new(exchange, polls)).await, Ok(Some(Err(_))))
         });
     }
+    let mut panicked = 0;
     while let Some(task) = tasks.join_next().await {
-        task.expect("the storm itself does not panic");
+        panicked += usize::from(task.expect("the storm itself does not panic"));
     }
     probe.unscript();
     probe.seen().panic_in_poll_ready.store(0, std::sync::atomic::Ordering::SeqCst);
+    panicked
 }
 
 async fn exchange(mut service: Stack, payload: Payload, leave: Leave, twist: u8) -> Result<(), BoxError> {
@@ -165,7 +170,7 @@ async fn exchange(mut service: Stack, payload: Payload, leave: Leave, twist: u8)
         return Ok(());
     }
     // some callers keep the service, some do not
-    let _kept = (twist % 2 == 0).then_some(service);
+    let _kept = twist.is_multiple_of(2).then_some(service);
     let mut body = answer.await?.into_body();
     let mut frames = 0;
     while !matches!(leave, Leave::Frames(most) if frames >= most) {
@@ -178,10 +183,16 @@ async fn exchange(mut service: Stack, payload: Payload, leave: Leave, twist: u8)
     Ok(())
 }
 
-/// Drops what it polls after so many polls.
-struct Polls<F> {
+/// Drops what it polls after so many polls, and then is nothing.
+pub struct Polls<F> {
     exchange: Pin<Box<F>>,
     left: usize,
+}
+
+impl<F> Polls<F> {
+    pub fn new(exchange: F, left: usize) -> Self {
+        Self { exchange: Box::pin(exchange), left }
+    }
 }
 
 impl<F: Future> Future for Polls<F> {

@@ -112,7 +112,7 @@ async fn r099_no_key_and_no_token_shows_however_much_is_logged() {
     let log = gateway.log();
     assert!(log.contains("TRACE"), "nothing was logged to look into: {log}");
     outputs.push(log);
-    assert!(upstream.seen().len() > 10);
+    assert!(upstream.seen().len() > 5);
     for output in outputs {
         assert_eq!(shows(&output), None);
     }

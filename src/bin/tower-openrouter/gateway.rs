@@ -14,7 +14,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tower::ServiceExt;
-use tower_openrouter::ApiKey;
+use tower_openrouter::{ApiKey, OpenRouter};
 use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
@@ -71,7 +71,7 @@ async fn gateway(settings: Settings) -> Result<(), Box<dyn Error>> {
         balancer_headers: settings.balancer_headers,
         simulated: upstream.is_simulated(),
     };
-    let (routes, balancer) = balancer::routes(&settings, &upstream, keys.clone(), shared)?;
+    let balancer = balancer::builder(&settings, keys.clone())?;
     let mut signals = Signals::new()?;
     let listener = bind(settings.listen, "listen").await?;
     let admin_listener = bind(settings.admin_listen, "admin-listen").await?;
@@ -83,9 +83,20 @@ async fn gateway(settings: Settings) -> Result<(), Box<dyn Error>> {
     let never = watch::Sender::new(false);
     let admin_server = Server { stop: never.subscribe(), _alive: mpsc::channel(1).0, ..server.clone() };
 
-    let admin = Admin { balancer, drain: drain.clone(), access: Access(settings.admin_token.clone()) };
-    let (app, admin) = (app::app(routes), admin::app(admin));
-    tokio::spawn(server.serve(listener, move |_| app.clone()));
+    let admin =
+        Admin { balancer: balancer.handle(), drain: drain.clone(), access: Access(settings.admin_token.clone()) };
+    let admin = admin::app(admin);
+    // the stacks as they are, with nothing boxed
+    match &upstream {
+        Upstream::Real(url) => {
+            let app = app::app(balancer.service(Upstream::leaf(url)?), shared);
+            tokio::spawn(server.serve(listener, move |_| app.clone()));
+        }
+        Upstream::Simulated(simulator, _) => {
+            let app = app::app(balancer.service(OpenRouter::new(simulator.service())), shared);
+            tokio::spawn(server.serve(listener, move |_| app.clone()));
+        }
+    }
     tokio::spawn(admin_server.serve(admin_listener, move |local| {
         admin.clone().map_request(move |mut request: http::Request<_>| {
             request.extensions_mut().insert(Local(local));

@@ -38,12 +38,12 @@ pub(super) fn has_member(document: &[u8], quoted: &Finder) -> bool {
 /// Reads the numbers of the object at the start of `text`; what is nested in it, and what follows it, is passed over. Every
 /// answer pays for this, and a parser that checks all of the object takes five times as long.
 fn read(text: &[u8]) -> Option<Usage> {
-    let mut usage = Usage::default();
+    let (mut prompt, mut completion, mut cost) = (None, None, None);
     let (mut depth, mut at) = (0_usize, 0);
     loop {
         match text.get(at)? {
             b'{' | b'[' => depth += 1,
-            b'}' | b']' if depth == 1 => return Some(usage),
+            b'}' | b']' if depth == 1 => break,
             b'}' | b']' => depth -= 1,
             b'"' => {
                 let length = length_of_string(&text[at + 1..])?;
@@ -53,9 +53,9 @@ fn read(text: &[u8]) -> Option<Usage> {
                     && let Some(value) = value_after(&text[at + 1..])
                 {
                     match name {
-                        b"prompt_tokens" | b"input_tokens" => usage.prompt_tokens = count(value),
-                        b"completion_tokens" | b"output_tokens" => usage.completion_tokens = count(value),
-                        b"cost" => usage.cost = number(value),
+                        b"prompt_tokens" | b"input_tokens" => prompt = count(value),
+                        b"completion_tokens" | b"output_tokens" => completion = count(value),
+                        b"cost" => cost = number(value),
                         _ => {}
                     }
                 }
@@ -64,6 +64,11 @@ fn read(text: &[u8]) -> Option<Usage> {
         }
         at += 1;
     }
+    (prompt.is_some() || completion.is_some()).then(|| Usage {
+        prompt_tokens: prompt.unwrap_or(0),
+        completion_tokens: completion.unwrap_or(0),
+        cost: cost.unwrap_or(0.0),
+    })
 }
 
 /// How long a string is whose opening quote has been read.
@@ -78,23 +83,23 @@ fn length_of_string(text: &[u8]) -> Option<usize> {
     }
 }
 
-/// The number at the start of `text`; 0 for anything else, and for what no tokens or money can be.
-fn number(text: &[u8]) -> f64 {
+/// The number at the start of `text`, if it is one that tokens or money can be.
+fn number(text: &[u8]) -> Option<f64> {
     let is_part = |byte: &&u8| matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E');
     let digits = &text[..text.iter().take_while(is_part).count()];
-    let number = std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok());
-    number.filter(|number: &f64| number.is_finite() && *number >= 0.0).unwrap_or(0.0)
+    let number = std::str::from_utf8(digits).ok()?.parse::<f64>().ok()?;
+    (number.is_finite() && number >= 0.0).then_some(number)
 }
 
 /// The same for what is counted, which nearly always is a plain number.
-fn count(text: &[u8]) -> u64 {
+fn count(text: &[u8]) -> Option<u64> {
     let mut count = 0_u64;
     for (at, byte) in text.iter().enumerate() {
         match byte {
             b'0'..=b'9' if at < 18 => count = count * 10 + u64::from(byte - b'0'),
-            b',' | b'}' | b' ' | b'\t' | b'\r' | b'\n' => return count,
+            b',' | b'}' | b' ' | b'\t' | b'\r' | b'\n' if at > 0 => return Some(count),
             _ => break,
         }
     }
-    number(text) as u64
+    number(text).map(|number| number as u64)
 }

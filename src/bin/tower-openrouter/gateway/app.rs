@@ -3,23 +3,27 @@
 use std::{
     any::Any,
     convert::Infallible,
+    pin::Pin,
     sync::{
         LazyLock,
         atomic::{AtomicU64, Ordering},
     },
+    task::{Context, Poll},
 };
 
 use axum::{
     Router,
     body::Body,
-    routing::{get_service, post_service},
+    routing::{future::RouteFuture, get_service, post_service},
 };
 use bytes::Bytes;
 use http::{
-    HeaderName, HeaderValue, Request, Response, StatusCode, Uri,
+    HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri,
     header::{AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION},
 };
-use tower::{BoxError, Service, ServiceBuilder};
+use http_body_util::Either;
+use pin_project_lite::pin_project;
+use tower::{BoxError, Service, ServiceBuilder, ServiceExt};
 use tower_http::{
     catch_panic::CatchPanicLayer,
     request_id::{MakeRequestId, PropagateRequestIdLayer, RequestId, SetRequestIdLayer},
@@ -28,35 +32,23 @@ use tower_http::{
 };
 use tracing::{Level, debug_span, error};
 
-use super::{proxy::Proxy, refusal::Dialect};
+use super::{
+    proxy::{Proxy, ProxyBody, ProxyFuture, Shared},
+    refusal::Dialect,
+};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// The paths of the API, each served by `proxy`.
-pub(super) fn routes<S, B>(proxy: Proxy<S>) -> Router
-where
-    S: Service<Request<Body>, Response = Response<B>, Error = Infallible> + Clone + Send + Sync + 'static,
-    S::Future: Send + 'static,
-    B: http_body::Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<BoxError>,
-{
-    let mut router = Router::new();
-    for root in ["/v1", "/api/v1"] {
-        for path in ["chat/completions", "completions", "responses", "messages", "embeddings"] {
-            router = router.route(&format!("{root}/{path}"), post_service(proxy.clone()));
-        }
-        for path in ["models", "models/{*rest}"] {
-            router = router.route(&format!("{root}/{path}"), get_service(proxy.clone()));
-        }
-    }
-    router.fallback(not_found).method_not_allowed_fallback(method_not_allowed)
-}
+/// The endpoints that are posted to, below either root.
+const POSTED: [&str; 5] = ["chat/completions", "completions", "responses", "messages", "embeddings"];
+const ROOTS: [&str; 2] = ["/v1", "/api/v1"];
 
-/// What surrounds every request, whatever its path.
-pub(super) fn app<B>(
-    routes: Router,
+/// What surrounds every request, whatever its path, around `balancer`.
+pub(super) fn app<S, ReqB, B>(
+    balancer: S,
+    shared: Shared,
 ) -> impl Service<
-    Request<B>,
+    Request<ReqB>,
     Response = Response<impl http_body::Body<Data = Bytes, Error = impl Into<BoxError>> + Send + 'static>,
     Error = Infallible,
     Future = impl Send,
@@ -64,6 +56,10 @@ pub(super) fn app<B>(
 + Send
 + 'static
 where
+    S: Service<Request<RequestBody<ReqB>>, Response = Response<B>, Error = Infallible> + Clone + Send + Sync + 'static,
+    S::Future: Send + 'static,
+    ReqB: http_body::Body<Data = Bytes> + Send + 'static,
+    ReqB::Error: Into<BoxError>,
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
@@ -78,14 +74,116 @@ where
         .layer(PropagateRequestIdLayer::new(REQUEST_ID))
         .layer(
             TraceLayer::new_for_http()
-                .make_span_with(|request: &Request<B>| {
+                .make_span_with(|request: &Request<ReqB>| {
                     // the path alone: people put credentials into queries
                     debug_span!("request", method = %request.method(), path = request.uri().path(), id = ?request.headers().get(REQUEST_ID))
                 })
                 .on_failure(DefaultOnFailure::new().level(Level::DEBUG)),
         )
         .layer(CatchPanicLayer::custom(panicked))
-        .service(routes)
+        .service(Front::new(Proxy::new(balancer, shared)))
+}
+
+/// A request's body: as the server reads it, or boxed by the router.
+pub(super) type RequestBody<B> = Either<B, Body>;
+
+/// Sends what is posted to the common endpoints straight to the proxy, and leaves everything else to a router, which boxes
+/// its services, futures and bodies for each request.
+#[derive(Clone)]
+struct Front<S> {
+    proxy: Proxy<S>,
+    router: Router,
+}
+
+impl<S> Front<S> {
+    fn new<ReqB, B>(proxy: Proxy<S>) -> Self
+    where
+        S: Service<Request<RequestBody<ReqB>>, Response = Response<B>, Error = Infallible>
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        S::Future: Send + 'static,
+        ReqB: 'static,
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let mut router = Router::new();
+        let service = proxy.clone().map_request(|request: Request<Body>| request.map(RequestBody::<ReqB>::Right));
+        for root in ROOTS {
+            for path in POSTED {
+                router = router.route(&format!("{root}/{path}"), post_service(service.clone()));
+            }
+            for path in ["models", "models/{*rest}"] {
+                router = router.route(&format!("{root}/{path}"), get_service(service.clone()));
+            }
+        }
+        Self { proxy, router: router.fallback(not_found).method_not_allowed_fallback(method_not_allowed) }
+    }
+}
+
+fn is_posted<B>(request: &Request<B>) -> bool {
+    let path = request.uri().path();
+    let below = |root: &str| path.strip_prefix(root)?.strip_prefix('/');
+    request.method() == Method::POST
+        && ROOTS.into_iter().find_map(below).is_some_and(|endpoint| POSTED.contains(&endpoint))
+}
+
+impl<S, ReqB, B> Service<Request<ReqB>> for Front<S>
+where
+    S: Service<Request<RequestBody<ReqB>>, Response = Response<B>, Error = Infallible>,
+    ReqB: http_body::Body<Data = Bytes> + Send + 'static,
+    ReqB::Error: Into<BoxError>,
+    B: http_body::Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    type Response = Response<Either<ProxyBody<B>, Body>>;
+    type Error = Infallible;
+    type Future = FrontFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        // the router is always ready
+        self.proxy.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<ReqB>) -> Self::Future {
+        if is_posted(&request) {
+            // large, and every layer around here would move it
+            FrontFuture::Straight { answer: Box::pin(self.proxy.call(request.map(Either::Left))) }
+        } else {
+            FrontFuture::Routed { answer: self.router.call(request) }
+        }
+    }
+}
+
+pin_project! {
+    /// The answer of either.
+    #[project = FrontProj]
+    enum FrontFuture<F> {
+        Straight {
+            answer: Pin<Box<ProxyFuture<F>>>,
+        },
+        Routed {
+            #[pin]
+            answer: RouteFuture<Infallible>,
+        },
+    }
+}
+
+impl<F, B> Future for FrontFuture<F>
+where
+    F: Future<Output = Result<Response<B>, Infallible>>,
+    B: http_body::Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    type Output = Result<Response<Either<ProxyBody<B>, Body>>, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project() {
+            FrontProj::Straight { answer } => answer.as_mut().poll(cx).map_ok(|response| response.map(Either::Left)),
+            FrontProj::Routed { answer } => answer.poll(cx).map_ok(|response| response.map(Either::Right)),
+        }
+    }
 }
 
 async fn not_found(uri: Uri) -> Response<Body> {
@@ -108,29 +206,39 @@ struct Numbers;
 
 impl MakeRequestId for Numbers {
     fn make_request_id<B>(&mut self, _: &Request<B>) -> Option<RequestId> {
-        static PROCESS: LazyLock<u64> = LazyLock::new(|| fastrand::u64(..));
+        static PROCESS: LazyLock<String> = LazyLock::new(|| format!("{:016x}-", fastrand::u64(..)));
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        let id = format!("{:016x}-{}", *PROCESS, NEXT.fetch_add(1, Ordering::Relaxed));
-        HeaderValue::try_from(id).ok().map(RequestId::new)
+        // by hand, since formatting costs as much as parsing the request
+        let mut id = [b'0'; 37];
+        let (process, mut number) = (PROCESS.as_bytes(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let mut at = id.len();
+        while number > 0 {
+            at -= 1;
+            id[at] += (number % 10) as u8;
+            number /= 10;
+        }
+        at -= process.len();
+        id[at..][..process.len()].copy_from_slice(process);
+        HeaderValue::from_bytes(&id[at..]).ok().map(RequestId::new)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use http_body_util::BodyExt;
-    use tower::{ServiceExt, service_fn};
+    use tower::service_fn;
 
     use super::*;
-    use crate::gateway::{access::Access, drain::Drain, proxy::Shared};
+    use crate::gateway::{access::Access, drain::Drain};
 
     #[tokio::test]
     async fn a_panic_costs_one_request_and_is_answered() {
         let shared = Shared { access: Access(None), drain: Drain::new(), balancer_headers: true, simulated: false };
-        let balancer = service_fn(async |request: Request<Body>| {
+        let balancer = service_fn(async |request: Request<RequestBody<Body>>| {
             assert!(request.uri().query().is_none(), "told to panic");
             Ok::<_, Infallible>(Response::new(Body::from("fine")))
         });
-        let app = app(routes(Proxy::new(balancer, shared)));
+        let app = app(balancer, shared);
         for (path, status) in [("/v1/embeddings?panic", 500), ("/v1/embeddings", 200)] {
             let request = Request::post(path).body(Body::empty()).unwrap();
             let response = app.clone().oneshot(request).await.unwrap();

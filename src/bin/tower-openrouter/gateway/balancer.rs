@@ -5,21 +5,16 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use axum::Router;
 use tower_openrouter::{
     ApiKey, Balancer, DeadlineLayer, KeyError, OpenRouter, RetryLayer,
     breaker::{BreakerPolicy, TripPolicy},
     openrouter::{BASE_URL, HyperTransport},
     select::Pool,
     simulator::{Scenario, SimulatedKey, Simulator, utc_date},
-    stack::{BalancerBuilder, BalancerHandle},
+    stack::BalancerBuilder,
 };
 
-use super::{
-    app,
-    config::Settings,
-    proxy::{Proxy, Shared},
-};
+use super::config::Settings;
 
 /// The longest a breaker stays open, unless its first time is longer.
 const LONGEST_COOLDOWN: Duration = Duration::from_secs(300);
@@ -58,6 +53,18 @@ impl Upstream {
         Ok((Self::Simulated(simulator, model), keys))
     }
 
+    /// The leaf that sends to a real one.
+    pub(super) fn leaf<B>(url: &str) -> Result<OpenRouter<HyperTransport<B>>, String>
+    where
+        B: http_body::Body + Send,
+        B::Data: Send,
+    {
+        OpenRouter::builder()
+            .base_url(url)
+            .build(HyperTransport::new())
+            .map_err(|error| format!("--upstream {url}: {error}"))
+    }
+
     pub(super) fn name(&self) -> &str {
         match self {
             Self::Real(url) => url,
@@ -77,29 +84,9 @@ impl Upstream {
     }
 }
 
-/// The API's paths, served by a balancer over `keys`, and the balancer's handle.
-pub(super) fn routes(
-    settings: &Settings,
-    upstream: &Upstream,
-    keys: Vec<ApiKey>,
-    shared: Shared,
-) -> Result<(Router, BalancerHandle), Box<dyn Error>> {
-    let balancer = balancer(settings, Pool::new(keys)?)?;
-    // the stack as it is, not the boxed one: the router boxes it anyway
-    let router = match upstream {
-        Upstream::Real(url) => {
-            let leaf = OpenRouter::builder().base_url(url.as_str()).build(HyperTransport::new());
-            let leaf = leaf.map_err(|error| format!("--upstream {url}: {error}"))?;
-            app::routes(Proxy::new(balancer.service(leaf), shared))
-        }
-        Upstream::Simulated(simulator, _) => {
-            app::routes(Proxy::new(balancer.service(OpenRouter::new(simulator.service())), shared))
-        }
-    };
-    Ok((router, balancer.handle()))
-}
-
-fn balancer(settings: &Settings, pool: Pool) -> Result<BalancerBuilder, Box<dyn Error>> {
+/// The stack over `keys`, to be put before the upstream.
+pub(super) fn builder(settings: &Settings, keys: Vec<ApiKey>) -> Result<BalancerBuilder, Box<dyn Error>> {
+    let pool = Pool::new(keys)?;
     let trip = TripPolicy::failures(settings.breaker_failures, settings.breaker_window)?;
     let cooldown = settings.breaker_cooldown;
     let mut builder = Balancer::builder(pool)

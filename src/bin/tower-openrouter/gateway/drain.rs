@@ -7,7 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
 use bytes::Bytes;
@@ -48,6 +48,10 @@ impl Drain {
         self.0.cut.notify_waiters();
     }
 
+    fn is_cut(&self) -> bool {
+        self.0.is_cut.load(Ordering::Acquire)
+    }
+
     pub(super) fn is_draining(&self) -> bool {
         *self.0.draining.borrow()
     }
@@ -59,9 +63,9 @@ impl Drain {
 
     /// Resolves when everything is cut, also if it was already.
     pub(super) fn when_cut(&self) -> WhenCut {
-        // in this order a cut between the two is seen by one of them
+        // made before the first look at the flag, so that a cut in between is seen by one of them
         let notified = self.0.cut.clone().notified_owned();
-        WhenCut { notified, already: self.0.is_cut.load(Ordering::Acquire) }
+        WhenCut { notified, drain: self.clone(), told: None }
     }
 }
 
@@ -70,7 +74,9 @@ pin_project! {
     pub(super) struct WhenCut {
         #[pin]
         notified: OwnedNotified,
-        already: bool,
+        drain: Drain,
+        // whom the cut wakes
+        told: Option<Waker>,
     }
 }
 
@@ -79,11 +85,15 @@ impl Future for WhenCut {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
-        if !*this.already {
-            ready!(this.notified.poll(cx));
-            *this.already = true;
+        if this.drain.is_cut() {
+            return Poll::Ready(());
         }
-        Poll::Ready(())
+        // polled at every wake-up of a task that waits for much else: only a task that is not told yet takes the lock
+        if !this.told.as_ref().is_some_and(|told| told.will_wake(cx.waker())) {
+            ready!(this.notified.poll(cx));
+            *this.told = Some(cx.waker().clone());
+        }
+        Poll::Pending
     }
 }
 

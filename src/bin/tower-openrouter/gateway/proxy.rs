@@ -12,6 +12,7 @@ use std::{
 use axum::body::Body;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header::CONTENT_TYPE};
+use http_body_util::Either;
 use pin_project_lite::pin_project;
 use tower::{BoxError, Service};
 use tower_openrouter::RequestContext;
@@ -49,13 +50,16 @@ impl<S> Proxy<S> {
     }
 }
 
-impl<S, B> Service<Request<Body>> for Proxy<S>
+/// The body of an answer: the balancer's, an event stream of its that can be cut, or one of ours.
+pub(super) type ProxyBody<B> = Either<B, Either<Cuttable<B>, Body>>;
+
+impl<S, ReqB, B> Service<Request<ReqB>> for Proxy<S>
 where
-    S: Service<Request<Body>, Response = Response<B>, Error = Infallible>,
-    B: http_body::Body<Data = Bytes> + Send + 'static,
+    S: Service<Request<ReqB>, Response = Response<B>, Error = Infallible>,
+    B: http_body::Body<Data = Bytes>,
     B::Error: Into<BoxError>,
 {
-    type Response = Response<Body>;
+    type Response = Response<ProxyBody<B>>;
     type Error = Infallible;
     type Future = ProxyFuture<S::Future>;
 
@@ -63,7 +67,7 @@ where
         self.balancer.poll_ready(cx)
     }
 
-    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<ReqB>) -> Self::Future {
         let dialect = Dialect::of(request.uri().path());
         if !self.shared.access.allows(request.headers()) {
             let response = dialect.refuse(StatusCode::UNAUTHORIZED, "Missing or wrong access token");
@@ -103,17 +107,19 @@ pin_project! {
 impl<F, B> Future for ProxyFuture<F>
 where
     F: Future<Output = Result<Response<B>, Infallible>>,
-    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B: http_body::Body<Data = Bytes>,
     B::Error: Into<BoxError>,
 {
-    type Output = Result<Response<Body>, Infallible>;
+    type Output = Result<Response<ProxyBody<B>>, Infallible>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let response = match self.project() {
-            ProxyProj::Refused { response } => response.take().expect("polled after it was ready"),
+            ProxyProj::Refused { response } => own(response.take().expect("polled after it was ready")),
             ProxyProj::Running { answer, cut, context, dialect, shared } => match answer.poll(cx) {
                 Poll::Ready(Ok(response)) => shared.finish(response, context, *dialect),
-                Poll::Pending if cut.poll(cx).is_ready() => dialect.refuse(StatusCode::SERVICE_UNAVAILABLE, STOPPING),
+                Poll::Pending if cut.poll(cx).is_ready() => {
+                    own(dialect.refuse(StatusCode::SERVICE_UNAVAILABLE, STOPPING))
+                }
                 Poll::Pending => return Poll::Pending,
             },
         };
@@ -128,22 +134,23 @@ impl<F> fmt::Debug for ProxyFuture<F> {
 }
 
 impl Shared {
-    fn finish<B>(&self, mut response: Response<B>, context: &RequestContext, dialect: Dialect) -> Response<Body>
-    where
-        B: http_body::Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<BoxError>,
-    {
+    fn finish<B>(
+        &self,
+        mut response: Response<B>,
+        context: &RequestContext,
+        dialect: Dialect,
+    ) -> Response<ProxyBody<B>> {
         headers::to_client(response.headers_mut());
         let is_stream =
             response.headers().get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
         let mut response = if response.status().is_redirection() && response.status() != StatusCode::NOT_MODIFIED {
             // the client would follow it, and show the other server the token it has for this one
             let message = format!("The upstream answered with a redirect ({})", response.status().as_u16());
-            dialect.refuse(StatusCode::BAD_GATEWAY, &message)
+            own(dialect.refuse(StatusCode::BAD_GATEWAY, &message))
         } else if is_stream {
-            response.map(|body| Body::new(Cuttable::new(body, &self.drain, dialect)))
+            response.map(|body| Either::Right(Either::Left(Cuttable::new(body, &self.drain, dialect))))
         } else {
-            response.map(Body::new)
+            response.map(Either::Left)
         };
         let headers = response.headers_mut();
         if self.balancer_headers {
@@ -161,6 +168,10 @@ impl Shared {
         }
         response
     }
+}
+
+fn own<B>(response: Response<Body>) -> Response<ProxyBody<B>> {
+    response.map(|body| Either::Right(Either::Right(body)))
 }
 
 fn number(number: usize) -> HeaderValue {

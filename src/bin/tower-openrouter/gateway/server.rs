@@ -5,19 +5,25 @@
 
 use std::{
     convert::Infallible,
-    io,
+    future::poll_fn,
+    io, mem,
     net::SocketAddr,
-    pin::pin,
+    pin::{Pin, pin},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    task::{Context, Poll},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use http::{Request, Response};
-use hyper::{body::Incoming, service::service_fn};
+use hyper::{
+    body::Incoming,
+    rt::{Sleep, Timer},
+    service::service_fn,
+};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
@@ -25,7 +31,8 @@ use hyper_util::{
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{mpsc, watch},
-    time::{sleep, timeout},
+    task::unconstrained,
+    time::sleep,
 };
 use tower::{BoxError, Service, ServiceExt};
 use tracing::{debug, warn};
@@ -81,7 +88,7 @@ impl Server {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        let asked = Arc::new(AtomicBool::new(false));
+        let (heads, asked) = (Heads::default(), Arc::new(AtomicBool::new(false)));
         let service = service_fn({
             let asked = asked.clone();
             move |request| {
@@ -90,35 +97,85 @@ impl Server {
             }
         });
         let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(self.header_timeout);
+        builder.http1().timer(heads.clone()).header_read_timeout(self.header_timeout);
         builder.http2().timer(TokioTimer::new());
         let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
         // hyper's own timeout starts once it knows which HTTP is spoken
-        let mut first_request = pin!(timeout(self.header_timeout, std::future::pending::<Infallible>()));
-        let (mut stopping, mut waiting) = (false, true);
-        loop {
-            tokio::select! {
-                biased;
-                ended = connection.as_mut() => {
+        let mut alarm = pin!(sleep(self.header_timeout));
+        let draining = self.stop.clone();
+        // not to be put off for fairness, since it is not asked again
+        let mut stop = pin!(unconstrained(self.stop.changed()));
+        let (mut stopping, mut told) = (false, false);
+        poll_fn(|cx| {
+            loop {
+                if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
                     if let Err(error) = ended {
                         debug!(%error, "a connection failed");
                     }
-                    return;
+                    return Poll::Ready(());
                 }
-                _ = self.stop.wait_for(|stop| *stop), if !stopping => {
-                    stopping = true;
-                    connection.as_mut().graceful_shutdown();
-                }
-                _ = first_request.as_mut(), if waiting => {
-                    if !asked.load(Ordering::Relaxed) {
-                        return;
+                // woken for each piece that comes or goes, the task looks at a flag; the lock is for its first time here
+                if !stopping && (!mem::replace(&mut told, true) || draining.has_changed().unwrap_or(true)) {
+                    if stop.as_mut().poll(cx).is_ready() {
+                        stopping = true;
+                        connection.as_mut().graceful_shutdown();
+                        continue;
                     }
-                    waiting = false;
                 }
+                if alarm.as_mut().poll(cx).is_pending() {
+                    return Poll::Pending;
+                }
+                if !asked.load(Ordering::Relaxed) {
+                    return Poll::Ready(());
+                }
+                let now = tokio::time::Instant::now();
+                let next = heads.latest().filter(|latest| *latest > now);
+                alarm.as_mut().reset(next.unwrap_or(now + self.header_timeout));
             }
-        }
+        })
+        .await;
     }
 }
+
+/// The time limits of a connection's request heads, one after the other. A timer for each would be set and removed with
+/// every request. As each comes later than the one before, one alarm of the connection serves them all: it rings at the
+/// earliest, and is then put forward to the latest.
+#[derive(Debug, Clone, Default)]
+struct Heads(Arc<Mutex<Option<Instant>>>);
+
+impl Heads {
+    fn latest(&self) -> Option<tokio::time::Instant> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).map(Into::into)
+    }
+}
+
+impl Timer for Heads {
+    fn sleep(&self, duration: Duration) -> Pin<Box<dyn Sleep>> {
+        self.sleep_until(self.now() + duration)
+    }
+
+    fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Sleep>> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(deadline);
+        Box::pin(Head(deadline))
+    }
+
+    fn now(&self) -> Instant {
+        tokio::time::Instant::now().into()
+    }
+}
+
+/// The time limit of one head. It wakes nobody: the connection's alarm does.
+struct Head(Instant);
+
+impl Future for Head {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
+        if tokio::time::Instant::now() >= self.0.into() { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+impl Sleep for Head {}
 
 /// Whether only the one connection failed, before it was accepted.
 fn is_of_connection(error: &io::Error) -> bool {
