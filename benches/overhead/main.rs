@@ -69,7 +69,7 @@ fn main() -> ExitCode {
         group.finish();
         criterion.final_summary();
     }
-    let measured = Measured::of(&mut subjects, &asking, if quick { 40 } else { 200 });
+    let measured = Measured::of(&mut subjects, &asking, if quick { 400 } else { 4_000 });
     measured.print(BARE);
 
     let (whole, many, towers) = (measured.above(WHOLE), measured.above(MANY), measured.above(TOWERS));
