@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
 use tower_openrouter::{
     ApiKey, OpenRouter, RequestContext,
-    error::{UpstreamError, UpstreamErrorKind},
+    error::{Rejected, UpstreamError, UpstreamErrorKind, Why},
     openrouter::{AuthorizeLayer, BuildError},
     outcome::{Cause, Outcome, OutcomeCell, Retry, Scope},
 };
@@ -275,8 +275,10 @@ async fn r011_the_deadline_cuts_the_wait_for_the_head_short() {
     let started = Instant::now();
     let mut request = chat();
     RequestContext::of(&mut request).limit(started + Duration::from_secs(5));
-    OpenRouter::new(Probe::new(Act::Hang)).oneshot(request).await.unwrap_err();
+    let error = OpenRouter::new(Probe::new(Act::Hang)).oneshot(request).await.unwrap_err();
     assert_eq!(started.elapsed().as_secs(), 5);
+    let refusal = Rejected::find(&*error).expect("the caller's haste, which no key is blamed for");
+    assert_eq!(refusal.why(), Why::Deadline);
 }
 
 #[tokio::test(start_paused = true)]

@@ -192,8 +192,7 @@ async fn r020_a_removed_key_gets_nothing_new_and_r021_an_added_one_its_share() {
     for _ in 0..10 {
         service.clone().oneshot(request()).await.unwrap();
     }
-    let seen = std::mem::take(&mut *seen.lock().unwrap());
-    let count = |label: &str| seen.iter().filter(|seen| *seen == label).count();
+    let count = |label: &str| seen.lock().unwrap().iter().filter(|seen| *seen == label).count();
     assert_eq!((count("k0"), count("k1"), count("new")), (0, 5, 5));
     held.into_body().collect().await.unwrap();
 }

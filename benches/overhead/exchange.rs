@@ -16,12 +16,12 @@ use tower::{Service, ServiceExt};
 
 /// An upstream in memory: it answers at once, whatever is asked.
 #[derive(Clone)]
-pub struct Leaf {
+pub(crate) struct Leaf {
     answer: Bytes,
 }
 
 impl Leaf {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let answer = r#"{"id":"gen-1763712000-AbCdEfGhIjKlMnOpQrSt","object":"chat.completion","created":1763712000,"model":"acme/swift-1","provider":"Acme","system_fingerprint":null,"choices":[{"index":0,"logprobs":null,"finish_reason":"stop","native_finish_reason":"stop","message":{"role":"assistant","content":"The quick brown fox jumps over the lazy dog, as it does in every test.","refusal":null,"reasoning":null}}],"usage":{"prompt_tokens":194,"completion_tokens":17,"total_tokens":211,"cost":0.00014725,"is_byok":false,"prompt_tokens_details":{"cached_tokens":0,"audio_tokens":0},"completion_tokens_details":{"reasoning_tokens":0}}}"#;
         Self { answer: Bytes::from(answer.to_owned()) }
     }
@@ -48,14 +48,14 @@ impl<B> Service<Request<B>> for Leaf {
 
 /// What is asked: a chat of 1 KiB with eight headers.
 #[derive(Clone)]
-pub struct Asking {
+pub(crate) struct Asking {
     uri: Uri,
     headers: HeaderMap,
     body: Bytes,
 }
 
 impl Asking {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let (start, end) =
             (r#"{"model":"acme/swift-1","messages":[{"role":"user","content":""#, r#""}],"max_tokens":64}"#);
         let body = format!("{start}{}{end}", "words ".repeat(200).split_at(1024 - start.len() - end.len()).0);
@@ -87,7 +87,7 @@ impl Asking {
 }
 
 /// Asks once and reads the answer to its end.
-pub async fn ask<S, ResB>(service: &mut S, asking: &Asking)
+pub(crate) async fn ask<S, ResB>(service: &mut S, asking: &Asking)
 where
     S: Service<Request<Full<Bytes>>, Response = Response<ResB>, Error: fmt::Debug>,
     ResB: Body<Data = Bytes, Error: fmt::Debug>,

@@ -15,13 +15,13 @@ use tower::Service;
 
 use crate::exchange::{Asking, Leaf, ask};
 
-/// Requests of one turn.
+/// Requests of one turn: few enough that most turns end before the scheduler interrupts them.
 const TURN: u32 = 200;
 /// Requests before the first turn: enough for each of 10,000 keys to have served.
 const WARM_UP: u32 = 200_000;
 
 /// Something that is measured.
-pub trait Subject {
+pub(crate) trait Subject {
     fn name(&self) -> &'static str;
     /// How long so many requests take, one after the other.
     fn run(&mut self, asking: &Asking, requests: u32) -> Duration;
@@ -35,7 +35,7 @@ struct OnRuntime<S> {
 }
 
 /// The service that `make` puts around a leaf, on a current-thread runtime of its own.
-pub fn subject<S, ResB>(name: &'static str, make: impl FnOnce(Leaf) -> S) -> Box<dyn Subject>
+pub(crate) fn subject<S, ResB>(name: &'static str, make: impl FnOnce(Leaf) -> S) -> Box<dyn Subject>
 where
     S: Service<Request<Full<Bytes>>, Response = Response<ResB>, Error: fmt::Debug> + 'static,
     ResB: Body<Data = Bytes, Error: fmt::Debug>,
@@ -77,11 +77,11 @@ where
 }
 
 /// Median nanoseconds for a request, and what of them is above the bare call in the same round.
-pub struct Measured(Vec<(&'static str, f64, f64)>);
+pub(crate) struct Measured(Vec<(&'static str, f64, f64)>);
 
 impl Measured {
     /// Measures all `subjects` in turns, the first of which is the bare call.
-    pub fn of(subjects: &mut [Box<dyn Subject>], asking: &Asking, rounds: usize) -> Self {
+    pub(crate) fn of(subjects: &mut [Box<dyn Subject>], asking: &Asking, rounds: usize) -> Self {
         for subject in &mut *subjects {
             subject.run(asking, WARM_UP);
         }
@@ -94,19 +94,19 @@ impl Measured {
             }
         }
         let bare = times[0].clone();
-        let row = |(subject, times): (&Box<dyn Subject>, Vec<f64>)| {
+        let row = |(name, times): (&'static str, Vec<f64>)| {
             let above = times.iter().zip(&bare).map(|(time, bare)| time - bare).collect();
-            (subject.name(), median(times), median(above))
+            (name, median(times), median(above))
         };
-        Self(subjects.iter().zip(times).map(row).collect())
+        Self(subjects.iter().map(|subject| subject.name()).zip(times).map(row).collect())
     }
 
     /// Nanoseconds above the bare call.
-    pub fn above(&self, name: &str) -> f64 {
+    pub(crate) fn above(&self, name: &str) -> f64 {
         self.0.iter().find(|(other, ..)| *other == name).map_or(f64::NAN, |(.., above)| *above)
     }
 
-    pub fn print(&self, bare: &str) {
+    pub(crate) fn print(&self, bare: &str) {
         println!("\n| ns for a request, median | in all | above the {bare} |\n| --- | ---: | ---: |");
         for (name, time, above) in &self.0 {
             println!("| {name} | {time:.0} | {above:.0} |");

@@ -27,25 +27,25 @@ use crate::exchange::Leaf;
 type Asked = Request<Full<Bytes>>;
 
 /// A pool of so many keys.
-pub fn pool(keys: usize) -> Pool {
+pub(crate) fn pool(keys: usize) -> Pool {
     let key = |index| ApiKey::new(format!("sk-or-v1-{index:064}")).expect("the secret is visible ASCII");
     Pool::new((0..keys).map(key)).expect("there are keys")
 }
 
 /// The default stack, every type known to the compiler.
-pub fn ours(
+pub(crate) fn ours(
     keys: usize,
 ) -> impl Service<Asked, Response = Response<impl Body<Data = Bytes, Error: std::fmt::Debug>>, Error = Infallible> {
     Balancer::builder(pool(keys)).service(OpenRouter::new(Leaf::new()))
 }
 
 /// The default stack, boxed.
-pub fn boxed(keys: usize) -> impl Service<Asked, Response = Response<BalancerBody>, Error = Infallible> {
+pub(crate) fn boxed(keys: usize) -> impl Service<Asked, Response = Response<BalancerBody>, Error = Infallible> {
     Balancer::builder(pool(keys)).build(OpenRouter::new(Leaf::new()))
 }
 
 /// Selection alone.
-pub fn select(
+pub(crate) fn select(
     keys: usize,
 ) -> impl Service<Asked, Response = Response<impl Body<Data = Bytes, Error = Infallible>>, Error = BoxError> {
     let layer = KeySelectLayer::new(pool(keys), endpoint_fn(|_: &Endpoint| Identity::new()));
@@ -55,7 +55,7 @@ pub fn select(
 /// The same of tower's own parts: retry, buffer, and p2c over three endpoints with a limit each.
 ///
 /// It neither sets a key nor looks at the answer, as ours does, nor does its limit last until the body's end.
-pub fn towers() -> impl Service<Asked, Response = Response<Full<Bytes>>, Error = BoxError> {
+pub(crate) fn towers() -> impl Service<Asked, Response = Response<Full<Bytes>>, Error = BoxError> {
     let endpoint = || {
         let limited = ServiceBuilder::new().layer(TowerLimitLayer::new(usize::MAX >> 4)).service(Leaf::new());
         PeakEwma::new(limited, Duration::from_millis(500), 1e6, CompleteOnResponse::default())
@@ -92,7 +92,7 @@ impl<E> Policy<Asked, Response<Full<Bytes>>, E> for Attempts {
 }
 
 /// An endpoint for layers that want one.
-pub fn endpoint() -> (ApiKey, Endpoint) {
+pub(crate) fn endpoint() -> (ApiKey, Endpoint) {
     let endpoint = Arc::clone(&pool(1).endpoints())[0].clone();
     (endpoint.key().clone(), endpoint)
 }

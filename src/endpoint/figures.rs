@@ -277,7 +277,7 @@ mod tests {
     #[test]
     fn figures_stay_small() {
         assert!(size_of::<Figures>() <= 1024, "without history: {}", size_of::<Figures>());
-        assert!(size_of::<Figures>() + size_of::<Latency>() <= 4096, "with history: {}", size_of::<Latency>());
+        assert!(size_of::<Figures>() + size_of::<Latency>() <= 5120, "with history: {}", size_of::<Latency>());
     }
 
     #[test]
@@ -298,8 +298,9 @@ mod tests {
             theirs.increment(value).unwrap();
             let ours = Latency::default();
             ours.record(Duration::ZERO, Duration::from_micros(value));
-            prop_assert_eq!(ours.total().histogram.as_slice(), theirs.as_slice());
-            prop_assert_eq!((ours.total().sum, ours.first_byte().sum), (value, 0));
+            let (first_byte, total) = (ours.first_byte(), ours.total());
+            prop_assert_eq!(total.histogram.as_slice(), theirs.as_slice());
+            prop_assert_eq!((total.sum, first_byte.sum), (value, 0));
         }
     }
 }

@@ -26,7 +26,7 @@ use super::{
 use crate::{
     body::Guarded,
     clock,
-    error::{Rejected, UpstreamError, UpstreamErrorKind},
+    error::{Rejected, UpstreamError, UpstreamErrorKind, Why},
     outcome::{Cause, Fault, Outcome, OutcomeCell, Scope},
 };
 
@@ -120,6 +120,10 @@ where
         Poll::Ready(match failed.take() {
             // what came of the body says as much as can be known
             Some(failed) => Ok(judged(*failed, asked)),
+            // the caller's own haste says nothing about the upstream
+            None if asked.deadline.is_some_and(|deadline| deadline <= Instant::now()) => {
+                Err(Rejected::new(Why::Deadline, "the request's deadline passed before the upstream answered").into())
+            }
             None => Err(UpstreamError::new(UpstreamErrorKind::HeadersTimeout, None).into()),
         })
     }

@@ -77,7 +77,7 @@ fn r003_an_idle_clone_holds_nothing() {
 }
 
 #[test]
-fn r003_whoever_is_not_ready_holds_nothing() {
+fn r003_whoever_is_not_ready_or_refused_holds_nothing() {
     each(|name, probe, mut service, watch| {
         run(async {
             // the inner service is ready all the time, so what is pending is a layer of ours
@@ -91,9 +91,14 @@ fn r003_whoever_is_not_ready_holds_nothing() {
                 }
             }
             let mut late = service.clone();
-            if !is_ready(&mut late).await {
-                assert_eq!(probe.reserved(), 0, "{name}");
+            if is_ready(&mut late).await {
+                let calls = probe.calls();
+                let _ = time::timeout(Duration::from_secs(1), late.call(post(Payload::whole()))).await;
+                assert!(probe.calls() > calls || probe.reserved() == 0, "{name}: refused, and holds");
+            } else {
+                assert_eq!(probe.reserved(), 0, "{name}: pending, and holds");
             }
+            drop(late);
         });
     });
 }

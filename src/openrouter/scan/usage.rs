@@ -38,12 +38,12 @@ pub(super) fn has_member(document: &[u8], quoted: &Finder) -> bool {
 /// Reads the numbers of the object at the start of `text`; what is nested in it, and what follows it, is passed over. Every
 /// answer pays for this, and a parser that checks all of the object takes five times as long.
 fn read(text: &[u8]) -> Option<Usage> {
-    let (mut prompt, mut completion, mut cost) = (None, None, None);
+    let mut usage = Usage::default();
     let (mut depth, mut at) = (0_usize, 0);
     loop {
         match text.get(at)? {
             b'{' | b'[' => depth += 1,
-            b'}' | b']' if depth == 1 => break,
+            b'}' | b']' if depth == 1 => return Some(usage),
             b'}' | b']' => depth -= 1,
             b'"' => {
                 let length = length_of_string(&text[at + 1..])?;
@@ -51,11 +51,12 @@ fn read(text: &[u8]) -> Option<Usage> {
                 at += length + 1;
                 if depth == 1
                     && let Some(value) = value_after(&text[at + 1..])
+                    && !value.starts_with(b"null")
                 {
                     match name {
-                        b"prompt_tokens" | b"input_tokens" => prompt = count(value),
-                        b"completion_tokens" | b"output_tokens" => completion = count(value),
-                        b"cost" => cost = number(value),
+                        b"prompt_tokens" | b"input_tokens" => usage.prompt_tokens = count(value)?,
+                        b"completion_tokens" | b"output_tokens" => usage.completion_tokens = count(value)?,
+                        b"cost" => usage.cost = number(value)?,
                         _ => {}
                     }
                 }
@@ -64,11 +65,6 @@ fn read(text: &[u8]) -> Option<Usage> {
         }
         at += 1;
     }
-    (prompt.is_some() || completion.is_some()).then(|| Usage {
-        prompt_tokens: prompt.unwrap_or(0),
-        completion_tokens: completion.unwrap_or(0),
-        cost: cost.unwrap_or(0.0),
-    })
 }
 
 /// How long a string is whose opening quote has been read.
@@ -83,12 +79,12 @@ fn length_of_string(text: &[u8]) -> Option<usize> {
     }
 }
 
-/// The number at the start of `text`, if it is one that tokens or money can be.
+/// The number at the start of `text`, if there is one; 0 for what no tokens or money can be.
 fn number(text: &[u8]) -> Option<f64> {
     let is_part = |byte: &&u8| matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E');
     let digits = &text[..text.iter().take_while(is_part).count()];
-    let number = std::str::from_utf8(digits).ok()?.parse::<f64>().ok()?;
-    (number.is_finite() && number >= 0.0).then_some(number)
+    let number: f64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    Some(if number.is_finite() { number.max(0.0) } else { 0.0 })
 }
 
 /// The same for what is counted, which nearly always is a plain number.
@@ -97,9 +93,33 @@ fn count(text: &[u8]) -> Option<u64> {
     for (at, byte) in text.iter().enumerate() {
         match byte {
             b'0'..=b'9' if at < 18 => count = count * 10 + u64::from(byte - b'0'),
-            b',' | b'}' | b' ' | b'\t' | b'\r' | b'\n' if at > 0 => return Some(count),
+            b',' | b'}' | b' ' | b'\t' | b'\r' | b'\n' => return Some(count),
             _ => break,
         }
     }
     number(text).map(|number| number as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_taken_from_the_object_itself_only() {
+        let usage = |prompt_tokens, completion_tokens, cost| Some(Usage { prompt_tokens, completion_tokens, cost });
+        for (object, expected) in [
+            (r#"{}"#, usage(0, 0, 0.0)),
+            (r#"{"prompt_tokens":3,"completion_tokens" : 2 ,"cost":0.25}"#, usage(3, 2, 0.25)),
+            (r#"{"input_tokens":3,"output_tokens":2,"cost":null}, {"cost":9}"#, usage(3, 2, 0.0)),
+            (r#"{"details":{"cost":9,"list":[{"prompt_tokens":9}]},"cost":1.5e-3}"#, usage(0, 0, 0.0015)),
+            (r#"{"a\"}\\":"}","note":"\\\"cost\":9","prompt_tokens":3e2,"prompt_tokens":null}"#, usage(300, 0, 0.0)),
+            (r#"{"prompt_tokens":-1,"completion_tokens":99999999999999999999,"cost":1e999}"#, usage(0, u64::MAX, 0.0)),
+            (r#"{"prompt_tokens":"3"}"#, None),
+            (r#"{"cost":0.25"#, None),
+            (r#"{"cost"#, None),
+            (r#"{"cost\"#, None),
+        ] {
+            assert_eq!(read(object.as_bytes()), expected, "{object}");
+        }
+    }
 }
