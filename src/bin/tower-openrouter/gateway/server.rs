@@ -116,12 +116,13 @@ impl Server {
                     return Poll::Ready(());
                 }
                 // woken for each piece that comes or goes, the task looks at a flag; the lock is for its first time here
-                if !stopping && (!mem::replace(&mut told, true) || draining.has_changed().unwrap_or(true)) {
-                    if stop.as_mut().poll(cx).is_ready() {
-                        stopping = true;
-                        connection.as_mut().graceful_shutdown();
-                        continue;
-                    }
+                if !stopping
+                    && (!mem::replace(&mut told, true) || draining.has_changed().unwrap_or(true))
+                    && stop.as_mut().poll(cx).is_ready()
+                {
+                    stopping = true;
+                    connection.as_mut().graceful_shutdown();
+                    continue;
                 }
                 if alarm.as_mut().poll(cx).is_pending() {
                     return Poll::Pending;
