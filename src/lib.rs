@@ -36,7 +36,7 @@
 //! - [`monitor`]: what becomes of every attempt on a key, measured to the end of its body.
 //! - [`breaker`]: a circuit breaker whose open state is *not ready*.
 //! - [`limit`]: how many requests may run at once.
-//! - [`openrouter`]: the key put on ([`AuthorizeLayer`](openrouter::AuthorizeLayer)), the service itself, its table of answers,
+//! - [`openrouter`]: the key put on ([`AuthorizeLayer`]), the service itself, its table of answers,
 //!   and the transports.
 //!
 //! All together, and in place of the upstream:
