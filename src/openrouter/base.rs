@@ -39,11 +39,11 @@ impl Base {
 
     /// Where a request with this target goes; `None` when it does not lie below the API root.
     pub(super) fn join(&self, target: &Uri) -> Option<Uri> {
-        let path = below_root(target.path())?;
+        let path = below_root(target.path());
         let common = COMMON.iter().zip(&self.common).find(|(common, _)| **common == path);
         let path = match (common, target.query()) {
             (Some((_, joined)), None) => joined.clone(),
-            (_, query) => join_path(&self.prefix, path, query)?,
+            (_, query) => join_path(&self.prefix, plain(path)?, query)?,
         };
         let mut parts = http::uri::Parts::default();
         parts.scheme = Some(self.scheme.clone());
@@ -71,10 +71,14 @@ fn join_path(prefix: &str, path: &str, query: Option<&str>) -> Option<PathAndQue
 }
 
 /// The path below the API root, which clients spell `/api/v1/…`, `/v1/…` or not at all.
-fn below_root(path: &str) -> Option<&str> {
+fn below_root(path: &str) -> &str {
     let under = |root: &str| path.strip_prefix(root).filter(|rest| rest.is_empty() || rest.starts_with('/'));
-    let below = under("/api/v1").or_else(|| under("/v1")).unwrap_or(path);
-    (below.len() > 1 && below.starts_with('/') && key::is_plain_path(below)).then_some(below)
+    under("/api/v1").or_else(|| under("/v1")).unwrap_or(path)
+}
+
+/// The path, if it names something below the root and does not climb.
+fn plain(path: &str) -> Option<&str> {
+    (path.len() > 1 && path.starts_with('/') && key::is_plain_path(path)).then_some(path)
 }
 
 #[cfg(test)]

@@ -54,8 +54,8 @@ pin_project! {
         Running {
             #[pin]
             answer: F,
-            #[pin]
-            limit: Option<Sleep>,
+            // boxed, since only who has to wait has one, and the others should not carry its size
+            limit: Option<Pin<Box<Sleep>>>,
             // a failed answer whose body is being read
             failed: Option<Box<Failed<TB>>>,
             asked: Asked,
@@ -87,7 +87,7 @@ where
     type Output = Result<Response<OpenRouterBody<TB>>, BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let StateProj::Running { answer, mut limit, failed, asked } = self.project().state.project() else {
+        let StateProj::Running { answer, limit, failed, asked } = self.project().state.project() else {
             return Poll::Ready(Ok(bad_target()));
         };
         if failed.is_none() {
@@ -111,14 +111,12 @@ where
             *failed = Some(reading);
         }
         // only who has to wait needs a timer
-        if limit.is_none() {
+        let limit = limit.get_or_insert_with(|| {
             let own = clock::after(Instant::now(), asked.config.headers_timeout);
             let until = asked.deadline.map_or(own, |deadline| deadline.min(own));
-            limit.set(Some(tokio::time::sleep_until(until)));
-        }
-        if let Some(limit) = limit.as_pin_mut() {
-            ready!(limit.poll(cx));
-        }
+            Box::pin(tokio::time::sleep_until(until))
+        });
+        ready!(limit.as_mut().poll(cx));
         Poll::Ready(match failed.take() {
             // what came of the body says as much as can be known
             Some(failed) => Ok(judged(*failed, asked)),

@@ -21,7 +21,7 @@ pub(super) struct Attribution {
 pub(super) fn prepare(headers: &mut HeaderMap, attribution: &Attribution) -> bool {
     let (mut referer, mut title, mut categories, mut metadata) = (false, false, false, false);
     // one pass over the names, rather than a look-up for each that might be there
-    let mut hops = false;
+    let (mut hops, mut host, mut expect) = (false, false, false);
     for (name, value) in headers.iter() {
         match name.as_str() {
             "http-referer" => referer = true,
@@ -30,13 +30,18 @@ pub(super) fn prepare(headers: &mut HeaderMap, attribution: &Attribution) -> boo
             "x-openrouter-metadata" | "x-openrouter-experimental-metadata" => {
                 metadata |= value.as_bytes().eq_ignore_ascii_case(b"enabled");
             }
-            "host" | "expect" => hops = true,
+            "host" => host = true,
+            "expect" => expect = true,
             name => hops |= is_hop_by_hop(name),
         }
     }
     if hops {
         strip_hop_by_hop(headers);
+    }
+    if host {
         headers.remove(http::header::HOST);
+    }
+    if expect {
         // the upstream's interim answer would come too late to be of use
         headers.remove(http::header::EXPECT);
     }

@@ -1,12 +1,11 @@
 //! A JSON answer: judged once, when all of it is here.
 
-use memchr::memmem;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use super::{
     KEPT, Note,
-    usage::{has_member, value_after},
+    usage::{ERROR, has_member, value_after},
 };
 use crate::outcome::Retry;
 
@@ -61,7 +60,7 @@ fn judge(document: &[u8], note: &mut Note) {
         return note.cut(true, Retry::Unclear);
     }
     // the common answer has no such member, or null: it need not be parsed
-    if has_member(document, br#""error""#) {
+    if has_member(document, &ERROR) {
         match serde_json::from_slice::<Value>(document) {
             Ok(parsed) if note.error_in(&parsed) => return,
             Ok(_) => {}
@@ -78,9 +77,9 @@ fn judge_tail(tail: &[u8], note: &mut Note) {
     if !matches!(tail.last(), Some(b'}' | b']')) {
         return note.cut(true, Retry::Unclear);
     }
-    let name = br#""error""#;
-    let mut errors = memmem::find_iter(tail, name)
-        .filter_map(|at| value_after(&tail[at + name.len()..]))
+    let mut errors = ERROR
+        .find_iter(tail)
+        .filter_map(|at| value_after(&tail[at + ERROR.needle().len()..]))
         .filter(|value| value.first() == Some(&b'{'))
         .filter_map(|value| serde_json::Deserializer::from_slice(value).into_iter::<Value>().next()?.ok())
         .filter(|error| error["message"].is_string() && !error["code"].is_null());

@@ -4,7 +4,10 @@ use memchr::memchr2;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{KEPT, Note, usage::has_member};
+use super::{
+    KEPT, Note,
+    usage::{ERROR, has_member},
+};
 use crate::outcome::Retry;
 
 #[derive(Debug, Default)]
@@ -133,11 +136,11 @@ impl Sse {
     /// Reads an event; `false` if it is not JSON.
     fn read(&mut self, event: &[u8], note: &mut Note) -> bool {
         let committed = note.committed;
-        if committed && self.shape == Shape::Chat && !has_member(event, br#""error""#) {
+        if committed && self.shape == Shape::Chat && !has_member(event, &ERROR) {
             note.usage_in(event);
             return true;
         }
-        if committed && self.shape == Shape::Typed && !has_member(event, br#""error""#) {
+        if committed && self.shape == Shape::Typed && !has_member(event, &ERROR) {
             #[derive(Deserialize)]
             struct Typed<'a> {
                 #[serde(borrow, rename = "type")]
