@@ -55,7 +55,8 @@ impl Penalty {
 
     /// How many virtual requests are left.
     pub(super) fn left(&self, now: Instant) -> f64 {
-        if self.until.load(Ordering::Acquire) <= clock::nanos(now) {
+        let until = self.until.load(Ordering::Acquire);
+        if until == 0 || until <= clock::nanos(now) {
             return 0.0;
         }
         self.melting.lock().unwrap_or_else(PoisonError::into_inner).map_or(0.0, |melting| melting.left(now))
