@@ -23,13 +23,19 @@ pub(crate) fn after(now: Instant, span: Duration) -> Instant {
 ///
 /// A paused clock may be older than the first asking by a test's own doing; such instants count as zero.
 pub(crate) fn nanos(at: Instant) -> u64 {
-    static ORIGIN: LazyLock<std::time::Instant> = LazyLock::new(|| {
-        // one day of room below, so that instants a little before the first asking still differ
-        let now = std::time::Instant::now();
-        now.checked_sub(Duration::from_secs(86_400)).unwrap_or(now)
-    });
     u64::try_from(at.into_std().saturating_duration_since(*ORIGIN).as_nanos()).unwrap_or(u64::MAX)
 }
+
+/// The instant of which [`nanos`] makes this number.
+pub(crate) fn instant(nanos: u64) -> Instant {
+    after((*ORIGIN).into(), Duration::from_nanos(nanos))
+}
+
+static ORIGIN: LazyLock<std::time::Instant> = LazyLock::new(|| {
+    // one day of room below, so that instants a little before the first asking still differ
+    let now = std::time::Instant::now();
+    now.checked_sub(Duration::from_secs(86_400)).unwrap_or(now)
+});
 
 /// Reads the wall clock; injected where a test or a simulator keeps its own.
 pub type WallClock = fn() -> SystemTime;

@@ -171,7 +171,7 @@ where
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let now = Instant::now();
         let own = request.extensions().get().map(|Deadline(instant)| *instant);
-        let context = RequestContext::of(&mut request);
+        let context = RequestContext::of_arrived(&mut request, Some(now));
         context.limit(own.unwrap_or_else(|| clock::after(now, self.total)));
         let deadline = context.deadline().unwrap_or(now);
         let future = if now < deadline {

@@ -7,7 +7,10 @@
 use std::{
     fmt,
     hash::{DefaultHasher, Hash, Hasher},
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -18,14 +21,17 @@ use serde_json::value::RawValue;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use crate::{endpoint::Endpoint, outcome::Outcome};
+use crate::{clock, endpoint::Endpoint, outcome::Outcome};
 
 /// The shared context of a request and of its attempts.
 #[derive(Clone)]
 pub struct RequestContext(Arc<Inner>);
 
 struct Inner {
-    deadline: Mutex<Option<Instant>>,
+    /// When the request came, if the stage that made the context had looked at the clock.
+    arrived: Option<Instant>,
+    /// In nanoseconds; the largest number when there is none.
+    deadline: AtomicU64,
     body: OnceLock<Bytes>,
     asks: OnceLock<Asks>,
     ledger: Mutex<Ledger>,
@@ -34,8 +40,13 @@ struct Inner {
 impl RequestContext {
     /// An empty context.
     pub fn new() -> Self {
+        Self::arrived_at(None)
+    }
+
+    fn arrived_at(arrived: Option<Instant>) -> Self {
         Self(Arc::new(Inner {
-            deadline: Mutex::new(None),
+            arrived,
+            deadline: AtomicU64::new(u64::MAX),
             body: OnceLock::new(),
             asks: OnceLock::new(),
             ledger: Mutex::default(),
@@ -44,12 +55,22 @@ impl RequestContext {
 
     /// The context of a request; an empty one is put in if there is none.
     pub fn of<B>(request: &mut Request<B>) -> Self {
+        Self::of_arrived(request, None)
+    }
+
+    /// The same for a stage that knows the time, so that later ones need not look at the clock again.
+    pub(crate) fn of_arrived<B>(request: &mut Request<B>, now: Option<Instant>) -> Self {
         if let Some(context) = Self::get(request.extensions()) {
             return context.clone();
         }
-        let context = Self::new();
+        let context = Self::arrived_at(now);
         request.extensions_mut().insert(context.clone());
         context
+    }
+
+    /// When the request came, where that is known.
+    pub(crate) fn arrived(&self) -> Option<Instant> {
+        self.0.arrived
     }
 
     /// The context in these extensions.
@@ -59,13 +80,13 @@ impl RequestContext {
 
     /// The instant by which everything must be over; `None` when there is none.
     pub fn deadline(&self) -> Option<Instant> {
-        *lock(&self.0.deadline)
+        let nanos = self.0.deadline.load(Ordering::Relaxed);
+        (nanos != u64::MAX).then(|| clock::instant(nanos))
     }
 
     /// Sets the deadline, unless an earlier one stands.
     pub fn limit(&self, deadline: Instant) {
-        let mut stands = lock(&self.0.deadline);
-        *stands = Some(stands.map_or(deadline, |stands| stands.min(deadline)));
+        self.0.deadline.fetch_min(clock::nanos(deadline), Ordering::Relaxed);
     }
 
     /// Gives the whole body, to be read for what it asks; the first one stays.

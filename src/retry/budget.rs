@@ -149,6 +149,11 @@ impl RetryBudget {
         let tick = tick(now);
         self.0.withdraw(tick).then(|| Ticket { budget: Some(self.clone()), tick })
     }
+
+    /// Counts a request that came at `arrived`.
+    pub(super) fn deposit_at(&self, arrived: Instant) {
+        self.0.deposit(tick(arrived));
+    }
 }
 
 impl Default for RetryBudget {
@@ -159,7 +164,7 @@ impl Default for RetryBudget {
 
 impl Budget for RetryBudget {
     fn deposit(&self) {
-        self.0.deposit(tick(Instant::now()));
+        self.deposit_at(Instant::now());
     }
 
     fn withdraw(&self) -> bool {

@@ -9,10 +9,8 @@ use std::{
 
 use http::{Request, Response};
 use pin_project_lite::pin_project;
-use tower::{
-    BoxError,
-    retry::{budget::Budget, future::ResponseFuture},
-};
+use tokio::time::Instant;
+use tower::{BoxError, retry::future::ResponseFuture};
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -208,10 +206,10 @@ where
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        self.shared.counts.request();
-        self.shared.budget.deposit();
         // the copies for later attempts must share it
-        RequestContext::of(&mut request);
+        let context = RequestContext::of(&mut request);
+        self.shared.counts.request();
+        self.shared.budget.deposit_at(context.arrived().unwrap_or_else(Instant::now));
         RetryFuture { inner: self.inner.call(request) }
     }
 }

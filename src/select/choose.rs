@@ -19,6 +19,7 @@ use super::{
     waiting::Room,
 };
 use crate::{
+    endpoint::Endpoint,
     outcome::{Classify, Scope},
     request::{Attempt, RequestContext},
 };
@@ -40,7 +41,7 @@ pub(super) struct Shared<S, P> {
 /// What looking for an endpoint came to.
 pub(super) enum Choice<S> {
     /// This one, with an instance that said Ready.
-    Ready(Arc<Lane<S>>, S),
+    Ready(Endpoint, S),
     /// Nobody now.
     Nobody(Outlook),
 }
@@ -91,7 +92,7 @@ impl<S, P: Pick> Shared<S, P> {
             }
         }
         match search.run(&snapshot) {
-            Some((lane, service)) => Choice::Ready(lane.clone(), service),
+            Some((lane, service)) => Choice::Ready(lane.endpoint.clone(), service),
             None => {
                 search.add_those_out();
                 Choice::Nobody(search.outlook)
@@ -152,7 +153,7 @@ struct Search<'a, S, P> {
 }
 
 impl<S, P: Pick> Search<'_, S, P> {
-    fn run<'s, B>(&mut self, snapshot: &'s Snapshot<S>) -> Option<(&'s Arc<Lane<S>>, S)>
+    fn run<'s, B>(&mut self, snapshot: &'s Snapshot<S>) -> Option<(&'s Lane<S>, S)>
     where
         S: Service<http::Request<B>> + Clone,
         S::Error: Into<BoxError>,

@@ -177,11 +177,13 @@ impl Book {
         shelf == 0
     }
 
+    /// Whether there is nothing in it, so that a success need not be told.
+    pub(super) fn is_blank(&self) -> bool {
+        self.marked.load(Ordering::Acquire) == 0
+    }
+
     /// A success: what had rested there, and does so no more, starts from nothing next time.
     pub(super) fn succeed(&self, endpoint: &Endpoint, request: &RequestContext, now: Instant) {
-        if self.marked.load(Ordering::Acquire) == 0 {
-            return;
-        }
         let mut entries = self.entries();
         for scope in [
             Scope::Key,
@@ -246,7 +248,8 @@ impl Book {
     }
 
     fn idle(&self, shelf: usize, now: Instant) -> bool {
-        self.until[shelf].load(Ordering::Acquire) <= clock::nanos(now)
+        let until = self.until[shelf].load(Ordering::Acquire);
+        until == 0 || until <= clock::nanos(now)
     }
 
     fn latest(&self, places: impl Iterator<Item = Place>, now: Instant) -> Option<Resting> {

@@ -14,7 +14,6 @@ use tower::{BoxError, Service};
 
 use super::{
     choose::{Choice, Outlook, Shared},
-    lanes::Lane,
     pick::Pick,
     pool::Pool,
     waiting::Ticket,
@@ -43,13 +42,37 @@ pin_project! {
         P: Pick,
     {
         shared: Arc<Shared<S, P>>,
-        context: RequestContext,
-        request: Option<Request<B>>,
-        waiting: Option<Waiting<S, P>>,
-        endpoint: Option<Endpoint>,
         #[pin]
-        call: Option<S::Future>,
+        state: State<S, P, B, S::Future>,
     }
+}
+
+pin_project! {
+    #[project = StateProject]
+    enum State<S, P, B, F>
+    where
+        S: Send,
+        S: Sync,
+        S: 'static,
+        P: Pick,
+    {
+        Looking {
+            looking: Option<Looking<S, P, B>>,
+        },
+        Calling {
+            #[pin]
+            call: F,
+            record: Option<Record>,
+        },
+    }
+}
+
+/// A request that has no endpoint yet.
+struct Looking<S: Send + Sync + 'static, P: Pick, B> {
+    request: Request<B>,
+    context: RequestContext,
+    // boxed, since few wait, and the others should not carry its size
+    waiting: Option<Box<Waiting<S, P>>>,
 }
 
 /// Someone in the line.
@@ -68,7 +91,7 @@ where
 {
     pub(super) fn new(shared: Arc<Shared<S, P>>, mut request: Request<B>) -> Self {
         let context = RequestContext::of(&mut request);
-        Self { shared, context, request: Some(request), waiting: None, endpoint: None, call: None }
+        Self { shared, state: State::Looking { looking: Some(Looking { request, context, waiting: None }) } }
     }
 }
 
@@ -83,25 +106,27 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        if this.endpoint.is_none() {
-            let found = match this.waiting {
-                None => find(this.shared, this.context, this.waiting, cx),
+        if let StateProject::Looking { looking } = this.state.as_mut().project() {
+            let Looking { context, waiting, .. } = looking.as_mut().expect("taken only to be replaced at once");
+            let found = match waiting {
+                None => find(this.shared, context, waiting, cx),
                 Some(_) => Poll::Pending,
             };
             let found = match found {
                 Poll::Ready(found) => found,
-                Poll::Pending => ready!(wait(this.shared, this.context, this.waiting.as_mut().expect("in line"), cx)),
+                Poll::Pending => ready!(wait(this.shared, context, waiting.as_mut().expect("in line"), cx)),
             };
-            *this.waiting = None;
-            let (lane, mut service) = found?;
-            this.context.ledger().start(&lane.endpoint);
-            *this.endpoint = Some(lane.endpoint.clone());
-            this.call.set(Some(service.call(this.request.take().expect("taken once, here"))));
+            *waiting = None;
+            let (endpoint, mut service) = found?;
+            let Some(Looking { request, context, .. }) = looking.take() else { unreachable!("it was there above") };
+            context.ledger().start(&endpoint);
+            let record = Some(Record { pool: this.shared.pool.clone(), endpoint, context, awaits: None });
+            this.state.set(State::Calling { call: service.call(request), record });
         }
-        let result = ready!(this.call.as_mut().as_pin_mut().expect("set above").poll(cx));
-        let (pool, classify) = (&this.shared.pool, &*this.shared.classify);
-        let endpoint = this.endpoint.clone().expect("set above");
-        let mut record = Record { pool: pool.clone(), endpoint, context: this.context.clone(), awaits: None };
+        let StateProject::Calling { call, record } = this.state.project() else { unreachable!("set above") };
+        let result = ready!(call.poll(cx));
+        let mut record = record.take().expect("a future is not polled after it resolved");
+        let classify = &*this.shared.classify;
         Poll::Ready(match result {
             Ok(response) => {
                 match Verdict::of(&response, classify) {
@@ -110,9 +135,9 @@ where
                         record.book(outcome);
                         if let Outcome::Fault(fault) = outcome
                             && fault.retry == Retry::Elsewhere
-                            && this.shared.has_elsewhere(fault.scope, this.context, Instant::now())
+                            && this.shared.has_elsewhere(fault.scope, &record.context, Instant::now())
                         {
-                            this.context.ledger().end(outcome, true);
+                            record.context.ledger().end(outcome, true);
                         }
                     }
                     Verdict::AtCommit(cell) => record.awaits = Some(cell),
@@ -132,13 +157,13 @@ where
     }
 }
 
-type Found<S> = Result<(Arc<Lane<S>>, S), BoxError>;
+type Found<S> = Result<(Endpoint, S), BoxError>;
 
 /// Looks for an endpoint; joins the line when there is none yet.
 fn find<S, P, B>(
     shared: &Arc<Shared<S, P>>,
     context: &RequestContext,
-    waiting: &mut Option<Waiting<S, P>>,
+    waiting: &mut Option<Box<Waiting<S, P>>>,
     cx: &mut Context<'_>,
 ) -> Poll<Found<S>>
 where
@@ -148,7 +173,7 @@ where
 {
     let now = Instant::now();
     let outlook = match shared.choose(context, now) {
-        Choice::Ready(lane, service) => return Poll::Ready(Ok((lane, service))),
+        Choice::Ready(endpoint, service) => return Poll::Ready(Ok((endpoint, service))),
         Choice::Nobody(outlook) => outlook,
     };
     let patience = clock::after(now, shared.waiting.max_wait);
@@ -168,7 +193,7 @@ where
         return Poll::Ready(Ok(found));
     }
     let wake = Box::pin(tokio::time::sleep_until(outlook.look_again_at(now, give_up)));
-    *waiting = Some(Waiting { ticket, wake, give_up, outlook });
+    *waiting = Some(Box::new(Waiting { ticket, wake, give_up, outlook }));
     Poll::Pending
 }
 
@@ -195,7 +220,7 @@ where
         }
         let now = Instant::now();
         match shared.choose(context, now) {
-            Choice::Ready(lane, service) => return Poll::Ready(Ok((lane, service))),
+            Choice::Ready(endpoint, service) => return Poll::Ready(Ok((endpoint, service))),
             Choice::Nobody(outlook) => waiting.outlook = outlook,
         }
         if now >= waiting.give_up || waiting.outlook.is_hopeless(waiting.give_up) {
@@ -247,14 +272,16 @@ impl Record {
     }
 
     fn book(&self, outcome: Outcome) {
-        let now = Instant::now();
         self.context.ledger().end(outcome, false);
         match outcome {
             Outcome::Success => {
                 self.pool.state().warm_up();
-                self.pool.book().succeed(&self.endpoint, &self.context, now);
+                let book = self.pool.book();
+                if !book.is_blank() {
+                    book.succeed(&self.endpoint, &self.context, Instant::now());
+                }
             }
-            Outcome::Fault(fault) => self.pool.record(&self.endpoint, &self.context, &fault, now),
+            Outcome::Fault(fault) => self.pool.record(&self.endpoint, &self.context, &fault, Instant::now()),
         }
     }
 }

@@ -18,7 +18,10 @@ use tokio::time::Instant;
 use tower::{BoxError, Service};
 
 use super::{choose::Shared, filter::Fit, lanes::Lane, pick::Pick, pool::Watcher};
-use crate::{endpoint::EndpointId, request::RequestContext};
+use crate::{
+    endpoint::{Endpoint, EndpointId},
+    request::RequestContext,
+};
 
 /// The line.
 pub(super) struct Room<S> {
@@ -115,7 +118,7 @@ impl<S: Send + Sync + 'static, P: Pick> Ticket<S, P> {
     }
 
     /// Sees to it that every endpoint that fits has an instance in the line. One that is ready at once is taken.
-    pub(super) fn line_up<B>(&self, request: &RequestContext, now: Instant) -> Option<(Arc<Lane<S>>, S)>
+    pub(super) fn line_up<B>(&self, request: &RequestContext, now: Instant) -> Option<(Endpoint, S)>
     where
         S: Service<Request<B>> + Clone,
         S::Error: Into<BoxError>,
@@ -129,14 +132,14 @@ impl<S: Send + Sync + 'static, P: Pick> Ticket<S, P> {
                 && let Some(service) = self.poll_instance(lane, lane.service.clone())
             {
                 self.replenish(lane);
-                return Some((lane.clone(), service));
+                return Some((lane.endpoint.clone(), service));
             }
         }
         None
     }
 
     /// Takes what was offered since the last poll, if it is really there. Else says whether to look at the pool anew.
-    pub(super) fn poll<B>(&self, cx: &mut Context<'_>) -> Result<(Arc<Lane<S>>, S), bool>
+    pub(super) fn poll<B>(&self, cx: &mut Context<'_>) -> Result<(Endpoint, S), bool>
     where
         S: Service<Request<B>> + Clone,
         S::Error: Into<BoxError>,
@@ -155,7 +158,7 @@ impl<S: Send + Sync + 'static, P: Pick> Ticket<S, P> {
             };
             if let Some(service) = self.poll_instance(&lane, service) {
                 self.replenish(&lane);
-                return Ok((lane, service));
+                return Ok((lane.endpoint.clone(), service));
             }
         }
     }
