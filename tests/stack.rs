@@ -201,6 +201,14 @@ async fn an_upstream_that_fails_for_all_keys_rests_and_is_not_hammered() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_cannot_wait_gets_the_failing_upstreams_own_answer() {
+    let (simulator, pool) = upstream(five_keys());
+    simulator.inject(Fault::new(What::Status { status: 500, retry_after: None })).unwrap();
+    let stack = stack(&simulator, Balancer::builder(pool).max_wait(Duration::from_millis(200)));
+    assert_eq!(send(&stack, MODEL, 30, 3).await, BTreeMap::from([(500, 30)]));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_platform_incident_of_401_on_every_key_kills_none() {
     let (simulator, pool) = upstream(five_keys());
     let stack = stack(&simulator, Balancer::builder(pool.clone()));

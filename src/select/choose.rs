@@ -54,6 +54,8 @@ pub(super) struct Outlook {
     pub(super) earliest: Option<Instant>,
     /// Whether somebody fits and is merely busy.
     pub(super) busy: bool,
+    /// Whether what rests only spares an upstream that fails.
+    pub(super) soft: bool,
     /// An error by which the stack of an endpoint said that it is finished.
     pub(super) broken: Option<BoxError>,
 }
@@ -71,6 +73,11 @@ impl<S, P: Pick> Shared<S, P> {
         if let Some(resting) = self.pool.book().upstream_out(endpoint, request, now) {
             return Fit::NotBefore(resting.until);
         }
+        self.key_fits(endpoint, earlier, request, now)
+    }
+
+    /// The same without a look at the upstream behind it.
+    fn key_fits(&self, endpoint: &Endpoint, earlier: &[Attempt], request: &RequestContext, now: Instant) -> Fit {
         let built_in = filter::built_in(self.pool.book(), earlier, endpoint, request, now);
         self.filters.iter().fold(built_in, |fit, filter| match fit {
             Fit::No => Fit::No,
@@ -78,14 +85,15 @@ impl<S, P: Pick> Shared<S, P> {
         })
     }
 
-    /// Looks for an endpoint that can serve now.
-    pub(super) fn choose<B>(&self, request: &RequestContext, now: Instant) -> Choice<S>
+    /// Looks for an endpoint that can serve now. Who is not `patient` tries an upstream that fails rather than none.
+    pub(super) fn choose<B>(&self, request: &RequestContext, now: Instant, patient: bool) -> Choice<S>
     where
         S: Service<http::Request<B>> + Clone,
         S::Error: Into<BoxError>,
     {
         let snapshot = self.lanes.current(now);
-        let mut search = Search { shared: self, request, earlier: Vec::new(), now, outlook: Outlook::default() };
+        let mut search =
+            Search { shared: self, request, earlier: Vec::new(), now, patient, outlook: Outlook::default() };
         {
             let ledger = request.ledger();
             if !ledger.attempts().is_empty() {
@@ -161,6 +169,7 @@ struct Search<'a, S, P> {
     request: &'a RequestContext,
     earlier: Vec<Attempt>,
     now: Instant,
+    patient: bool,
     outlook: Outlook,
 }
 
@@ -216,7 +225,16 @@ impl<S, P: Pick> Search<'_, S, P> {
         S: Service<http::Request<B>> + Clone,
         S::Error: Into<BoxError>,
     {
-        match self.shared.fits(lane, &self.earlier, self.request, self.now) {
+        let endpoint = &lane.endpoint;
+        let book = self.shared.pool.book();
+        if let Some(resting) = book.upstream_out(endpoint, self.request, self.now)
+            && (self.patient || book.upstream_closed(endpoint, self.request, self.now))
+        {
+            self.outlook.returns(resting.until);
+            self.outlook.soft |= resting.soft;
+            return None;
+        }
+        match self.shared.key_fits(endpoint, &self.earlier, self.request, self.now) {
             Fit::No => return None,
             Fit::NotBefore(at) => {
                 self.outlook.returns(at);

@@ -120,6 +120,8 @@ struct Entry {
     first: Instant,
     cause: Cause,
     strikes: u32,
+    /// Whether it is a guess about an upstream that fails, rather than a limit somebody named.
+    soft: bool,
     /// Whose request met a limit of unknown owner last.
     account: Option<AccountId>,
 }
@@ -131,6 +133,8 @@ pub struct Resting {
     pub until: Instant,
     /// What it is for.
     pub cause: Cause,
+    /// Whether it only spares an upstream that fails: who cannot wait may still try.
+    pub(super) soft: bool,
 }
 
 /// The book. See the [module](self).
@@ -259,6 +263,13 @@ impl Book {
         self.latest([Place::Pool(route_of(endpoint, request)), Place::Egress].into_iter(), now)
     }
 
+    /// The same, for who cannot wait: a rest that only spares an upstream that fails does not count.
+    pub(super) fn upstream_closed(&self, endpoint: &Endpoint, request: &RequestContext, now: Instant) -> bool {
+        let places = [Place::Pool(route_of(endpoint, request)), Place::Egress];
+        let entries = self.entries();
+        places.iter().filter_map(|place| entries.get(place)).any(|entry| entry.until > now && !entry.soft)
+    }
+
     fn idle(&self, shelf: usize, now: Instant) -> bool {
         let until = self.until[shelf].load(Ordering::Acquire);
         until == 0 || until <= clock::nanos(now)
@@ -269,7 +280,7 @@ impl Book {
         places
             .filter_map(|place| entries.get(&place))
             .filter(|entry| entry.until > now)
-            .map(|entry| Resting { until: entry.until, cause: entry.cause })
+            .map(|entry| Resting { until: entry.until, cause: entry.cause, soft: entry.soft })
             .max_by_key(|resting| resting.until)
     }
 
@@ -297,8 +308,15 @@ fn write(
     cause: Cause,
     now: Instant,
 ) -> &mut Entry {
-    let entry =
-        entries.entry(place).or_insert(Entry { until: now, since: now, first: now, cause, strikes: 0, account: None });
+    let entry = entries.entry(place).or_insert(Entry {
+        until: now,
+        since: now,
+        first: now,
+        cause,
+        strikes: 0,
+        soft: false,
+        account: None,
+    });
     let stands = entry.until > now;
     if !stands {
         if entry.cause != cause {
@@ -313,6 +331,7 @@ fn write(
         let until = clock::after(now, span);
         if until > entry.until {
             (entry.until, entry.cause) = (until, cause);
+            entry.soft = !rest.hinted && cause.is_suspect();
         }
     }
     entry

@@ -174,14 +174,14 @@ where
     P: Pick,
 {
     let now = Instant::now();
-    let outlook = match shared.choose(context, now) {
+    let outlook = match shared.choose(context, now, true) {
         Choice::Ready(endpoint, service) => return Poll::Ready(Ok((endpoint, service))),
         Choice::Nobody(outlook) => outlook,
     };
     let patience = clock::after(now, shared.waiting.max_wait);
     let give_up = context.deadline().map_or(patience, |deadline| deadline.min(patience));
     if outlook.is_hopeless(give_up) {
-        return Poll::Ready(Err(outlook.refuse(shared, context, now)));
+        return Poll::Ready(last_resort(shared, context, outlook, now));
     }
     let Some(ticket) = Ticket::take(shared, context, cx.waker()) else {
         let detail = format!(
@@ -221,19 +221,41 @@ where
             return Poll::Pending;
         }
         let now = Instant::now();
-        match shared.choose(context, now) {
+        match shared.choose(context, now, true) {
             Choice::Ready(endpoint, service) => return Poll::Ready(Ok((endpoint, service))),
             Choice::Nobody(outlook) => waiting.outlook = outlook,
         }
         if now >= waiting.give_up || waiting.outlook.is_hopeless(waiting.give_up) {
             let outlook = std::mem::take(&mut waiting.outlook);
-            return Poll::Ready(Err(outlook.refuse(shared, context, now)));
+            return Poll::Ready(last_resort(shared, context, outlook, now));
         }
         if let Some(found) = waiting.ticket.line_up(context, now) {
             return Poll::Ready(Ok(found));
         }
         waiting.wake.as_mut().reset(waiting.outlook.look_again_at(now, waiting.give_up));
     }
+}
+
+/// For who cannot wait longer. An upstream that only fails may be tried all the same, so that its own answer is the one
+/// given; all else is refused.
+fn last_resort<S, P, B>(
+    shared: &Arc<Shared<S, P>>,
+    context: &RequestContext,
+    outlook: Outlook,
+    now: Instant,
+) -> Found<S>
+where
+    S: Service<Request<B>> + Clone + Send + Sync + 'static,
+    S::Error: Into<BoxError>,
+    P: Pick,
+{
+    if outlook.soft
+        && context.deadline().is_none_or(|deadline| deadline > now)
+        && let Choice::Ready(endpoint, service) = shared.choose(context, now, false)
+    {
+        return Ok((endpoint, service));
+    }
+    Err(outlook.refuse(shared, context, now))
 }
 
 impl Outlook {
