@@ -5,6 +5,7 @@ use std::{
     error::Error,
     io::{self, IsTerminal, Write},
     net::SocketAddr,
+    thread,
     time::Duration,
 };
 
@@ -54,7 +55,12 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
         .init();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    // with one core to run on, threads only cost: nothing is gained by handing tasks from one to the other
+    let mut runtime = match thread::available_parallelism() {
+        Ok(cores) if cores.get() == 1 => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    let runtime = runtime.enable_all().build()?;
     let outcome = runtime.block_on(gateway(settings));
     // a name look-up that hangs must not hold up the end
     runtime.shutdown_background();
