@@ -31,6 +31,7 @@ pub(crate) fn instant(nanos: u64) -> Instant {
     after((*ORIGIN).into(), Duration::from_nanos(nanos))
 }
 
+/// A fixed point to count from, never a reading of the present, so it need not follow a paused clock.
 static ORIGIN: LazyLock<std::time::Instant> = LazyLock::new(|| {
     // one day of room below, so that instants a little before the first asking still differ
     let now = std::time::Instant::now();
