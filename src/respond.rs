@@ -207,13 +207,13 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let result = match this.state.project() {
-            StateProj::Running { future } => ready!(future.poll(cx)).map_err(Into::into),
-            StateProj::Failed { error } => Err(error.take().expect("polled after it was ready")),
+        let error = match this.state.project() {
+            StateProj::Running { future } => match ready!(future.poll(cx)) {
+                Ok(response) => return Poll::Ready(Ok(response.map(Either::Left))),
+                Err(error) => error.into(),
+            },
+            StateProj::Failed { error } => error.take().expect("polled after it was ready"),
         };
-        Poll::Ready(Ok(match result {
-            Ok(response) => response.map(Either::Left),
-            Err(error) => Answer::to(&*error).into_response(*this.form),
-        }))
+        Poll::Ready(Ok(Answer::to(&*error).into_response(*this.form)))
     }
 }
