@@ -214,7 +214,8 @@ impl Asks {
             return Self::nothing();
         };
         let mut models: Vec<Box<str>> = value(fields.models).unwrap_or_default();
-        models.extend(value(fields.fallbacks).into_iter().flat_map(|list: Vec<Fallback>| list).map(|other| other.model));
+        models
+            .extend(value(fields.fallbacks).into_iter().flat_map(|list: Vec<Fallback>| list).map(|other| other.model));
         let model = value(fields.model).or_else(|| models.first().cloned());
         let mut known: Vec<_> = model.iter().cloned().collect();
         models.retain(|other| {
