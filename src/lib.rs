@@ -210,6 +210,7 @@ pub mod body;
 mod clock;
 pub mod endpoint;
 pub mod error;
+mod json;
 pub mod key;
 pub mod outcome;
 pub mod request;
