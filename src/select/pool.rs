@@ -1,7 +1,10 @@
 use std::{
     collections::HashSet,
     fmt,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use arc_swap::ArcSwap;
@@ -34,11 +37,16 @@ struct Inner {
     endpoints: ArcSwap<Vec<Endpoint>>,
     book: Book,
     watchers: Mutex<Vec<Weak<dyn Watcher>>>,
+    /// How many wait for a key, with any selector.
+    waiters: AtomicUsize,
 }
 
 /// Somebody who must know at once when a key was added, removed or reset.
 pub(super) trait Watcher: Send + Sync {
     fn changed(&self);
+
+    /// Something that filters had set aside for a request on `endpoint` was given back.
+    fn freed(&self, endpoint: &Endpoint);
 }
 
 impl Pool {
@@ -62,6 +70,7 @@ impl Pool {
             endpoints: ArcSwap::from_pointee(endpoints),
             book: Book::default(),
             watchers: Mutex::default(),
+            waiters: AtomicUsize::new(0),
         })))
     }
 
@@ -151,8 +160,23 @@ impl Pool {
 
     fn changed(&self) {
         self.0.state.touch();
+        self.tell(|watcher| watcher.changed());
+    }
+
+    /// Counts who waits for a key; before they look whether there is one.
+    pub(super) fn waiters(&self) -> &AtomicUsize {
+        &self.0.waiters
+    }
+
+    pub(super) fn freed(&self, endpoint: &Endpoint) {
+        if self.0.waiters.load(Ordering::SeqCst) > 0 {
+            self.tell(|watcher| watcher.freed(endpoint));
+        }
+    }
+
+    fn tell(&self, what: impl Fn(&dyn Watcher)) {
         let watchers = self.0.watchers.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        watchers.iter().filter_map(Weak::upgrade).for_each(|watcher| watcher.changed());
+        watchers.iter().filter_map(Weak::upgrade).for_each(|watcher| what(&*watcher));
     }
 }
 
