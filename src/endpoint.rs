@@ -40,6 +40,7 @@ struct Inner {
     credit: OnceLock<Box<Credit>>,
     shut_until: AtomicU64,
     removed: AtomicBool,
+    doubted: AtomicBool,
     pool: Arc<PoolState>,
 }
 
@@ -104,6 +105,7 @@ impl Endpoint {
             credit: OnceLock::new(),
             shut_until: AtomicU64::new(0),
             removed: AtomicBool::new(false),
+            doubted: AtomicBool::new(false),
             pool,
         }))
     }
@@ -175,6 +177,16 @@ impl Endpoint {
         self.0.removed.store(true, Ordering::Release);
         self.suspects().forget(self.id());
         self.0.pool.touch();
+    }
+
+    /// Marks it as one that an answer has put in doubt, so that whoever asks about keys asks about this one soon.
+    pub(crate) fn doubt(&self) {
+        self.0.doubted.store(true, Ordering::Release);
+    }
+
+    /// Whether it was in doubt; from here on it is not.
+    pub(crate) fn take_doubt(&self) -> bool {
+        self.0.doubted.load(Ordering::Relaxed) && self.0.doubted.swap(false, Ordering::AcqRel)
     }
 
     pub(crate) fn pool(&self) -> &Arc<PoolState> {

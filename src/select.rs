@@ -91,6 +91,7 @@ pub use filter::{Filter, Fit};
 pub use future::{KeySelectFuture, Record};
 pub use pick::{Candidates, LeastInFlight, Pick, RoundRobin};
 pub use pool::Pool;
+pub(crate) use pool::WeakPool;
 
 use crate::{
     body::Guarded,

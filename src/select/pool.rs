@@ -5,13 +5,13 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 use super::cooldown::{Book, Resting};
 use crate::{
     endpoint::{Endpoint, PoolState, Prices},
     key::{ApiKey, KeyError},
-    outcome::Fault,
+    outcome::{Cause, Fault},
     request::RequestContext,
 };
 
@@ -34,6 +34,18 @@ struct Inner {
     endpoints: ArcSwap<Vec<Endpoint>>,
     book: Book,
     watchers: Mutex<Vec<Weak<dyn Watcher>>>,
+    /// For those who keep an eye on the keys without keeping the pool.
+    news: watch::Sender<()>,
+}
+
+/// A pool that is not kept.
+#[derive(Clone)]
+pub(crate) struct WeakPool(Weak<Inner>);
+
+impl WeakPool {
+    pub(crate) fn upgrade(&self) -> Option<Pool> {
+        self.0.upgrade().map(Pool)
+    }
 }
 
 /// Somebody who must know at once when a key was added, removed or reset.
@@ -62,6 +74,7 @@ impl Pool {
             endpoints: ArcSwap::from_pointee(endpoints),
             book: Book::default(),
             watchers: Mutex::default(),
+            news: watch::Sender::new(()),
         })))
     }
 
@@ -141,6 +154,26 @@ impl Pool {
         if self.0.book.record(endpoint, request, fault, live, now) {
             self.0.state.touch();
         }
+        if is_worth_asking_about(fault.cause) {
+            endpoint.doubt();
+            self.0.news.send_replace(());
+        }
+    }
+
+    /// Notes that upstream, asked about the key at `asked`, accepts it: a rest for a 401 before that ends.
+    pub(crate) fn vouch(&self, endpoint: &Endpoint, asked: Instant) {
+        if self.0.book.vouch(endpoint, asked, Instant::now()) {
+            self.changed();
+        }
+    }
+
+    pub(crate) fn downgrade(&self) -> WeakPool {
+        WeakPool(Arc::downgrade(&self.0))
+    }
+
+    /// Changes with the set of keys, and when one of them is put in doubt; closed when the pool is gone.
+    pub(crate) fn news(&self) -> watch::Receiver<()> {
+        self.0.news.subscribe()
     }
 
     pub(super) fn watch(&self, watcher: Weak<dyn Watcher>) {
@@ -153,7 +186,21 @@ impl Pool {
         self.0.state.touch();
         let watchers = self.0.watchers.lock().unwrap_or_else(PoisonError::into_inner).clone();
         watchers.iter().filter_map(Weak::upgrade).for_each(|watcher| watcher.changed());
+        self.0.news.send_replace(());
     }
+}
+
+/// Whether `GET /key` or `GET /credits` can tell more about it (rows 7 and 11 to 14).
+fn is_worth_asking_about(cause: Cause) -> bool {
+    matches!(
+        cause,
+        Cause::InvalidKey
+            | Cause::TooDearForKey
+            | Cause::NoCredit
+            | Cause::KeyLimit
+            | Cause::WorkspaceBudget
+            | Cause::GuardrailBudget
+    )
 }
 
 impl fmt::Debug for Pool {
