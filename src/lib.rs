@@ -43,6 +43,7 @@
 //!
 //! - [`stack`]: the default [`Balancer`], where the order above is code.
 //! - [`poller`]: asks what keys and accounts may still spend, beside the traffic.
+//! - [`batch`]: many requests through it, or through any other service, so many at once.
 //! - [`simulator`] (feature `simulator`): an upstream that behaves like OpenRouter.
 //!
 //! What they share:
@@ -210,6 +211,7 @@ pub mod body;
 mod clock;
 pub mod endpoint;
 pub mod error;
+mod json;
 pub mod key;
 pub mod outcome;
 pub mod request;
@@ -226,13 +228,15 @@ pub mod breaker;
 pub mod limit;
 pub mod openrouter;
 
-// all of them together
+// all of them together, and many requests through them
 pub mod stack;
 pub mod poller;
+pub mod batch;
 
 #[cfg(feature = "simulator")]
 pub mod simulator;
 
+pub use batch::Batch;
 pub use breaker::CircuitBreakerLayer;
 pub use buffer::BufferLayer;
 pub use deadline::DeadlineLayer;

@@ -117,15 +117,15 @@ mod tests {
 
     /// A pool of requests of one cent, always as many as the brake admits, against a budget. Returns the share of attempts
     /// that were refused and the mean share of the budget in use.
-    fn run(mut brake: Brake, budget: i64, served: usize) -> (Brake, f64, f64) {
-        let (mut now, mut running, mut refusals, mut used) = (Instant::now(), 0, 0, 0);
+    fn run(brake: &mut Brake, now: &mut Instant, budget: i64, served: usize) -> (f64, f64) {
+        let (mut running, mut refusals, mut used) = (0, 0, 0);
         for _ in 0..served {
-            now += Duration::from_millis(1);
+            *now += Duration::from_millis(1);
             while brake.admits(usd(running), usd(1)) {
                 if running == budget {
                     refusals += 1;
-                    brake.refused(usd(running), now, now);
-                    now += Duration::from_millis(1);
+                    brake.refused(usd(running), *now, *now);
+                    *now += Duration::from_millis(1);
                 } else {
                     running += 1;
                 }
@@ -134,17 +134,18 @@ mod tests {
             brake.served(usd(1), usd(running));
             running -= 1;
         }
-        (brake, refusals as f64 / served as f64, used as f64 / (served as f64 * budget as f64))
+        (f64::from(refusals) / served as f64, used as f64 / (served as f64 * budget as f64))
     }
 
     #[test]
     fn it_settles_just_below_budgets_of_any_size() {
         for budget in [20, 50, 200, 1_000] {
-            let (brake, _, _) = run(Brake::default(), budget, 2_000);
-            let (brake, refused, used) = run(brake, budget, 10_000);
+            let (mut brake, mut now) = (Brake::default(), Instant::now());
+            run(&mut brake, &mut now, budget, 2_000);
+            let (refused, used) = run(&mut brake, &mut now, budget, 10_000);
             assert!(refused < 0.01, "of {budget}: {refused} refused");
             assert!(used > 0.95, "of {budget}: {used} used");
-            let (_, _, used) = run(brake, 2 * budget, 20_000);
+            let (_, used) = run(&mut brake, &mut now, 2 * budget, 20_000);
             assert!(used > 0.85, "{budget} doubled: {used} used");
         }
     }
