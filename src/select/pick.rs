@@ -46,6 +46,12 @@ pub trait Pick: Send + Sync + 'static {
     fn propose(&self, candidates: &Candidates<'_>, turn: usize, rng: &mut Rng) -> usize;
 }
 
+impl<P: Pick + ?Sized> Pick for Box<P> {
+    fn propose(&self, candidates: &Candidates<'_>, turn: usize, rng: &mut Rng) -> usize {
+        (**self).propose(candidates, turn, rng)
+    }
+}
+
 /// Each endpoint in turn. One counter for all clones, so that the turns are even across them.
 ///
 /// ```
