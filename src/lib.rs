@@ -42,6 +42,7 @@
 //! All together, and in place of the upstream:
 //!
 //! - [`stack`]: the default [`Balancer`], where the order above is code.
+//! - [`batch`]: many requests through it, or through any other service, so many at once.
 //! - [`simulator`] (feature `simulator`): an upstream that behaves like OpenRouter.
 //!
 //! What they share:
@@ -209,6 +210,7 @@ pub mod body;
 mod clock;
 pub mod endpoint;
 pub mod error;
+mod json;
 pub mod key;
 pub mod outcome;
 pub mod request;
@@ -225,12 +227,14 @@ pub mod breaker;
 pub mod limit;
 pub mod openrouter;
 
-// all of them together
+// all of them together, and many requests through them
 pub mod stack;
+pub mod batch;
 
 #[cfg(feature = "simulator")]
 pub mod simulator;
 
+pub use batch::Batch;
 pub use breaker::CircuitBreakerLayer;
 pub use buffer::BufferLayer;
 pub use deadline::DeadlineLayer;

@@ -79,6 +79,7 @@ mod cooldown;
 mod filter;
 mod future;
 mod lanes;
+mod order;
 mod pick;
 mod pool;
 mod swap;
@@ -89,7 +90,7 @@ pub use cooldown::Resting;
 pub use fastrand::Rng;
 pub use filter::{Filter, Fit};
 pub use future::{KeySelectFuture, Record};
-pub use pick::{Candidates, LeastInFlight, Pick, RoundRobin};
+pub use pick::{Candidates, LeastInFlight, Pick, Prepared, Rank, RoundRobin};
 pub use pool::Pool;
 
 use crate::{

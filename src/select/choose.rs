@@ -1,5 +1,5 @@
-//! How an endpoint is found: the pick proposes, filters and readiness judge, and a scan from a random place has the last
-//! word, so that a usable endpoint is found if there is one.
+//! How an endpoint is found: the pick proposes, filters and readiness judge, and a look at everybody has the last word, so
+//! that a usable endpoint is found if there is one.
 
 use std::{
     collections::BTreeMap,
@@ -7,6 +7,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
+use http::HeaderMap;
 use tokio::time::Instant;
 use tower::{BoxError, Service};
 
@@ -14,6 +15,7 @@ use super::{
     WaitPolicy,
     filter::{self, Filter, Fit},
     lanes::{Lane, Lanes, Snapshot},
+    order::{self, Asked},
     pick::{Candidates, Pick},
     pool::Pool,
     waiting::Room,
@@ -24,9 +26,6 @@ use crate::{
     outcome::{Classify, Scope},
     request::{Attempt, RequestContext},
 };
-
-/// Proposals before the scan. With half of the endpoints refusing, three miss one time in eight.
-const PROPOSALS: usize = 3;
 
 /// What a selector's clones share.
 pub(super) struct Shared<S, P> {
@@ -86,7 +85,13 @@ impl<S, P: Pick> Shared<S, P> {
     }
 
     /// Looks for an endpoint that can serve now. Who is not `patient` tries an upstream that fails rather than none.
-    pub(super) fn choose<B>(&self, request: &RequestContext, now: Instant, patient: bool) -> Choice<S>
+    pub(super) fn choose<B>(
+        &self,
+        request: &RequestContext,
+        headers: &HeaderMap,
+        now: Instant,
+        patient: bool,
+    ) -> Choice<S>
     where
         S: Service<http::Request<B>> + Clone,
         S::Error: Into<BoxError>,
@@ -96,11 +101,11 @@ impl<S, P: Pick> Shared<S, P> {
             Search { shared: self, request, earlier: Vec::new(), now, patient, outlook: Outlook::default() };
         {
             let ledger = request.ledger();
-            if !ledger.attempts().is_empty() {
-                search.earlier = ledger.attempts().to_vec();
+            if !ledger.current().is_empty() {
+                search.earlier = ledger.current().to_vec();
             }
         }
-        match search.run(&snapshot) {
+        match search.run(&snapshot, headers) {
             Some((lane, service)) => Choice::Ready(lane.endpoint.clone(), service),
             None => {
                 search.add_those_out();
@@ -111,7 +116,7 @@ impl<S, P: Pick> Shared<S, P> {
 
     /// Whether an endpoint outside `scope` of the latest attempt fits the request, busy or not.
     pub(super) fn has_elsewhere(&self, scope: Scope, request: &RequestContext, now: Instant) -> bool {
-        let earlier = request.ledger().attempts().to_vec();
+        let earlier = request.ledger().current().to_vec();
         let all_out = matches!(scope, Scope::Request | Scope::Pool | Scope::Egress);
         !all_out
             && self.lanes.current(now).lanes.iter().any(|lane| {
@@ -174,45 +179,21 @@ struct Search<'a, S, P> {
 }
 
 impl<S, P: Pick> Search<'_, S, P> {
-    fn run<'s, B>(&mut self, snapshot: &'s Snapshot<S>) -> Option<(&'s Lane<S>, S)>
+    fn run<'s, B>(&mut self, snapshot: &'s Snapshot<S>, headers: &HeaderMap) -> Option<(&'s Lane<S>, S)>
     where
         S: Service<http::Request<B>> + Clone,
         S::Error: Into<BoxError>,
     {
-        let count = snapshot.lanes.len();
-        if count == 0 {
-            return None;
-        }
-        let rng = &mut fastrand::Rng::new();
-        let candidates = Candidates { endpoints: &snapshot.endpoints, request: self.request, now: self.now };
-        for turn in 0..PROPOSALS {
-            let proposed = self.shared.pick.propose(&candidates, turn, rng);
-            if let Some(lane) = snapshot.lanes.get(proposed)
-                && !self.second_choice(lane)
-                && let Some(service) = self.try_lane(lane)
-            {
-                return Some((lane, service));
+        let pick = &*self.shared.pick;
+        let prepared = snapshot.prepared.get_or_init(|| pick.prepare(&snapshot.endpoints));
+        let candidates = Candidates::new(&snapshot.endpoints, self.request, headers, self.now).with(prepared.as_ref());
+        order::find(pick, &candidates, &mut fastrand::Rng::new(), |index, last| {
+            let lane = &snapshot.lanes[index];
+            if !last && self.second_choice(lane) {
+                return Asked::Later;
             }
-        }
-        let start = rng.usize(..count);
-        let mut second_choices = false;
-        for lane in (0..count).map(|step| &snapshot.lanes[(start + step) % count]) {
-            if self.second_choice(lane) {
-                second_choices = true;
-            } else if let Some(service) = self.try_lane(lane) {
-                return Some((lane, service));
-            }
-        }
-        if second_choices {
-            for lane in (0..count).map(|step| &snapshot.lanes[(start + step) % count]) {
-                if self.second_choice(lane)
-                    && let Some(service) = self.try_lane(lane)
-                {
-                    return Some((lane, service));
-                }
-            }
-        }
-        None
+            self.try_lane(lane).map_or(Asked::Refused, |service| Asked::Found((&**lane, service)))
+        })
     }
 
     fn second_choice(&self, lane: &Lane<S>) -> bool {
