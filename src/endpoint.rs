@@ -8,7 +8,7 @@ use std::{
     fmt,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -55,12 +55,18 @@ pub(crate) struct PoolState {
     version: AtomicU64,
     /// Whether any endpoint has proved itself.
     warm: AtomicBool,
+    /// How many endpoints there are that were not removed, in all pools that share this.
+    live: AtomicUsize,
     suspects: Suspects,
     purses: credit::Purses,
     prices: Prices,
 }
 
 impl PoolState {
+    pub(crate) fn live(&self) -> usize {
+        self.live.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn version(&self) -> u64 {
         self.version.load(Ordering::Acquire)
     }
@@ -96,6 +102,7 @@ impl Endpoint {
 
     pub(crate) fn in_pool(key: ApiKey, pool: Arc<PoolState>) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
+        pool.live.fetch_add(1, Ordering::Relaxed);
         let account = key.account_name().map_or_else(OnceLock::new, |name| OnceLock::from(Box::<str>::from(name)));
         Self(Arc::new(Inner {
             id: EndpointId(NEXT.fetch_add(1, Ordering::Relaxed)),
@@ -174,7 +181,9 @@ impl Endpoint {
     }
 
     pub(crate) fn remove(&self) {
-        self.0.removed.store(true, Ordering::Release);
+        if !self.0.removed.swap(true, Ordering::AcqRel) {
+            self.0.pool.live.fetch_sub(1, Ordering::Relaxed);
+        }
         self.suspects().forget(self.id());
         self.0.pool.touch();
     }
@@ -196,6 +205,14 @@ impl Endpoint {
     /// The pool's memory of suspect faults, by which a breaker tells a bad key from a bad upstream.
     pub fn suspects(&self) -> &Suspects {
         self.0.pool.suspects()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if !*self.removed.get_mut() {
+            self.pool.live.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 

@@ -186,6 +186,12 @@ impl<L, P: Pick> KeySelectLayer<L, P> {
         KeySelectLayer { pool, per_key, pick: Arc::new(pick), filters, classify, waiting }
     }
 
+    /// Sets the pool, in place of what [`new`](Self::new) was given.
+    pub fn pool(mut self, pool: Pool) -> Self {
+        self.pool = pool;
+        self
+    }
+
     /// Sets what makes each endpoint's stack, in place of what [`new`](Self::new) was given.
     pub fn per_key<M>(self, per_key: M) -> KeySelectLayer<M, P> {
         let Self { pool, pick, filters, classify, waiting, .. } = self;
