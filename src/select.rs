@@ -93,6 +93,7 @@ pub use filter::{CreditFloor, CreditLimit, Ended, Filter, Fit};
 pub use future::{KeySelectFuture, Record};
 pub use pick::{Candidates, LeastInFlight, MostCredit, Pick, Prepared, Rank, RoundRobin, Sticky};
 pub use pool::Pool;
+pub(crate) use pool::WeakPool;
 
 use crate::{
     body::Guarded,
@@ -184,6 +185,12 @@ impl<L, P: Pick> KeySelectLayer<L, P> {
     pub fn pick<Q: Pick>(self, pick: Q) -> KeySelectLayer<L, Q> {
         let Self { pool, per_key, filters, classify, waiting, .. } = self;
         KeySelectLayer { pool, per_key, pick: Arc::new(pick), filters, classify, waiting }
+    }
+
+    /// Sets the pool, in place of what [`new`](Self::new) was given.
+    pub fn pool(mut self, pool: Pool) -> Self {
+        self.pool = pool;
+        self
     }
 
     /// Sets what makes each endpoint's stack, in place of what [`new`](Self::new) was given.
