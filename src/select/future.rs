@@ -13,7 +13,8 @@ use tokio::time::{Instant, Sleep};
 use tower::{BoxError, Service};
 
 use super::{
-    choose::{Choice, Outlook, Shared},
+    choose::{Choice, Found, Outlook, Shared},
+    claims::Claims,
     pick::Pick,
     pool::Pool,
     waiting::Ticket,
@@ -109,20 +110,25 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         if let StateProject::Looking { looking } = this.state.as_mut().project() {
-            let Looking { context, waiting, .. } = looking.as_mut().expect("taken only to be replaced at once");
+            let Looking { request, context, waiting } = looking.as_mut().expect("taken only to be replaced at once");
             let found = match waiting {
-                None => find(this.shared, context, waiting, cx),
+                None => find(this.shared, request, context, waiting, cx),
                 Some(_) => Poll::Pending,
             };
             let found = match found {
                 Poll::Ready(found) => found,
-                Poll::Pending => ready!(wait(this.shared, context, waiting.as_mut().expect("in line"), cx)),
+                Poll::Pending => ready!(wait(this.shared, request, context, waiting.as_mut().expect("in line"), cx)),
             };
-            *waiting = None;
-            let (endpoint, mut service) = found?;
+            let waited = waiting.take().is_some();
+            let Found { endpoint, mut service, mut claims } = found?;
+            if waited && this.shared.reserves {
+                this.shared.pass_on(&endpoint);
+            }
+            claims.sent();
             let Some(Looking { request, context, .. }) = looking.take() else { unreachable!("it was there above") };
             context.ledger().start(&endpoint);
-            let record = Some(Record { pool: this.shared.pool.clone(), endpoint, context, awaits: None });
+            let record =
+                Some(Record { pool: this.shared.pool.clone(), endpoint, context, cell: None, awaits: false, claims });
             this.state.set(State::Calling { call: service.call(request), record });
         }
         let StateProject::Calling { call, record } = this.state.project() else { unreachable!("set above") };
@@ -135,37 +141,36 @@ where
             }
             Poll::Ready(Err(error)) => {
                 let error = error.into();
-                let record = record.take().expect("a future is not polled after it resolved");
-                record.book(this.shared.classify.error(&*error));
+                let mut record = record.take().expect("a future is not polled after it resolved");
+                record.known(this.shared.classify.error(&*error));
                 Poll::Ready(Err(error))
             }
         }
     }
 }
 
-type Found<S> = Result<(Endpoint, S), BoxError>;
-
 /// Looks for an endpoint; joins the line when there is none yet.
 fn find<S, P, B>(
     shared: &Arc<Shared<S, P>>,
+    request: &Request<B>,
     context: &RequestContext,
     waiting: &mut Option<Box<Waiting<S, P>>>,
     cx: &mut Context<'_>,
-) -> Poll<Found<S>>
+) -> Poll<Result<Found<S>, BoxError>>
 where
     S: Service<Request<B>> + Clone + Send + Sync + 'static,
     S::Error: Into<BoxError>,
     P: Pick,
 {
     let now = Instant::now();
-    let outlook = match shared.choose(context, now, true) {
-        Choice::Ready(endpoint, service) => return Poll::Ready(Ok((endpoint, service))),
+    let outlook = match shared.choose(context, request.headers(), now, true, true) {
+        Choice::Ready(found) => return Poll::Ready(Ok(found)),
         Choice::Nobody(outlook) => outlook,
     };
     let patience = clock::after(now, shared.waiting.max_wait);
     let give_up = context.deadline().map_or(patience, |deadline| deadline.min(patience));
     if outlook.is_hopeless(give_up) {
-        return Poll::Ready(last_resort(shared, context, outlook, now));
+        return Poll::Ready(last_resort(shared, request, context, outlook, now));
     }
     let Some(ticket) = Ticket::take(shared, context, cx.waker()) else {
         let detail = format!(
@@ -186,17 +191,18 @@ where
 /// Stands in line.
 fn wait<S, P, B>(
     shared: &Arc<Shared<S, P>>,
+    request: &Request<B>,
     context: &RequestContext,
     waiting: &mut Waiting<S, P>,
     cx: &mut Context<'_>,
-) -> Poll<Found<S>>
+) -> Poll<Result<Found<S>, BoxError>>
 where
     S: Service<Request<B>> + Clone + Send + Sync + 'static,
     S::Error: Into<BoxError>,
     P: Pick,
 {
     loop {
-        let look_again = match waiting.ticket.poll(cx) {
+        let look_again = match waiting.ticket.poll(context, cx) {
             Ok(found) => return Poll::Ready(Ok(found)),
             Err(look_again) => look_again,
         };
@@ -205,13 +211,13 @@ where
             return Poll::Pending;
         }
         let now = Instant::now();
-        match shared.choose(context, now, true) {
-            Choice::Ready(endpoint, service) => return Poll::Ready(Ok((endpoint, service))),
+        match shared.choose(context, request.headers(), now, true, false) {
+            Choice::Ready(found) => return Poll::Ready(Ok(found)),
             Choice::Nobody(outlook) => waiting.outlook = outlook,
         }
         if now >= waiting.give_up || waiting.outlook.is_hopeless(waiting.give_up) {
             let outlook = std::mem::take(&mut waiting.outlook);
-            return Poll::Ready(last_resort(shared, context, outlook, now));
+            return Poll::Ready(last_resort(shared, request, context, outlook, now));
         }
         if let Some(found) = waiting.ticket.line_up(context, now) {
             return Poll::Ready(Ok(found));
@@ -224,10 +230,11 @@ where
 /// given; all else is refused.
 fn last_resort<S, P, B>(
     shared: &Arc<Shared<S, P>>,
+    request: &Request<B>,
     context: &RequestContext,
     outlook: Outlook,
     now: Instant,
-) -> Found<S>
+) -> Result<Found<S>, BoxError>
 where
     S: Service<Request<B>> + Clone + Send + Sync + 'static,
     S::Error: Into<BoxError>,
@@ -235,9 +242,9 @@ where
 {
     if outlook.soft
         && context.deadline().is_none_or(|deadline| deadline > now)
-        && let Choice::Ready(endpoint, service) = shared.choose(context, now, false)
+        && let Choice::Ready(found) = shared.choose(context, request.headers(), now, false, false)
     {
-        return Ok((endpoint, service));
+        return Ok(found);
     }
     Err(outlook.refuse(shared, context, now))
 }
@@ -265,7 +272,10 @@ pub struct Record {
     pool: Pool,
     endpoint: Endpoint,
     context: RequestContext,
-    awaits: Option<OutcomeCell>,
+    cell: Option<OutcomeCell>,
+    /// Whether the outcome is yet to be written.
+    awaits: bool,
+    claims: Claims,
 }
 
 impl Record {
@@ -274,31 +284,45 @@ impl Record {
         match Verdict::of(response, &*shared.classify) {
             Verdict::Known(outcome) => {
                 self.learn(response);
-                self.book(outcome);
+                self.cell = response.extensions().get().cloned();
+                self.known(outcome);
                 if let Outcome::Fault(fault) = outcome
                     && fault.retry == Retry::Elsewhere
                     && shared.has_elsewhere(fault.scope, &self.context, Instant::now())
                 {
                     self.context.ledger().end(outcome, true);
                 }
-                None
             }
-            Verdict::AtCommit(cell) => {
-                self.awaits = Some(cell);
-                Some(self)
-            }
+            Verdict::AtCommit(cell) => (self.cell, self.awaits) = (Some(cell), true),
             // what a foreign stream says in its trailers, the breaker and the monitor read
-            Verdict::AtEnd => None,
+            Verdict::AtEnd => {}
         }
+        (self.awaits || !self.claims.is_empty()).then_some(self)
     }
 
     fn learn<B>(&self, response: &Response<B>) {
-        if let Some(account) = response.extensions().get::<OutcomeCell>().and_then(OutcomeCell::account) {
+        let Some(cell) = response.extensions().get::<OutcomeCell>() else { return };
+        if let Some(account) = cell.account() {
             self.endpoint.learn_account(account);
+        }
+        if let Some(provider) = cell.provider() {
+            self.context.ledger().blame(provider);
         }
     }
 
-    fn book(&self, outcome: Outcome) {
+    /// The outcome is known with the head. A fault is the end of it; what a success cost is known when its body is over.
+    fn known(&mut self, outcome: Outcome) {
+        let seen_to = !outcome.is_success() && self.settle(Some(outcome));
+        self.book(outcome, seen_to);
+    }
+
+    fn settle(&mut self, outcome: Option<Outcome>) -> bool {
+        let usage = self.cell.as_ref().and_then(OutcomeCell::usage);
+        self.claims.settle(outcome, usage)
+    }
+
+    /// Writes the outcome down; a fault that a filter has `seen_to` asks for no rest.
+    fn book(&self, outcome: Outcome, seen_to: bool) {
         self.context.ledger().end(outcome, false);
         match outcome {
             Outcome::Success => {
@@ -310,6 +334,7 @@ impl Record {
             }
             Outcome::Fault(mut fault) => {
                 let now = Instant::now();
+                fault.rest = fault.rest.filter(|_| !seen_to);
                 let suspects = self.endpoint.suspects();
                 if fault.is_suspect()
                     && fault.rest.is_none()
@@ -325,9 +350,16 @@ impl Record {
 }
 
 impl Guard for Record {
-    fn finish(self, _ending: Ending) {
-        if let Some(outcome) = self.awaits.as_ref().and_then(|cell| cell.at_end().or(cell.at_commit())) {
-            self.book(outcome);
+    fn finish(mut self, ending: Ending) {
+        let whole = matches!(ending, Ending::Complete | Ending::HeadOnly).then_some(Outcome::Success);
+        let (commit, end) = match &self.cell {
+            Some(cell) => (cell.at_commit(), cell.at_end()),
+            None => (None, whole),
+        };
+        // what a caller that left early will be billed nobody knows, unless the model never ran
+        let seen_to = self.settle(end.or(commit.filter(|outcome| !outcome.is_success())));
+        if let Some(outcome) = end.or(commit).filter(|_| self.awaits) {
+            self.book(outcome, seen_to);
         }
     }
 }
