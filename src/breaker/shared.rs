@@ -28,14 +28,16 @@ const FREE: u64 = 1;
 const CLEAN: u64 = 2;
 const EPOCH_SHIFT: u32 = 2;
 
+// what every attempt reads comes first, and lies side by side
+#[repr(C)]
 #[derive(Debug)]
 pub(super) struct Breaker {
     /// The epoch and the two flags; written under the lock.
     word: AtomicU64,
-    locked: Mutex<Locked>,
     endpoint: OnceLock<Endpoint>,
     /// When an answer counts as slow.
     pub(super) slow_after: Option<Duration>,
+    locked: Mutex<Locked>,
 }
 
 #[derive(Debug)]

@@ -16,8 +16,7 @@ pub(in crate::select) fn built_in(
     request: &RequestContext,
     now: Instant,
 ) -> Fit {
-    let drained = endpoint.is_removed() || endpoint.key().weight_of() == 0.0;
-    if drained || !serves(endpoint, request) || ruled_out(earlier, endpoint) {
+    if !(endpoint.serves_all() || serves(endpoint, request)) || ruled_out(earlier, endpoint) {
         return Fit::No;
     }
     match book.out_for(endpoint, request, now) {
@@ -28,6 +27,9 @@ pub(in crate::select) fn built_in(
 
 fn serves(endpoint: &Endpoint, request: &RequestContext) -> bool {
     let key = endpoint.key();
+    if endpoint.is_removed() || key.weight_of() == 0.0 {
+        return false;
+    }
     // a request whose model is unknown is refused by no pattern: upstream will say
     key.model_patterns().is_empty() || request.asks().model.as_deref().is_none_or(|model| key.serves(model))
 }
