@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use crate::{clock, key::ApiKey};
 
 mod figures;
+mod peak;
 mod penalty;
 mod suspects;
 
@@ -118,7 +119,10 @@ impl Endpoint {
 
     /// Notes the account an answer named; what is known already stays.
     pub fn learn_account(&self, account: &str) {
-        let _ = self.0.account.set(account.into());
+        if self.0.account.get().is_none() && self.0.account.set(account.into()).is_ok() {
+            // picks that go by accounts look again
+            self.0.pool.touch();
+        }
     }
 
     /// Says until when the key's stack lets nothing through, such as an open breaker; `None` opens it again. It is a hint for

@@ -88,9 +88,12 @@ mod waiting;
 pub use cooldown::Resting;
 /// The random numbers a [`Pick`] is given.
 pub use fastrand::Rng;
-pub use filter::{Filter, Fit};
+pub use filter::{Filter, FilterFn, Fit, RequireTags, filter_fn};
 pub use future::{KeySelectFuture, Record};
-pub use pick::{Candidates, LeastInFlight, Pick, Prepared, Rank, RoundRobin};
+pub use pick::{
+    Candidates, LeastInFlight, PeakEwma, Pick, PickFn, Prepared, PriorityTiers, Rank, Rendezvous, RoundRobin,
+    SmoothWeighted, WeightedRandom, pick_fn,
+};
 pub use pool::Pool;
 
 use crate::{
@@ -191,7 +194,7 @@ impl<L, P: Pick> KeySelectLayer<L, P> {
         KeySelectLayer { pool, per_key, pick, filters, classify, waiting }
     }
 
-    /// Adds a filter, asked after the built-in ones: model patterns, earlier attempts, rests.
+    /// Adds a filter, asked after the built-in ones: model patterns, tags, earlier attempts, rests.
     pub fn filter(mut self, filter: impl Filter) -> Self {
         self.filters.push(Arc::new(filter));
         self

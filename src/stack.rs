@@ -195,7 +195,7 @@ impl<P: Pick> BalancerBuilder<P> {
         BalancerBuilder { select: select.pick(pick), pool, breaker, max_in_flight, retry, buffer, deadline, breakers }
     }
 
-    /// Adds a filter, asked after the built-in ones: model patterns, earlier attempts, rests. All must agree.
+    /// Adds a filter, asked after the built-in ones: model patterns, tags, earlier attempts, rests. All must agree.
     pub fn filter(mut self, filter: impl Filter) -> Self {
         self.select = self.select.filter(filter);
         self

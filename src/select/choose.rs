@@ -143,13 +143,13 @@ impl<S, P> Shared<S, P> {
             let resting = resting.into_iter().flatten().max_by_key(|resting| resting.until);
             let back = resting.map(|resting| resting.until).max(endpoint.shut_until(now));
             let reason = match resting {
-                _ if filter::built_in(book, &[], endpoint, request, now) == Fit::No => "other_models_or_drained",
+                _ if filter::built_in(book, &[], endpoint, request, now) == Fit::No => "other_models_tags_or_drained",
                 Some(resting) => resting.cause.as_str(),
                 None if back.is_some() => "breaker_open",
                 None => "busy_or_tried",
             };
             *reasons.entry(reason).or_default() += 1;
-            if reason != "other_models_or_drained"
+            if reason != "other_models_tags_or_drained"
                 && let Some(back) = back
             {
                 earliest = Some(earliest.map_or(back, |earliest| earliest.min(back)));
