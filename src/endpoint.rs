@@ -8,7 +8,7 @@ use std::{
     fmt,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
 };
 
@@ -35,6 +35,8 @@ struct Inner {
     figures: Figures,
     account: OnceLock<Box<str>>,
     shut_until: AtomicU64,
+    /// How many snapshots use it although it is shut.
+    forced: AtomicU32,
     removed: AtomicBool,
     pool: Arc<PoolState>,
 }
@@ -51,6 +53,7 @@ pub(crate) struct PoolState {
     /// Whether any endpoint has proved itself.
     warm: AtomicBool,
     suspects: Suspects,
+    panic_picks: AtomicU64,
 }
 
 impl PoolState {
@@ -75,6 +78,14 @@ impl PoolState {
     pub(crate) fn suspects(&self) -> &Suspects {
         &self.suspects
     }
+
+    pub(crate) fn panic_picks(&self) -> u64 {
+        self.panic_picks.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count_panic_pick(&self) {
+        self.panic_picks.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 impl Endpoint {
@@ -92,6 +103,7 @@ impl Endpoint {
             figures: Figures::default(),
             account,
             shut_until: AtomicU64::new(0),
+            forced: AtomicU32::new(0),
             removed: AtomicBool::new(false),
             pool,
         }))
@@ -141,6 +153,18 @@ impl Endpoint {
         (until > now_nanos).then(|| clock::after(now, std::time::Duration::from_nanos(until - now_nanos)))
     }
 
+    /// Whether it should let requests through although it fails, because too few others are left. Whoever shut it for a time
+    /// by [`set_shut_until`](Self::set_shut_until) heeds it.
+    pub fn is_forced(&self) -> bool {
+        self.0.forced.load(Ordering::Relaxed) > 0
+    }
+
+    /// Has it let requests through as long as the guard lives.
+    pub(crate) fn force(&self) -> Forced {
+        self.0.forced.fetch_add(1, Ordering::Relaxed);
+        Forced(self.clone())
+    }
+
     /// Whether it has been taken out of its pool. Requests that run on it are finished.
     pub fn is_removed(&self) -> bool {
         self.0.removed.load(Ordering::Acquire)
@@ -159,6 +183,16 @@ impl Endpoint {
     /// The pool's memory of suspect faults, by which a breaker tells a bad key from a bad upstream.
     pub fn suspects(&self) -> &Suspects {
         self.0.pool.suspects()
+    }
+}
+
+/// Says that an endpoint is used although it is shut; see [`Endpoint::is_forced`].
+#[derive(Debug)]
+pub(crate) struct Forced(Endpoint);
+
+impl Drop for Forced {
+    fn drop(&mut self) {
+        self.0.0.forced.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -46,7 +46,7 @@ use crate::{
     endpoint::EndpointId,
     openrouter::AuthorizeLayer,
     retry::RetryHandle,
-    select::{Filter, LeastInFlight, Pick, Pool, endpoint_fn},
+    select::{Filter, LeastInFlight, Pick, Pool, SelectError, endpoint_fn},
     sync::{Mutex, lock},
 };
 
@@ -211,6 +211,26 @@ impl<P: Pick> BalancerBuilder<P> {
     pub fn max_waiters(mut self, max_waiters: usize) -> Self {
         self.select = self.select.max_waiters(max_waiters);
         self
+    }
+
+    /// Caps the share of keys that may be out at once because they fail; default 1. See
+    /// [`KeySelectLayer::max_ejected`].
+    ///
+    /// # Errors
+    /// When the share is not within 0 to 1.
+    pub fn max_ejected(mut self, share: f64) -> Result<Self, SelectError> {
+        self.select = self.select.max_ejected(share)?;
+        Ok(self)
+    }
+
+    /// Sets the share of keys below which those that are out because they fail are used again; default 0, never. See
+    /// [`KeySelectLayer::panic_below`].
+    ///
+    /// # Errors
+    /// When the share is not within 0 to 1.
+    pub fn panic_below(mut self, share: f64) -> Result<Self, SelectError> {
+        self.select = self.select.panic_below(share)?;
+        Ok(self)
     }
 
     /// Sets when a key's breaker opens, and for how long; default 3 failures in 60 s, for 60 s growing to 300 s.

@@ -122,6 +122,9 @@ where
             let (endpoint, mut service) = found?;
             let Some(Looking { request, context, .. }) = looking.take() else { unreachable!("it was there above") };
             context.ledger().start(&endpoint);
+            if endpoint.is_forced() {
+                this.shared.pool.state().count_panic_pick();
+            }
             let record = Some(Record { pool: this.shared.pool.clone(), endpoint, context, awaits: None });
             this.state.set(State::Calling { call: service.call(request), record });
         }
