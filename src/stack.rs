@@ -45,7 +45,9 @@ use crate::{
     buffer::ReplayBody,
     endpoint::EndpointId,
     openrouter::AuthorizeLayer,
+    respond::RespondBody,
     retry::RetryHandle,
+    route::Routes,
     select::{Filter, LeastInFlight, Pick, Pool, endpoint_fn},
     sync::{Mutex, lock},
 };
@@ -156,6 +158,30 @@ impl<B> Service<Request<B>> for Balancer<B> {
     fn call(&mut self, request: Request<B>) -> Self::Future {
         self.service.call(request)
     }
+}
+
+/// What goes above a [`ModelRouter`](crate::ModelRouter): refusals become answers, and the body is collected, so that its
+/// model can be read. Cannot fail, as axum and tonic want it; `B` is the body of the requests one calls it with.
+///
+/// The buffer is the default one; whoever wants another writes these two layers. Deadlines are those of the routes: the
+/// first that a request meets holds for all models that are tried.
+pub fn front<S, B, ResB>(
+    routes: Routes<S>,
+) -> impl Service<Request<B>, Response = Response<RespondBody<ResB>>, Error = Infallible, Future: Send>
++ Clone
++ Send
++ Sync
++ use<S, B, ResB>
+where
+    S: Service<Request<ReplayBody>, Response = Response<ResB>> + Clone + Send + Sync + 'static,
+    S::Error: Into<BoxError>,
+    S::Future: Send,
+    ResB: 'static,
+    B: Body + Unpin + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<BoxError>,
+{
+    ServiceBuilder::new().layer(RespondLayer::new()).layer(BufferLayer::new()).service(routes)
 }
 
 /// Settings of the default stack; [`build`](Self::build) or [`service`](Self::service) ends them.
