@@ -48,6 +48,13 @@ struct Inner {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EndpointId(u64);
 
+impl EndpointId {
+    /// As a number, from 1 on.
+    pub(crate) fn get(self) -> u64 {
+        self.0
+    }
+}
+
 /// What all endpoints of a pool share.
 #[derive(Debug, Default)]
 pub(crate) struct PoolState {

@@ -75,6 +75,7 @@ use http_body::Body;
 use tower::{BoxError, Layer, Service};
 
 mod choose;
+mod claims;
 mod cooldown;
 mod filter;
 mod future;
@@ -88,9 +89,9 @@ mod waiting;
 pub use cooldown::Resting;
 /// The random numbers a [`Pick`] is given.
 pub use fastrand::Rng;
-pub use filter::{Filter, Fit};
+pub use filter::{CreditFloor, CreditLimit, Ended, Filter, Fit};
 pub use future::{KeySelectFuture, Record};
-pub use pick::{Candidates, LeastInFlight, Pick, Prepared, Rank, RoundRobin};
+pub use pick::{Candidates, LeastInFlight, MostCredit, Pick, Prepared, Rank, RoundRobin, Sticky};
 pub use pool::Pool;
 pub(crate) use pool::WeakPool;
 
@@ -263,6 +264,7 @@ where
             pool: self.pool.clone(),
             lanes: Lanes::new(self.pool.clone(), make),
             pick: self.pick.clone(),
+            reserves: self.filters.iter().any(|filter| filter.reserves()),
             filters: self.filters.clone(),
             room: waiting::Room::default(),
             waiting: self.waiting,

@@ -13,6 +13,7 @@ use tower::{BoxError, Service};
 
 use super::{
     WaitPolicy,
+    claims::Claims,
     filter::{self, Filter, Fit},
     lanes::{Lane, Lanes, Snapshot},
     order::{self, Asked},
@@ -33,15 +34,26 @@ pub(super) struct Shared<S, P> {
     pub(super) lanes: Lanes<S>,
     pub(super) pick: Arc<P>,
     pub(super) filters: Vec<Arc<dyn Filter>>,
+    /// Whether any of the filters sets something aside.
+    pub(super) reserves: bool,
     pub(super) room: Room<S>,
     pub(super) waiting: WaitPolicy,
     pub(super) classify: Arc<dyn Classify>,
 }
 
+/// An endpoint for a request.
+pub(super) struct Found<S> {
+    pub(super) endpoint: Endpoint,
+    /// An instance that said Ready.
+    pub(super) service: S,
+    /// What filters have set aside for it.
+    pub(super) claims: Claims,
+}
+
 /// What looking for an endpoint came to.
 pub(super) enum Choice<S> {
-    /// This one, with an instance that said Ready.
-    Ready(Endpoint, S),
+    /// This one.
+    Ready(Found<S>),
     /// Nobody now.
     Nobody(Outlook),
 }
@@ -66,9 +78,8 @@ impl Outlook {
 }
 
 impl<S, P: Pick> Shared<S, P> {
-    /// Whether the lane's endpoint may serve the request, whatever its readiness.
-    pub(super) fn fits(&self, lane: &Lane<S>, earlier: &[Attempt], request: &RequestContext, now: Instant) -> Fit {
-        let endpoint = &lane.endpoint;
+    /// Whether an endpoint may serve the request, whatever its readiness.
+    pub(super) fn fits(&self, endpoint: &Endpoint, earlier: &[Attempt], request: &RequestContext, now: Instant) -> Fit {
         if let Some(resting) = self.pool.book().upstream_out(endpoint, request, now) {
             return Fit::NotBefore(resting.until);
         }
@@ -80,7 +91,7 @@ impl<S, P: Pick> Shared<S, P> {
         let built_in = filter::built_in(self.pool.book(), earlier, endpoint, request, now);
         self.filters.iter().fold(built_in, |fit, filter| match fit {
             Fit::No => Fit::No,
-            fit => narrower(fit, filter.judge(endpoint, request, now)),
+            fit => fit.and(filter.judge(endpoint, request, now)),
         })
     }
 
@@ -91,6 +102,7 @@ impl<S, P: Pick> Shared<S, P> {
         headers: &HeaderMap,
         now: Instant,
         patient: bool,
+        newcomer: bool,
     ) -> Choice<S>
     where
         S: Service<http::Request<B>> + Clone,
@@ -98,7 +110,7 @@ impl<S, P: Pick> Shared<S, P> {
     {
         let snapshot = self.lanes.current(now);
         let mut search =
-            Search { shared: self, request, earlier: Vec::new(), now, patient, outlook: Outlook::default() };
+            Search { shared: self, request, earlier: Vec::new(), now, patient, newcomer, outlook: Outlook::default() };
         {
             let ledger = request.ledger();
             if !ledger.current().is_empty() {
@@ -106,12 +118,27 @@ impl<S, P: Pick> Shared<S, P> {
             }
         }
         match search.run(&snapshot, headers) {
-            Some((lane, service)) => Choice::Ready(lane.endpoint.clone(), service),
+            Some(found) => Choice::Ready(found),
             None => {
                 search.add_those_out();
                 Choice::Nobody(search.outlook)
             }
         }
+    }
+
+    /// Has filters set aside what the request needs. If there is not enough, the readied instance is dropped.
+    pub(super) fn claim(
+        &self,
+        endpoint: &Endpoint,
+        service: S,
+        request: &RequestContext,
+        now: Instant,
+    ) -> Option<Found<S>> {
+        let claims = match self.reserves {
+            true => Claims::take(&self.filters, &self.pool, endpoint, request, now)?,
+            false => Claims::default(),
+        };
+        Some(Found { endpoint: endpoint.clone(), service, claims })
     }
 
     /// Whether an endpoint outside `scope` of the latest attempt fits the request, busy or not.
@@ -120,7 +147,7 @@ impl<S, P: Pick> Shared<S, P> {
         let all_out = matches!(scope, Scope::Request | Scope::Pool | Scope::Egress);
         !all_out
             && self.lanes.current(now).lanes.iter().any(|lane| {
-                self.fits(lane, &earlier, request, now) == Fit::Yes
+                self.fits(&lane.endpoint, &earlier, request, now) == Fit::Yes
                     && earlier.iter().all(|attempt| attempt.endpoint != lane.endpoint)
             })
     }
@@ -161,25 +188,19 @@ impl<S, P> Shared<S, P> {
     }
 }
 
-fn narrower(one: Fit, other: Fit) -> Fit {
-    match (one, other) {
-        (Fit::No, _) | (_, Fit::No) => Fit::No,
-        (Fit::Yes, fit) | (fit, Fit::Yes) => fit,
-        (Fit::NotBefore(one), Fit::NotBefore(other)) => Fit::NotBefore(one.max(other)),
-    }
-}
-
 struct Search<'a, S, P> {
     shared: &'a Shared<S, P>,
     request: &'a RequestContext,
     earlier: Vec<Attempt>,
     now: Instant,
     patient: bool,
+    /// Whether it is not in line yet, so that those who are come first.
+    newcomer: bool,
     outlook: Outlook,
 }
 
 impl<S, P: Pick> Search<'_, S, P> {
-    fn run<'s, B>(&mut self, snapshot: &'s Snapshot<S>, headers: &HeaderMap) -> Option<(&'s Lane<S>, S)>
+    fn run<B>(&mut self, snapshot: &Snapshot<S>, headers: &HeaderMap) -> Option<Found<S>>
     where
         S: Service<http::Request<B>> + Clone,
         S::Error: Into<BoxError>,
@@ -192,7 +213,7 @@ impl<S, P: Pick> Search<'_, S, P> {
             if !last && self.second_choice(lane) {
                 return Asked::Later;
             }
-            self.try_lane(lane).map_or(Asked::Refused, |service| Asked::Found((&**lane, service)))
+            self.try_lane(lane).map_or(Asked::Refused, Asked::Found)
         })
     }
 
@@ -200,8 +221,8 @@ impl<S, P: Pick> Search<'_, S, P> {
         filter::is_second_choice(&self.earlier, self.shared.pool.state().is_warm(), &lane.endpoint)
     }
 
-    /// An instance of the lane that said Ready, if it may and can serve.
-    fn try_lane<B>(&mut self, lane: &Lane<S>) -> Option<S>
+    /// The lane's endpoint, if it may and can serve.
+    fn try_lane<B>(&mut self, lane: &Lane<S>) -> Option<Found<S>>
     where
         S: Service<http::Request<B>> + Clone,
         S::Error: Into<BoxError>,
@@ -221,16 +242,25 @@ impl<S, P: Pick> Search<'_, S, P> {
                 self.outlook.returns(at);
                 return None;
             }
+            Fit::Full => {
+                self.outlook.busy = true;
+                return None;
+            }
             Fit::Yes => {}
         }
-        if lane.is_contended() {
+        // who waits for what filters set aside has no place in a lane's line, so must be asked about
+        if lane.is_contended() || (self.newcomer && self.shared.is_waited_for(endpoint)) {
             self.outlook.busy = true;
             return None;
         }
         let mut service = lane.service.clone();
         // an instance that is not ready is dropped at once, so nobody need be woken for it
         match service.poll_ready(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(Ok(())) => Some(service),
+            Poll::Ready(Ok(())) => {
+                let found = self.shared.claim(endpoint, service, self.request, self.now);
+                self.outlook.busy |= found.is_none();
+                found
+            }
             Poll::Pending => {
                 self.outlook.busy = true;
                 None
@@ -252,7 +282,7 @@ impl<S, P: Pick> Search<'_, S, P> {
                 match fit {
                     Fit::No => {}
                     Fit::NotBefore(at) => self.outlook.returns(at.max(back)),
-                    Fit::Yes => self.outlook.returns(back),
+                    Fit::Yes | Fit::Full => self.outlook.returns(back),
                 }
             }
         }

@@ -4,6 +4,8 @@ use std::{
     env,
     error::Error,
     io::{self, IsTerminal, Write},
+    path::PathBuf,
+    sync::{Mutex, PoisonError},
     thread,
     time::Duration,
 };
@@ -31,16 +33,18 @@ mod config;
 mod drain;
 mod headers;
 mod live;
+mod poll;
 mod proxy;
 mod refusal;
 mod reload;
 mod server;
 
-pub(crate) use config::Arguments;
+pub(crate) use balancer::{Upstream, leaf};
+pub(crate) use config::{Arguments, Trouble};
 
 use access::Access;
 use admin::Local;
-use balancer::{Stack, Upstream};
+use balancer::Stack;
 use banner::Banner;
 use check::Plan;
 use config::Configuration;
@@ -52,13 +56,23 @@ use server::Server;
 /// How long cut connections have to pass their last words on.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
+/// What the gateway would run with when it is given this configuration file and this base URL, and who would answer.
+pub(crate) fn configured(
+    config: Option<PathBuf>,
+    upstream: Option<String>,
+) -> Result<(Configuration, Upstream), Box<dyn Error>> {
+    let mut configuration = Arguments::of(config, upstream).load(&env::vars_os().collect())?;
+    let upstream = Upstream::choose(&mut configuration)?;
+    Ok((configuration, upstream))
+}
+
 /// Runs until stopped by a signal.
 pub(crate) fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     let variables = env::vars_os().collect();
     let mut configuration = arguments.load(&variables)?;
     if arguments.check {
         let upstream = Upstream::choose(&mut configuration)?;
-        let tried = Stack::build(&configuration, None).and_then(|_| balancer::leaf(&configuration.settings, ()));
+        let tried = Stack::build(&configuration, None).and_then(|_| leaf(&configuration.settings, ()));
         tried.map_err(|trouble| configuration.tell(&trouble))?;
         let plan = Plan { configuration: &configuration, simulated: matches!(upstream, Upstream::Simulated(..)) };
         return Ok(write!(io::stdout(), "{plan}")?);
@@ -106,7 +120,7 @@ where
     let settings = &configuration.settings;
     let header_timeout = settings.header_timeout.get();
     let (listen, admin_listen, asks_token) = (settings.listen, settings.admin_listen, settings.access_token.is_some());
-    let (draining, is_simulated) = (drain.clone(), simulated.is_some());
+    let (draining, is_simulated, polling) = (drain.clone(), simulated.is_some(), Mutex::new(None));
     let make = move |Configuration { settings, .. }: &Configuration, stack: &Stack| {
         let shared = Shared {
             access: Access(settings.access_token.clone()),
@@ -114,7 +128,11 @@ where
             balancer_headers: settings.balancer_headers,
             simulated: is_simulated,
         };
-        Ok(app::app(stack.builder.service(balancer::leaf(settings, transport.clone())?), shared))
+        let leaf = leaf(settings, transport.clone())?;
+        let poller = poll::start(settings, stack.handle().pool(), leaf.clone())?;
+        // the one before stops here
+        *polling.lock().unwrap_or_else(PoisonError::into_inner) = poller;
+        Ok(app::app(stack.builder.service(leaf), shared))
     };
     let mut runner = Runner::new(arguments, configuration, make, drain.clone(), is_simulated)?;
     let listener = bind(listen, "listen").await?;

@@ -19,7 +19,7 @@ use super::config::{Breaker, Configuration, PickName, Retry, Settings, Trouble};
 
 /// Who answers in the end.
 #[derive(Debug)]
-pub(super) enum Upstream {
+pub(crate) enum Upstream {
     /// OpenRouter, or something like it, at the base URL that is configured.
     Real,
     /// The simulator in this process, and a model it has.
@@ -28,7 +28,7 @@ pub(super) enum Upstream {
 
 impl Upstream {
     /// Without any key it is the simulator, whose keys are then used.
-    pub(super) fn choose(configuration: &mut Configuration) -> Result<Self, Box<dyn Error>> {
+    pub(crate) fn choose(configuration: &mut Configuration) -> Result<Self, Box<dyn Error>> {
         if !configuration.keys.is_empty() {
             return Ok(Self::Real);
         }
@@ -55,7 +55,7 @@ impl Upstream {
 }
 
 /// The leaf that sends to the configured base URL through `transport`.
-pub(super) fn leaf<T>(settings: &Settings, transport: T) -> Result<OpenRouter<T>, Trouble> {
+pub(crate) fn leaf<T>(settings: &Settings, transport: T) -> Result<OpenRouter<T>, Trouble> {
     let what = |error| format!("{error}; --upstream takes a URL such as {BASE_URL}");
     OpenRouter::builder()
         .base_url(settings.upstream())

@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
 };
 
-use clap::{Args, builder::BoolishValueParser};
+use clap::{Args, Command, FromArgMatches, builder::BoolishValueParser};
 use secrecy::{ExposeSecret, SecretString};
 
 use super::{
@@ -104,6 +104,10 @@ pub(crate) struct Arguments {
     #[arg(long, env = "TOWER_OPENROUTER_UPSTREAM", value_name = "URL", help_heading = "Upstream and keys")]
     upstream: Option<String>,
 
+    /// How often to ask the upstream what each key and account may spend; 0s: never [default: 60s]
+    #[arg(long, env = "TOWER_OPENROUTER_POLL_INTERVAL", value_name = "TIME", help_heading = "Upstream and keys")]
+    poll_interval: Option<Span>,
+
     /// How many requests may run on one key at once, unless the key has its own limit [default: none]
     #[arg(long, env = "TOWER_OPENROUTER_MAX_IN_FLIGHT", value_name = "N", help_heading = "Upstream and keys")]
     max_in_flight: Option<NonZeroUsize>,
@@ -138,6 +142,15 @@ fn address(text: &str) -> Result<SocketAddr, &'static str> {
 }
 
 impl Arguments {
+    /// What is set by no flags but these, and the environment.
+    pub(crate) fn of(config: Option<PathBuf>, upstream: Option<String>) -> Self {
+        let command = Self::augment_args(Command::new("gateway").no_binary_name(true));
+        let matches = command.get_matches_from([] as [&str; 0]);
+        let mut arguments = Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+        (arguments.config, arguments.upstream) = (config.or(arguments.config), upstream.or(arguments.upstream));
+        arguments
+    }
+
     /// Sets what flags and environment say.
     pub(super) fn apply(&self, settings: &mut Settings) -> Result<(), Trouble> {
         fn set<T: Clone>(setting: &mut T, flag: &Option<T>) {
@@ -161,6 +174,7 @@ impl Arguments {
         if self.upstream.is_some() {
             settings.upstream.clone_from(&self.upstream);
         }
+        set(&mut settings.poll_interval, &self.poll_interval);
         if self.max_in_flight.is_some() {
             settings.limits.max_in_flight = self.max_in_flight;
         }

@@ -29,6 +29,8 @@ pub(crate) struct Settings {
     pub(crate) balancer_headers: bool,
     /// `None`: OpenRouter, or the simulator when there is no key either.
     pub(crate) upstream: Option<String>,
+    /// Zero: never.
+    pub(crate) poll_interval: Span,
     pub(crate) deadline: Time,
     pub(crate) select: Select,
     pub(crate) breaker: Breaker,
@@ -48,6 +50,7 @@ impl Default for Settings {
             drain_timeout: Span::seconds(30),
             balancer_headers: true,
             upstream: None,
+            poll_interval: Span::seconds(60),
             deadline: Time::seconds(600),
             select: Select::default(),
             breaker: Breaker::default(),
