@@ -48,7 +48,7 @@ use crate::{
     respond::RespondBody,
     retry::RetryHandle,
     route::Routes,
-    select::{Filter, LeastInFlight, Pick, Pool, endpoint_fn},
+    select::{CreditLimit, Filter, LeastInFlight, MostCredit, Pick, Pool, endpoint_fn},
     sync::{Mutex, lock},
 };
 
@@ -251,6 +251,16 @@ impl<P: Pick> BalancerBuilder<P> {
         kept.retain(|id, _| ids.contains(id));
         lock(&self.kept).extend(kept);
         self
+    }
+
+    /// Counts money: requests go only where their worst case can be paid, what runs is set aside, an account's cost in flight
+    /// is limited as its refusals teach, and the key with the [most credit](MostCredit) is preferred. Off by default; a
+    /// [`pick`](Self::pick) set after this one replaces that part of it.
+    ///
+    /// It knows what answers tell. Run an [`AccountPoller`](crate::AccountPoller) beside it, so that it also knows caps,
+    /// balances and prices.
+    pub fn credit(self, limit: CreditLimit) -> BalancerBuilder<MostCredit> {
+        self.pick(MostCredit::default()).filter(limit)
     }
 
     /// Sets how long a request may wait for a key, besides its deadline; default 30 s. Zero never waits.

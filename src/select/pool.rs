@@ -237,7 +237,8 @@ impl Pool {
         &self.0.known.waiters
     }
 
-    pub(super) fn freed(&self, endpoint: &Endpoint) {
+    /// There may be more to spend with `endpoint`, or with others of its account, than there was: who waits for it is told.
+    pub(crate) fn freed(&self, endpoint: &Endpoint) {
         if self.0.known.waiters.load(Ordering::SeqCst) > 0 {
             self.tell(|watcher| watcher.freed(endpoint));
         }
