@@ -9,6 +9,7 @@
 //! deadline     one instant over waits, attempts and body
 //! buffer       the body in memory, replayable
 //! retry        another key at once, or a wait, or give up
+//! provider     which providers may serve, for requests that do not say
 //! select       filter the keys, pick one, wait when none can serve
 //!   ╎ per key:
 //!   monitor    in flight, times, tokens, cost, outcomes
@@ -44,7 +45,7 @@ use crate::{
     breaker::{BreakerHandle, BreakerPolicy},
     buffer::ReplayBody,
     endpoint::EndpointId,
-    openrouter::AuthorizeLayer,
+    openrouter::{AuthorizeLayer, ProviderLayer},
     respond::RespondBody,
     retry::RetryHandle,
     route::Routes,
@@ -192,6 +193,7 @@ pub struct BalancerBuilder<P = LeastInFlight> {
     breaker: BreakerPolicy,
     max_in_flight: usize,
     retry: RetryLayer,
+    provider: ProviderLayer,
     buffer: BufferLayer,
     deadline: DeadlineLayer,
     kept: Kept,
@@ -215,6 +217,7 @@ impl BalancerBuilder {
             breaker: BreakerPolicy::default(),
             max_in_flight: usize::MAX,
             retry: RetryLayer::default(),
+            provider: ProviderLayer::default(),
             buffer: BufferLayer::default(),
             deadline: DeadlineLayer::default(),
             kept: Kept::default(),
@@ -225,8 +228,9 @@ impl BalancerBuilder {
 impl<P: Pick> BalancerBuilder<P> {
     /// Sets the pick; default [`LeastInFlight`].
     pub fn pick<Q: Pick>(self, pick: Q) -> BalancerBuilder<Q> {
-        let Self { pool, select, breaker, max_in_flight, retry, buffer, deadline, kept } = self;
-        BalancerBuilder { select: select.pick(pick), pool, breaker, max_in_flight, retry, buffer, deadline, kept }
+        let Self { pool, select, breaker, max_in_flight, retry, provider, buffer, deadline, kept } = self;
+        let select = select.pick(pick);
+        BalancerBuilder { pool, select, breaker, max_in_flight, retry, provider, buffer, deadline, kept }
     }
 
     /// Adds a filter, asked after the built-in ones: model patterns, earlier attempts, rests. All must agree.
@@ -300,6 +304,12 @@ impl<P: Pick> BalancerBuilder<P> {
         self
     }
 
+    /// Sets what is put into requests that do not say which providers may serve; default nothing.
+    pub fn provider(mut self, provider: ProviderLayer) -> Self {
+        self.provider = provider;
+        self
+    }
+
     /// Sets how large request bodies may be, and how they are kept; default [`BufferLayer::new`].
     pub fn buffer(mut self, buffer: BufferLayer) -> Self {
         self.buffer = buffer;
@@ -364,6 +374,7 @@ impl<P: Pick> BalancerBuilder<P> {
             .layer(self.deadline.clone())
             .layer(self.buffer.clone())
             .layer(self.retry.clone())
+            .layer(self.provider.clone())
             .layer(self.select.clone().per_key(per_key))
             .service(leaf)
     }
@@ -396,6 +407,7 @@ impl<P> Clone for BalancerBuilder<P> {
             breaker: self.breaker.clone(),
             max_in_flight: self.max_in_flight,
             retry: self.retry.clone(),
+            provider: self.provider.clone(),
             buffer: self.buffer.clone(),
             deadline: self.deadline.clone(),
             kept: self.kept.clone(),
