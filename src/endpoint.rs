@@ -36,7 +36,7 @@ struct Inner {
     key: ApiKey,
     figures: Figures,
     account: OnceLock<Box<str>>,
-    // made when first asked for: most pools count no money
+    // made when first asked for
     credit: OnceLock<Box<Credit>>,
     shut_until: AtomicU64,
     removed: AtomicBool,
@@ -159,6 +159,11 @@ impl Endpoint {
             credit.join(account, purses);
         }
         credit
+    }
+
+    /// The same where anybody has asked for it before: most pools count no money.
+    pub(crate) fn counted_credit(&self) -> Option<&Credit> {
+        self.0.credit.get().map(|_| self.credit())
     }
 
     /// What models cost, for all endpoints of the pool.
