@@ -18,6 +18,8 @@ use tokio::time::Instant;
 use crate::clock;
 
 mod brake;
+#[cfg(all(test, tower_openrouter_loom))]
+mod model;
 mod money;
 mod prices;
 mod purse;

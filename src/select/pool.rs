@@ -185,6 +185,12 @@ impl Pool {
         self.0.known.state.prices()
     }
 
+    /// How many requests went to a key that was out because it fails, by [`panic_below`](super::KeySelectLayer::panic_below)
+    /// or [`max_ejected`](super::KeySelectLayer::max_ejected).
+    pub fn panic_picks(&self) -> u64 {
+        self.state().panic_picks()
+    }
+
     pub(super) fn book(&self) -> &Book {
         &self.0.known.book
     }
@@ -237,7 +243,8 @@ impl Pool {
         &self.0.known.waiters
     }
 
-    pub(super) fn freed(&self, endpoint: &Endpoint) {
+    /// There may be more to spend with `endpoint`, or with others of its account, than there was: who waits for it is told.
+    pub(crate) fn freed(&self, endpoint: &Endpoint) {
         if self.0.known.waiters.load(Ordering::SeqCst) > 0 {
             self.tell(|watcher| watcher.freed(endpoint));
         }

@@ -26,7 +26,6 @@ use tracing_subscriber::EnvFilter;
 mod access;
 mod admin;
 mod app;
-mod balancer;
 mod banner;
 mod check;
 mod config;
@@ -37,21 +36,25 @@ mod poll;
 mod proxy;
 mod refusal;
 mod reload;
+mod routed;
 mod server;
+mod stack;
+mod upstream;
 
-pub(crate) use balancer::{Upstream, leaf};
 pub(crate) use config::{Arguments, Trouble};
+pub(crate) use upstream::{Upstream, leaf};
 
 use access::Access;
 use admin::Local;
-use balancer::Stack;
 use banner::Banner;
 use check::Plan;
 use config::Configuration;
 use drain::Drain;
 use proxy::Shared;
 use reload::Runner;
+use routed::Routed;
 use server::Server;
+use stack::Stack;
 
 /// How long cut connections have to pass their last words on.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -72,8 +75,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     let mut configuration = arguments.load(&variables)?;
     if arguments.check {
         let upstream = Upstream::choose(&mut configuration)?;
-        let tried = Stack::build(&configuration, None).and_then(|_| leaf(&configuration.settings, ()));
-        tried.map_err(|trouble| configuration.tell(&trouble))?;
+        check::check(&configuration).map_err(|trouble| configuration.tell(&trouble))?;
         let plan = Plan { configuration: &configuration, simulated: matches!(upstream, Upstream::Simulated(..)) };
         return Ok(write!(io::stdout(), "{plan}")?);
     }
@@ -129,10 +131,11 @@ where
             simulated: is_simulated,
         };
         let leaf = leaf(settings, transport.clone())?;
+        let routes = stack.routes(settings, &leaf)?;
         let poller = poll::start(settings, stack.handle().pool(), leaf.clone())?;
         // the one before stops here
         *polling.lock().unwrap_or_else(PoisonError::into_inner) = poller;
-        Ok(app::app(stack.builder.service(leaf), shared))
+        Ok(app::app(Routed::new(stack.all.service(leaf), routes), shared))
     };
     let mut runner = Runner::new(arguments, configuration, make, drain.clone(), is_simulated)?;
     let listener = bind(listen, "listen").await?;

@@ -38,7 +38,9 @@ impl Pick for MostCredit {
 
     fn prepare(&self, endpoints: &[Endpoint]) -> Option<Prepared> {
         // so that no proposal has to make the books of a key
-        endpoints.iter().for_each(|endpoint| drop(endpoint.credit()));
+        for endpoint in endpoints {
+            endpoint.credit();
+        }
         None
     }
 
@@ -48,8 +50,11 @@ impl Pick for MostCredit {
 }
 
 fn poverty(candidates: &Candidates<'_>, index: usize) -> f64 {
-    match candidates.endpoints[index].credit().spendable(candidates.now) {
+    let (credit, now) = (candidates.endpoints[index].credit(), candidates.now);
+    match credit.spendable(now) {
         Spendable::Unlimited => f64::NEG_INFINITY,
+        // few keys may ask for the balance, and a key without a cap should not stand behind those with one for that
+        Spendable::Unknown if credit.key_spendable(now) == Spendable::Unlimited => f64::NEG_INFINITY,
         Spendable::Unknown => 0.0,
         // whoever has nothing, too, comes after the unknown
         Spendable::Money(left) if left.nanos() <= 0 => 1.0 - left.nanos() as f64,

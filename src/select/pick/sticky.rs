@@ -124,7 +124,9 @@ impl Pick for Sticky {
     }
 
     fn prepare(&self, endpoints: &[Endpoint]) -> Option<Prepared> {
-        endpoints.iter().for_each(|endpoint| drop(endpoint.credit()));
+        for endpoint in endpoints {
+            endpoint.credit();
+        }
         None
     }
 

@@ -29,12 +29,12 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError> + Send,
 {
-    let interval = settings.poll_interval.0;
+    let interval = settings.credit.poll_interval.0;
     if interval.is_zero() {
         return Ok(None);
     }
     let leaf = leaf.map_request(|request: Request<Empty<Bytes>>| request.map(|_| ReplayBody::empty()));
     let poller =
-        AccountPoller::new(pool, leaf).interval(interval).map_err(|error| Trouble::with("poll_interval", error))?;
+        AccountPoller::new(pool, leaf).interval(interval).map_err(|error| Trouble::with("credit.poll_interval", error))?;
     Ok(Some(Polling(tokio::spawn(poller.run()).abort_handle())))
 }

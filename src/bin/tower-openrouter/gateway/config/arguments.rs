@@ -174,7 +174,7 @@ impl Arguments {
         if self.upstream.is_some() {
             settings.upstream.clone_from(&self.upstream);
         }
-        set(&mut settings.poll_interval, &self.poll_interval);
+        set(&mut settings.credit.poll_interval, &self.poll_interval);
         if self.max_in_flight.is_some() {
             settings.limits.max_in_flight = self.max_in_flight;
         }
@@ -275,7 +275,7 @@ mod tests {
             ("[breaker]\nmax_cooldown = \"30s\"", "FILE, line 3: breaker.max_cooldown: 30s is shorter than"),
             ("[retry]\nattempts = 0", "FILE, line 3: attempts is 0: it must be 1"),
             ("[retry]\nattempts = 6", "FILE, line 3: attempts is 6"),
-            ("[retry]\nbudget_ratio = 1.5", "FILE, line 3: budget_ratio: the retry budget's ratio is 1.5"),
+            ("[retry]\nbudget_ratio = 1.5", "FILE, line 3: budget_ratio: it is 1.5: it must be a share"),
             ("[retry]\nmin_backoff = \"2m\"", "FILE, line 2: retry.max_backoff: 30s is shorter than min_backoff, 2m"),
             ("[limits]\nmemory = \"1MiB\"", "FILE, line 3: limits.memory: 1MiB is less than replay_cap, 16MiB"),
             (
