@@ -228,9 +228,10 @@ impl Endpoint {
         self.0.pool.touch();
     }
 
-    /// Marks it as one that an answer has put in doubt, so that whoever asks about keys asks about this one soon.
-    pub(crate) fn doubt(&self) {
-        self.0.doubted.store(true, Ordering::Release);
+    /// Marks it as one that an answer has put in doubt, so that whoever asks about keys asks about this one soon. Says
+    /// whether that is new.
+    pub(crate) fn doubt(&self) -> bool {
+        !self.0.doubted.swap(true, Ordering::AcqRel)
     }
 
     /// Whether it was in doubt; from here on it is not.

@@ -257,10 +257,10 @@ impl Settings {
                 ),
             ));
         }
-        let every = self.poll_interval;
+        let every = self.credit.poll_interval;
         if !every.0.is_zero() && every.0 < Duration::from_secs(1) {
             let what = format_args!("{every} is too often to ask about keys: make it 1s or more, or 0s for never");
-            return Err(Trouble::with("poll_interval", what));
+            return Err(Trouble::with("credit.poll_interval", what));
         }
         if self.breaker.longest() < self.breaker.cooldown {
             let what = format_args!(
