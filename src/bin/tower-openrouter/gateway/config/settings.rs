@@ -8,7 +8,10 @@ use std::{
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, de};
-use tower_openrouter::{RetryLayer, openrouter::BASE_URL};
+use tower_openrouter::{
+    RetryLayer,
+    openrouter::{BASE_URL, ProviderPreferences, Variant},
+};
 
 use super::{
     keys::KeyEntry,
@@ -33,6 +36,7 @@ pub(crate) struct Settings {
     pub(crate) deadline: Time,
     pub(crate) select: Select,
     pub(crate) models: Models,
+    pub(crate) provider: ProviderPreferences,
     pub(crate) credit: Credit,
     pub(crate) breaker: Breaker,
     pub(crate) retry: Retry,
@@ -55,6 +59,7 @@ impl Default for Settings {
             deadline: Time::seconds(600),
             select: Select::default(),
             models: Models::default(),
+            provider: ProviderPreferences::default(),
             credit: Credit::default(),
             breaker: Breaker::default(),
             retry: Retry::default(),
@@ -123,12 +128,14 @@ impl fmt::Display for PickName {
     }
 }
 
-/// `[models]`: what becomes of models that no route, or no key, serves.
+/// `[models]`: what becomes of models that no route, or no key, serves, and what requests that do not say ask for.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Models {
     pub(crate) unrouted: Unrouted,
     pub(crate) fallback: Vec<String>,
+    pub(crate) upstream_fallback: Vec<String>,
+    pub(crate) variant: Option<Variant>,
 }
 
 /// What becomes of a model that has no route.
@@ -199,6 +206,18 @@ pub(crate) struct Retry {
     pub(crate) budget_ratio: Share,
     pub(crate) budget_per_second: u32,
     pub(crate) unclear: bool,
+    pub(crate) when_provider_full: WhenFull,
+    pub(crate) next_models: Vec<String>,
+}
+
+/// What is tried when a provider has no room.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum WhenFull {
+    #[default]
+    Wait,
+    IgnoreProvider,
+    NextModel,
 }
 
 impl Default for Retry {
@@ -211,6 +230,8 @@ impl Default for Retry {
             budget_ratio: Share(0.2),
             budget_per_second: 10,
             unclear: false,
+            when_provider_full: WhenFull::Wait,
+            next_models: Vec::new(),
         }
     }
 }
@@ -275,6 +296,14 @@ impl Settings {
             let floor = self.select.sticky_floor;
             let what = format_args!("it is less than sticky_floor, {floor}: make it at least that");
             return Err(Trouble::with("select.sticky_back", what));
+        }
+        let interval = self.credit.poll_interval;
+        if interval > Span::seconds(0) && interval < Span::seconds(1) {
+            return Err(Trouble::with("credit.poll_interval", "it is shorter than 1s: make it longer, or 0s for never"));
+        }
+        if (self.retry.when_provider_full == WhenFull::NextModel) == self.retry.next_models.is_empty() {
+            let what = "name models here and `next-model` in when_provider_full, or neither";
+            return Err(Trouble::with("retry.next_models", what));
         }
         if self.models.unrouted == Unrouted::Refuse && self.routes.is_empty() {
             return Err(Trouble::with("models.unrouted", "without [[routes]] every model would be refused: add one"));
