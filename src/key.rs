@@ -272,6 +272,39 @@ impl ApiKey {
     }
 }
 
+impl PartialEq for ApiKey {
+    /// Whether the secret and all settings are the same.
+    fn eq(&self, other: &Self) -> bool {
+        // named one by one, so that a new setting is not forgotten here
+        let Self {
+            secret: _,
+            authorization: _,
+            hash,
+            label,
+            weight,
+            account,
+            workspace,
+            models,
+            refused_models,
+            base_url,
+            max_in_flight,
+            tier,
+            tags,
+        } = self;
+        *hash == other.hash
+            && *label == other.label
+            && *weight == other.weight
+            && *account == other.account
+            && *workspace == other.workspace
+            && *models == other.models
+            && *refused_models == other.refused_models
+            && *base_url == other.base_url
+            && *max_in_flight == other.max_in_flight
+            && *tier == other.tier
+            && *tags == other.tags
+    }
+}
+
 impl fmt::Debug for ApiKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ApiKey")

@@ -97,6 +97,7 @@ pub use pick::{
     SmoothWeighted, WeightedRandom, pick_fn,
 };
 pub use pool::Pool;
+pub(crate) use pool::WeakPool;
 
 use crate::{
     body::Guarded,
@@ -191,6 +192,12 @@ impl<L, P: Pick> KeySelectLayer<L, P> {
     pub fn pick<Q: Pick>(self, pick: Q) -> KeySelectLayer<L, Q> {
         let Self { pool, per_key, filters, classify, waiting, ejection, .. } = self;
         KeySelectLayer { pool, per_key, pick: Arc::new(pick), filters, classify, waiting, ejection }
+    }
+
+    /// Sets the pool, in place of what [`new`](Self::new) was given.
+    pub fn pool(mut self, pool: Pool) -> Self {
+        self.pool = pool;
+        self
     }
 
     /// Sets what makes each endpoint's stack, in place of what [`new`](Self::new) was given.

@@ -23,7 +23,7 @@
 //! [`BalancerBuilder::service`] does.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     convert::Infallible,
     fmt,
     sync::Arc,
@@ -168,10 +168,18 @@ pub struct BalancerBuilder<P = LeastInFlight> {
     retry: RetryLayer,
     buffer: BufferLayer,
     deadline: DeadlineLayer,
-    breakers: Breakers,
+    kept: Kept,
 }
 
-type Breakers = Arc<Mutex<HashMap<EndpointId, BreakerHandle>>>;
+/// What is kept of each endpoint's stack, so that all stacks of one endpoint share it.
+type Kept = Arc<Mutex<HashMap<EndpointId, PerKey>>>;
+
+#[derive(Clone)]
+struct PerKey {
+    endpoint: Endpoint,
+    breaker: CircuitBreakerLayer,
+    limit: ConcurrencyLimitLayer,
+}
 
 impl BalancerBuilder {
     fn new(pool: Pool) -> Self {
@@ -183,7 +191,7 @@ impl BalancerBuilder {
             retry: RetryLayer::default(),
             buffer: BufferLayer::default(),
             deadline: DeadlineLayer::default(),
-            breakers: Breakers::default(),
+            kept: Kept::default(),
         }
     }
 }
@@ -191,13 +199,31 @@ impl BalancerBuilder {
 impl<P: Pick> BalancerBuilder<P> {
     /// Sets the pick; default [`LeastInFlight`].
     pub fn pick<Q: Pick>(self, pick: Q) -> BalancerBuilder<Q> {
-        let Self { pool, select, breaker, max_in_flight, retry, buffer, deadline, breakers } = self;
-        BalancerBuilder { select: select.pick(pick), pool, breaker, max_in_flight, retry, buffer, deadline, breakers }
+        let Self { pool, select, breaker, max_in_flight, retry, buffer, deadline, kept } = self;
+        BalancerBuilder { select: select.pick(pick), pool, breaker, max_in_flight, retry, buffer, deadline, kept }
     }
 
     /// Adds a filter, asked after the built-in ones: model patterns, tags, earlier attempts, rests. All must agree.
     pub fn filter(mut self, filter: impl Filter) -> Self {
         self.select = self.select.filter(filter);
+        self
+    }
+
+    /// Sets the pool, such as a group that [shares](Pool::share) with the one before: an endpoint that is in both has one
+    /// breaker and one limit in the stacks of this builder and of its clones.
+    pub fn pool(mut self, pool: Pool) -> Self {
+        self.select = self.select.pool(pool.clone());
+        self.pool = pool;
+        self
+    }
+
+    /// Takes over the breakers and limits of a stack that runs, for the endpoints that are in this pool too: for a stack that
+    /// is to replace it, with the same breaker policy. Caps follow this builder's.
+    pub fn keep(self, running: &BalancerHandle) -> Self {
+        let ids: HashSet<_> = self.pool.endpoints().iter().map(Endpoint::id).collect();
+        let mut kept = lock(&running.kept).clone();
+        kept.retain(|id, _| ids.contains(id));
+        lock(&self.kept).extend(kept);
         self
     }
 
@@ -272,7 +298,7 @@ impl<P: Pick> BalancerBuilder<P> {
 
     /// What the stages can be asked and told.
     pub fn handle(&self) -> BalancerHandle {
-        BalancerHandle { pool: self.pool.clone(), retry: self.retry.handle(), breakers: self.breakers.clone() }
+        BalancerHandle { pool: self.pool.clone(), retry: self.retry.handle(), kept: self.kept.clone() }
     }
 
     /// The stack around `leaf`, its type unnamed but known to the compiler: nothing is boxed. Take the
@@ -299,15 +325,21 @@ impl<P: Pick> BalancerBuilder<P> {
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
-        let (breaker, max_in_flight, breakers) = (self.breaker.clone(), self.max_in_flight, self.breakers.clone());
+        let (breaker, max_in_flight, kept) = (self.breaker.clone(), self.max_in_flight, self.kept.clone());
         let per_key = endpoint_fn(move |endpoint: &Endpoint| {
             let cap = endpoint.key().in_flight_cap().unwrap_or(max_in_flight);
-            let breaker = CircuitBreakerLayer::new(breaker.clone()).endpoint(endpoint);
-            lock(&breakers).insert(endpoint.id(), breaker.handle());
+            let zero = "keys and builder refuse a cap of 0";
+            let make = || PerKey {
+                endpoint: endpoint.clone(),
+                breaker: CircuitBreakerLayer::new(breaker.clone()).endpoint(endpoint),
+                limit: ConcurrencyLimitLayer::new(cap).expect(zero),
+            };
+            let PerKey { breaker, limit, .. } = lock(&kept).entry(endpoint.id()).or_insert_with(make).clone();
+            limit.handle().set_cap(cap).expect(zero);
             ServiceBuilder::new()
                 .layer(LoadMonitorLayer::endpoint(endpoint))
                 .layer(breaker)
-                .layer(ConcurrencyLimitLayer::new(cap).expect("keys and builder refuse a cap of 0"))
+                .layer(limit)
                 .layer(AuthorizeLayer::new(endpoint.key()))
                 .into_inner()
         });
@@ -350,7 +382,7 @@ impl<P> Clone for BalancerBuilder<P> {
             retry: self.retry.clone(),
             buffer: self.buffer.clone(),
             deadline: self.deadline.clone(),
-            breakers: self.breakers.clone(),
+            kept: self.kept.clone(),
         }
     }
 }
@@ -371,7 +403,7 @@ impl<P> fmt::Debug for BalancerBuilder<P> {
 pub struct BalancerHandle {
     pool: Pool,
     retry: RetryHandle,
-    breakers: Breakers,
+    kept: Kept,
 }
 
 impl BalancerHandle {
@@ -387,12 +419,11 @@ impl BalancerHandle {
 
     /// The breaker of an endpoint: to watch, isolate and reset it. `None` before the first request could have used it.
     pub fn breaker(&self, endpoint: &Endpoint) -> Option<BreakerHandle> {
-        let mut breakers = lock(&self.breakers);
-        let pool = self.pool.endpoints();
-        if breakers.len() > pool.len() {
-            breakers.retain(|id, _| pool.iter().any(|endpoint| endpoint.id() == *id));
+        let mut kept = lock(&self.kept);
+        if kept.len() > self.pool.endpoints().len() {
+            kept.retain(|_, kept| !kept.endpoint.is_removed());
         }
-        breakers.get(&endpoint.id()).cloned()
+        kept.get(&endpoint.id()).map(|kept| kept.breaker.handle())
     }
 }
 

@@ -101,8 +101,8 @@ impl<S, P: Pick> Shared<S, P> {
             Search { shared: self, request, earlier: Vec::new(), now, patient, outlook: Outlook::default() };
         {
             let ledger = request.ledger();
-            if !ledger.attempts().is_empty() {
-                search.earlier = ledger.attempts().to_vec();
+            if !ledger.current().is_empty() {
+                search.earlier = ledger.current().to_vec();
             }
         }
         match search.run(&snapshot, headers) {
@@ -116,7 +116,7 @@ impl<S, P: Pick> Shared<S, P> {
 
     /// Whether an endpoint outside `scope` of the latest attempt fits the request, busy or not.
     pub(super) fn has_elsewhere(&self, scope: Scope, request: &RequestContext, now: Instant) -> bool {
-        let earlier = request.ledger().attempts().to_vec();
+        let earlier = request.ledger().current().to_vec();
         let all_out = matches!(scope, Scope::Request | Scope::Pool | Scope::Egress);
         !all_out
             && self.lanes.current(now).lanes.iter().any(|lane| {

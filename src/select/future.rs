@@ -292,8 +292,12 @@ pub struct Record {
 
 impl Record {
     fn learn<B>(&self, response: &Response<B>) {
-        if let Some(account) = response.extensions().get::<OutcomeCell>().and_then(OutcomeCell::account) {
+        let Some(cell) = response.extensions().get::<OutcomeCell>() else { return };
+        if let Some(account) = cell.account() {
             self.endpoint.learn_account(account);
+        }
+        if let Some(provider) = cell.provider() {
+            self.context.ledger().blame(provider);
         }
     }
 
