@@ -8,7 +8,7 @@ use std::{
     fmt,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -18,6 +18,7 @@ use crate::{clock, key::ApiKey};
 
 mod credit;
 mod figures;
+mod peak;
 mod penalty;
 mod suspects;
 
@@ -39,6 +40,8 @@ struct Inner {
     // made when first asked for: most pools count no money
     credit: OnceLock<Box<Credit>>,
     shut_until: AtomicU64,
+    /// How many snapshots use it although it is shut.
+    forced: AtomicU32,
     removed: AtomicBool,
     doubted: AtomicBool,
     pool: Arc<PoolState>,
@@ -65,6 +68,7 @@ pub(crate) struct PoolState {
     /// How many endpoints there are that were not removed, in all pools that share this.
     live: AtomicUsize,
     suspects: Suspects,
+    panic_picks: AtomicU64,
     purses: credit::Purses,
     prices: Prices,
 }
@@ -96,6 +100,14 @@ impl PoolState {
         &self.suspects
     }
 
+    pub(crate) fn panic_picks(&self) -> u64 {
+        self.panic_picks.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count_panic_pick(&self) {
+        self.panic_picks.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(crate) fn prices(&self) -> &Prices {
         &self.prices
     }
@@ -118,6 +130,7 @@ impl Endpoint {
             account,
             credit: OnceLock::new(),
             shut_until: AtomicU64::new(0),
+            forced: AtomicU32::new(0),
             removed: AtomicBool::new(false),
             doubted: AtomicBool::new(false),
             pool,
@@ -146,7 +159,10 @@ impl Endpoint {
 
     /// Notes the account an answer named; what is known already stays.
     pub fn learn_account(&self, account: &str) {
-        let _ = self.0.account.set(account.into());
+        if self.0.account.get().is_none() && self.0.account.set(account.into()).is_ok() {
+            // picks that go by accounts look again
+            self.0.pool.touch();
+        }
     }
 
     /// What the key may spend, as polls and answers tell.
@@ -182,6 +198,18 @@ impl Endpoint {
         (until > now_nanos).then(|| clock::after(now, std::time::Duration::from_nanos(until - now_nanos)))
     }
 
+    /// Whether it should let requests through although it fails, because too few others are left. Whoever shut it for a time
+    /// by [`set_shut_until`](Self::set_shut_until) heeds it.
+    pub fn is_forced(&self) -> bool {
+        self.0.forced.load(Ordering::Relaxed) > 0
+    }
+
+    /// Has it let requests through as long as the guard lives.
+    pub(crate) fn force(&self) -> Forced {
+        self.0.forced.fetch_add(1, Ordering::Relaxed);
+        Forced(self.clone())
+    }
+
     /// Whether it has been taken out of its pool. Requests that run on it are finished.
     pub fn is_removed(&self) -> bool {
         self.0.removed.load(Ordering::Acquire)
@@ -212,6 +240,16 @@ impl Endpoint {
     /// The pool's memory of suspect faults, by which a breaker tells a bad key from a bad upstream.
     pub fn suspects(&self) -> &Suspects {
         self.0.pool.suspects()
+    }
+}
+
+/// Says that an endpoint is used although it is shut; see [`Endpoint::is_forced`].
+#[derive(Debug)]
+pub(crate) struct Forced(Endpoint);
+
+impl Drop for Forced {
+    fn drop(&mut self) {
+        self.0.0.forced.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

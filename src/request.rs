@@ -28,7 +28,7 @@ use crate::{clock, endpoint::Endpoint, outcome::Outcome};
 pub struct RequestContext(Arc<Inner>);
 
 struct Inner {
-    /// The context this one differs from by its body only: deadline and ledger are there.
+    /// The context this one differs from by its body only: deadline, demands and ledger are there.
     root: Option<Arc<Inner>>,
     /// When the request came, if the stage that made the context had looked at the clock.
     arrived: Option<Instant>,
@@ -36,6 +36,7 @@ struct Inner {
     deadline: AtomicU64,
     body: OnceLock<Bytes>,
     asks: OnceLock<Asks>,
+    required: OnceLock<Box<[Box<str>]>>,
     ledger: Mutex<Ledger>,
 }
 
@@ -52,6 +53,7 @@ impl RequestContext {
             deadline: AtomicU64::new(u64::MAX),
             body: OnceLock::new(),
             asks: OnceLock::new(),
+            required: OnceLock::new(),
             ledger: Mutex::default(),
         }))
     }
@@ -67,6 +69,7 @@ impl RequestContext {
             deadline: AtomicU64::new(u64::MAX),
             body: body.into(),
             asks: OnceLock::new(),
+            required: OnceLock::new(),
             ledger: Mutex::default(),
         }))
     }
@@ -130,6 +133,23 @@ impl RequestContext {
         }
     }
 
+    /// Demands that only keys with all of these [tags](crate::ApiKey::tags) serve the request; the first demand stays.
+    ///
+    /// ```
+    /// use tower_openrouter::RequestContext;
+    ///
+    /// let mut request = http::Request::new(());
+    /// RequestContext::of(&mut request).require(["eu", "team-a"]);
+    /// ```
+    pub fn require<T: Into<Box<str>>>(&self, tags: impl IntoIterator<Item = T>) {
+        let _ = self.root().required.set(tags.into_iter().map(Into::into).collect());
+    }
+
+    /// The tags that a key must have to serve the request.
+    pub fn required(&self) -> &[Box<str>] {
+        self.root().required.get().map_or(&[], |tags| tags)
+    }
+
     /// The attempts made so far. Hold it briefly: it is a lock.
     pub fn ledger(&self) -> MutexGuard<'_, Ledger> {
         lock(&self.root().ledger)
@@ -167,15 +187,25 @@ pub struct Asks {
     pub stream: bool,
     /// The most tokens the answer may have (`max_tokens`, `max_completion_tokens` or `max_output_tokens`).
     pub max_tokens: Option<u64>,
-    /// The conversation it belongs to (`session_id`, else `user`).
+    /// The conversation it belongs to (`session_id`).
     pub session: Option<Box<str>>,
+    /// Whom it is for (`user`).
+    pub user: Option<Box<str>>,
     /// A hash of the provider preferences; 0 when there are none. Requests with other wishes use other provider pools.
     pub provider: u64,
 }
 
 impl Asks {
     const fn nothing() -> Self {
-        Self { model: None, models: Vec::new(), stream: false, max_tokens: None, session: None, provider: 0 }
+        Self {
+            model: None,
+            models: Vec::new(),
+            stream: false,
+            max_tokens: None,
+            session: None,
+            user: None,
+            provider: 0,
+        }
     }
 
     fn read(body: &[u8]) -> Self {
@@ -230,7 +260,8 @@ impl Asks {
             max_tokens: value(fields.max_tokens)
                 .or_else(|| value(fields.max_completion_tokens))
                 .or_else(|| value(fields.max_output_tokens)),
-            session: value(fields.session_id).or_else(|| value(fields.user)),
+            session: value(fields.session_id),
+            user: value(fields.user),
             provider: fields.provider.map_or(0, |raw| {
                 let mut hasher = DefaultHasher::new();
                 raw.get().hash(&mut hasher);

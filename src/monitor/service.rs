@@ -226,7 +226,12 @@ impl Exchange {
         let (figures, total) = (place.figures(), now - self.started);
         figures.leave();
         match outcome {
-            Some(Outcome::Success) => figures.succeed(self.first_byte.unwrap_or(now) - self.started, total),
+            Some(Outcome::Success) => {
+                if self.first_byte.is_none() {
+                    figures.first_byte(total, now);
+                }
+                figures.succeed(self.first_byte.unwrap_or(now) - self.started, total);
+            }
             Some(Outcome::Fault(fault)) => figures.fail(&fault, total, now),
             // whoever keeps the deadline drops us too, and that is no client's doing
             None if self.deadline.is_some_and(|deadline| deadline <= now) => {
@@ -253,7 +258,11 @@ impl Guard for Exchange {
         }
         // until something is committed, what flows keeps the stream open and says nothing
         let real = !matches!(&self.said, Said::Cell(cell) if cell.at_commit().is_none());
-        self.first_byte = real.then(Instant::now);
+        if real {
+            let now = Instant::now();
+            self.first_byte = Some(now);
+            self.monitored.place.figures().first_byte(now - self.started, now);
+        }
     }
 
     fn trailers(&mut self, found: &HeaderMap) {

@@ -127,6 +127,9 @@ where
             claims.sent();
             let Some(Looking { request, context, .. }) = looking.take() else { unreachable!("it was there above") };
             context.ledger().start(&endpoint);
+            if endpoint.is_forced() {
+                this.shared.pool.state().count_panic_pick();
+            }
             let record =
                 Some(Record { pool: this.shared.pool.clone(), endpoint, context, cell: None, awaits: false, claims });
             this.state.set(State::Calling { call: service.call(request), record });
