@@ -14,8 +14,8 @@ use tower_openrouter::{
     openrouter::{OnFullPool, PreferenceError, ProviderLayer, ProviderPreferences},
     retry::{Backoff, RetryBudget},
     select::{
-        CreditFloor, CreditLimit, LeastInFlight, MostCredit, PeakEwma, Pick, Pool, PriorityTiers, Rendezvous, RoundRobin,
-        SmoothWeighted, Sticky, WeightedRandom,
+        CreditFloor, CreditLimit, LeastInFlight, MostCredit, PeakEwma, Pick, Pool, PriorityTiers, Rendezvous,
+        RoundRobin, SmoothWeighted, Sticky, WeightedRandom,
     },
     stack::{BalancerBuilder, BalancerHandle},
 };
