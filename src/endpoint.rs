@@ -68,9 +68,9 @@ pub(crate) struct PoolState {
     /// How many endpoints there are that were not removed, in all pools that share this.
     live: AtomicUsize,
     suspects: Suspects,
-    panic_picks: AtomicU64,
     purses: credit::Purses,
     prices: Prices,
+    panic_picks: AtomicU64,
 }
 
 impl PoolState {
@@ -100,16 +100,16 @@ impl PoolState {
         &self.suspects
     }
 
+    pub(crate) fn prices(&self) -> &Prices {
+        &self.prices
+    }
+
     pub(crate) fn panic_picks(&self) -> u64 {
         self.panic_picks.load(Ordering::Relaxed)
     }
 
     pub(crate) fn count_panic_pick(&self) {
         self.panic_picks.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn prices(&self) -> &Prices {
-        &self.prices
     }
 }
 
@@ -243,6 +243,14 @@ impl Endpoint {
     }
 }
 
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if !*self.removed.get_mut() {
+            self.pool.live.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
 /// Says that an endpoint is used although it is shut; see [`Endpoint::is_forced`].
 #[derive(Debug)]
 pub(crate) struct Forced(Endpoint);
@@ -250,14 +258,6 @@ pub(crate) struct Forced(Endpoint);
 impl Drop for Forced {
     fn drop(&mut self) {
         self.0.0.forced.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        if !*self.removed.get_mut() {
-            self.pool.live.fetch_sub(1, Ordering::Relaxed);
-        }
     }
 }
 

@@ -14,17 +14,17 @@ use crate::{
 };
 
 mod built_in;
+mod closure;
 mod credit_floor;
 mod credit_limit;
-mod closure;
 mod tags;
 
-pub use closure::{FilterFn, filter_fn};
-pub use tags::RequireTags;
 
 pub(super) use built_in::{built_in, is_second_choice};
+pub use closure::{FilterFn, filter_fn};
 pub use credit_floor::CreditFloor;
 pub use credit_limit::CreditLimit;
+pub use tags::RequireTags;
 
 /// What a filter says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
