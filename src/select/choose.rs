@@ -256,7 +256,7 @@ impl<S, P: Pick> Search<'_, S, P> {
             Fit::Yes => {}
         }
         // who waits for what filters set aside has no place in a lane's line, so must be asked about
-        if lane.is_contended() || (self.newcomer && self.shared.is_waited_for(endpoint)) {
+        if lane.is_contended() || (self.newcomer && self.shared.is_waited_for(endpoint, |_| true)) {
             self.outlook.busy = true;
             return None;
         }

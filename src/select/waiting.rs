@@ -164,6 +164,7 @@ impl<S: Send + Sync + 'static, P: Pick> Ticket<S, P> {
         for lane in &snapshot.lanes {
             if !lane.is_contended()
                 && self.shared.fits(&lane.endpoint, &earlier, request, now) == Fit::Yes
+                && !self.is_behind(&lane.endpoint)
                 && self.enlist(lane)
                 && let Some(service) = self.poll_instance(lane, lane.service.clone())
             {
@@ -200,6 +201,11 @@ impl<S: Send + Sync + 'static, P: Pick> Ticket<S, P> {
         }
         // what came free while this waiter had an offer went to others, or to nobody
         Err(true)
+    }
+
+    /// Whether somebody who came earlier waits only to be told that the endpoint is there for it; and tells.
+    fn is_behind(&self, endpoint: &Endpoint) -> bool {
+        self.shared.is_waited_for(endpoint, |number| number < self.number)
     }
 
     /// Reserves the lane's place in the line, unless it has one.
@@ -378,12 +384,12 @@ impl<S: Send + Sync + 'static, P: Pick> Wake for LaneWaker<S, P> {
 }
 
 impl<S, P: Pick> Shared<S, P> {
-    /// Whether somebody in line could use the endpoint now and waits for no more than to be told. Who finds that out tells.
-    pub(super) fn is_waited_for(&self, endpoint: &Endpoint) -> bool {
+    /// Whether one of these in line could use the endpoint now and waits for no more than to be told. Who finds that out tells.
+    pub(super) fn is_waited_for(&self, endpoint: &Endpoint, of: impl Fn(u64) -> bool) -> bool {
         if !self.reserves || self.pool.waiters().load(Ordering::Relaxed) == 0 {
             return false;
         }
-        let first = first_able(self, endpoint, None);
+        let first = first_of(self, endpoint, |number, waiter| of(number) && waiter.offered.is_none());
         if let Ok(number) = first {
             self.wake(number);
         }

@@ -38,14 +38,21 @@ impl Brake {
         self.cap.is_none_or(|cap| amount <= Money::ZERO || in_flight <= Money::ZERO || in_flight + amount <= cap)
     }
 
-    /// Upstream refused a request that was `taken` while `in_flight` ran besides it. What was sent before the last cut
-    /// belongs to the same event.
+    /// Upstream refused a request that was `taken` while `in_flight` ran besides it.
+    ///
+    /// In a burst much of what is in flight will be refused itself, and only the last of these refusals sees what was let in.
+    /// So those that were sent before the cut lower it further, as one event with it. With nothing else in flight it is bills
+    /// that settle, and there is nothing to learn.
     pub(super) fn refused(&mut self, in_flight: Money, taken: Instant, now: Instant) {
-        if self.cut.is_some_and(|cut| taken <= cut) {
+        if in_flight <= Money::ZERO {
             return;
         }
         let least = self.cap.map_or(in_flight, |cap| cap.min(in_flight));
-        (self.cap, self.cut, self.since_cut) = (Some(least.share(CUT)), Some(now), 0);
+        if self.cut.is_none_or(|cut| taken > cut) {
+            (self.cap, self.cut, self.since_cut) = (Some(least.share(CUT)), Some(now), 0);
+        } else {
+            self.cap = self.cap.min(Some(in_flight.share(CUT)));
+        }
     }
 
     /// A request of `amount` ended well, when `in_flight` ran with it included.
@@ -93,13 +100,18 @@ mod tests {
     }
 
     #[test]
-    fn refusals_of_what_was_sent_together_cut_once() {
+    fn a_burst_is_one_event_and_what_it_leaves_in_flight_is_the_measure() {
         let (now, second) = (Instant::now(), Duration::from_secs(1));
         let mut brake = Brake::default();
-        for _ in 0..50 {
-            brake.refused(usd(100), now, now + second);
+        // two hundred were sent at once, and half of them are refused
+        for refused in 1..=100 {
+            brake.refused(usd(200 - refused), now, now + second);
         }
         assert_eq!(brake.cap(), Some(usd(95)));
+        brake.refused(usd(120), now, now + second);
+        assert_eq!(brake.cap(), Some(usd(95)), "a straggler does not cut twice");
+        brake.refused(usd(0), now + 2 * second, now + 3 * second);
+        assert_eq!(brake.cap(), Some(usd(95)), "with nothing in flight there is nothing to learn");
         brake.refused(usd(90), now + 2 * second, now + 3 * second);
         assert_eq!(brake.cap(), Some(usd(90).share(CUT)));
     }
