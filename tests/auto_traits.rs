@@ -25,7 +25,10 @@ use tower_openrouter::{
     outcome::{Grpc, OutcomeCell},
     respond::{Respond, RespondBody, RespondFuture},
     retry::{Backoff, Retry, RetryBudget, RetryFuture, RetryHandle},
-    select::{EndpointFn, KeySelectFuture, LeastInFlight, Pool, RoundRobin},
+    select::{
+        Candidates, EndpointFn, KeySelectFuture, LeastInFlight, PeakEwma, Pick, Pool, PriorityTiers, Rank, Rendezvous,
+        RequireTags, RoundRobin, SelectError, SmoothWeighted, WeightedRandom,
+    },
     stack::{BalancerBuilder, BalancerHandle},
 };
 
@@ -68,7 +71,10 @@ assert_layers_and_services! {
 assert_layers_and_services!(tower_openrouter::openrouter::HyperTransport<Body>);
 assert_impl_all!(CircuitBreaker<Plain>: Clone, Debug, Send, Sync);
 
-assert_handles!(AccountPoller<Plain>, Figures, UpstreamError, LimitPermit, Admission, RoundRobin, LeastInFlight);
+assert_handles!(AccountPoller<Plain>, Figures, UpstreamError, LimitPermit, Admission);
+assert_handles!(RoundRobin, LeastInFlight, SmoothWeighted, WeightedRandom, PeakEwma, Rendezvous, PriorityTiers);
+assert_handles!(Candidates<'_>, Rank, SelectError, RequireTags);
+assert_impl_all!(Box<dyn Pick>: Pick);
 
 // futures and bodies are as sendable as what they hold; `Full` and a boxed future are `Send`
 assert_send! {
