@@ -45,6 +45,8 @@
 //! All together, and in place of the upstream:
 //!
 //! - [`stack`]: the default [`Balancer`], where the order above is code.
+//! - [`poller`]: asks what keys and accounts may still spend, beside the traffic.
+//! - [`batch`]: many requests through it, or through any other service, so many at once.
 //! - [`simulator`] (feature `simulator`): an upstream that behaves like OpenRouter.
 //!
 //! What they share:
@@ -185,7 +187,7 @@
 //! - What a request holds, such as a permit, is given back when the *body* of its response is over or dropped, and not with
 //!   its head: read the body, or drop it.
 //! - All time is [`tokio::time`](https://docs.rs/tokio/latest/tokio/time/)'s, so a runtime with time enabled is needed, and a test may pause the clock.
-//! - No layer spawns a task; those that exist are a transport's connections, and the simulator's when it is served.
+//! - No layer spawns a task, and [`AccountPoller`] is a future that whoever wants it spawns; those that exist are a transport's connections, and the simulator's when it is served.
 //!
 //! # Where to read on
 //!
@@ -230,12 +232,15 @@ pub mod breaker;
 pub mod limit;
 pub mod openrouter;
 
-// all of them together
+// all of them together, and many requests through them
 pub mod stack;
+pub mod poller;
+pub mod batch;
 
 #[cfg(feature = "simulator")]
 pub mod simulator;
 
+pub use batch::Batch;
 pub use breaker::CircuitBreakerLayer;
 pub use buffer::BufferLayer;
 pub use deadline::DeadlineLayer;
@@ -246,6 +251,7 @@ pub use limit::ConcurrencyLimitLayer;
 pub use monitor::{LoadMonitorLayer, Snapshot};
 pub use openrouter::{AuthorizeLayer, OpenRouter};
 pub use outcome::{Classify, Outcome};
+pub use poller::AccountPoller;
 pub use request::RequestContext;
 pub use respond::RespondLayer;
 pub use retry::RetryLayer;

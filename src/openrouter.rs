@@ -101,6 +101,7 @@
 //! | 28 | no connection; or it broke | `Connect`; `Reset` | egress | none | back-off; unclear |
 //! | 29 | no head in time | `Timeout` | pool | none | unclear |
 
+pub mod account;
 mod authorize;
 mod base;
 mod body;
@@ -120,6 +121,7 @@ mod transport_hyper;
 mod transport_reqwest;
 
 pub use crate::clock::WallClock;
+pub use account::{AccountClient, LookupError};
 pub use authorize::{Authorize, AuthorizeLayer};
 pub use body::OpenRouterBody;
 pub use classify::{Answer, Judged, MAX_REST, classify};

@@ -24,7 +24,7 @@
 //! [`BalancerBuilder::service`] does.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     convert::Infallible,
     fmt,
     sync::Arc,
@@ -49,7 +49,7 @@ use crate::{
     respond::RespondBody,
     retry::RetryHandle,
     route::Routes,
-    select::{Filter, LeastInFlight, Pick, Pool, endpoint_fn},
+    select::{CreditLimit, Filter, LeastInFlight, MostCredit, Pick, Pool, endpoint_fn},
     sync::{Mutex, lock},
 };
 
@@ -196,10 +196,18 @@ pub struct BalancerBuilder<P = LeastInFlight> {
     provider: ProviderLayer,
     buffer: BufferLayer,
     deadline: DeadlineLayer,
-    breakers: Breakers,
+    kept: Kept,
 }
 
-type Breakers = Arc<Mutex<HashMap<EndpointId, BreakerHandle>>>;
+/// What is kept of each endpoint's stack, so that all stacks of one endpoint share it.
+type Kept = Arc<Mutex<HashMap<EndpointId, PerKey>>>;
+
+#[derive(Clone)]
+struct PerKey {
+    endpoint: Endpoint,
+    breaker: CircuitBreakerLayer,
+    limit: ConcurrencyLimitLayer,
+}
 
 impl BalancerBuilder {
     fn new(pool: Pool) -> Self {
@@ -212,7 +220,7 @@ impl BalancerBuilder {
             provider: ProviderLayer::default(),
             buffer: BufferLayer::default(),
             deadline: DeadlineLayer::default(),
-            breakers: Breakers::default(),
+            kept: Kept::default(),
         }
     }
 }
@@ -220,15 +228,43 @@ impl BalancerBuilder {
 impl<P: Pick> BalancerBuilder<P> {
     /// Sets the pick; default [`LeastInFlight`].
     pub fn pick<Q: Pick>(self, pick: Q) -> BalancerBuilder<Q> {
-        let Self { pool, select, breaker, max_in_flight, retry, provider, buffer, deadline, breakers } = self;
+        let Self { pool, select, breaker, max_in_flight, retry, provider, buffer, deadline, kept } = self;
         let select = select.pick(pick);
-        BalancerBuilder { pool, select, breaker, max_in_flight, retry, provider, buffer, deadline, breakers }
+        BalancerBuilder { pool, select, breaker, max_in_flight, retry, provider, buffer, deadline, kept }
     }
 
     /// Adds a filter, asked after the built-in ones: model patterns, earlier attempts, rests. All must agree.
     pub fn filter(mut self, filter: impl Filter) -> Self {
         self.select = self.select.filter(filter);
         self
+    }
+
+    /// Sets the pool, such as a group that [shares](Pool::share) with the one before: an endpoint that is in both has one
+    /// breaker and one limit in the stacks of this builder and of its clones.
+    pub fn pool(mut self, pool: Pool) -> Self {
+        self.select = self.select.pool(pool.clone());
+        self.pool = pool;
+        self
+    }
+
+    /// Takes over the breakers and limits of a stack that runs, for the endpoints that are in this pool too: for a stack that
+    /// is to replace it, with the same breaker policy. Caps follow this builder's.
+    pub fn keep(self, running: &BalancerHandle) -> Self {
+        let ids: HashSet<_> = self.pool.endpoints().iter().map(Endpoint::id).collect();
+        let mut kept = lock(&running.kept).clone();
+        kept.retain(|id, _| ids.contains(id));
+        lock(&self.kept).extend(kept);
+        self
+    }
+
+    /// Counts money: requests go only where their worst case can be paid, what runs is set aside, an account's cost in flight
+    /// is limited as its refusals teach, and the key with the [most credit](MostCredit) is preferred. Off by default; a
+    /// [`pick`](Self::pick) set after this one replaces that part of it.
+    ///
+    /// It knows what answers tell. Run an [`AccountPoller`](crate::AccountPoller) beside it, so that it also knows caps,
+    /// balances and prices.
+    pub fn credit(self, limit: CreditLimit) -> BalancerBuilder<MostCredit> {
+        self.pick(MostCredit::default()).filter(limit)
     }
 
     /// Sets how long a request may wait for a key, besides its deadline; default 30 s. Zero never waits.
@@ -288,7 +324,7 @@ impl<P: Pick> BalancerBuilder<P> {
 
     /// What the stages can be asked and told.
     pub fn handle(&self) -> BalancerHandle {
-        BalancerHandle { pool: self.pool.clone(), retry: self.retry.handle(), breakers: self.breakers.clone() }
+        BalancerHandle { pool: self.pool.clone(), retry: self.retry.handle(), kept: self.kept.clone() }
     }
 
     /// The stack around `leaf`, its type unnamed but known to the compiler: nothing is boxed. Take the
@@ -315,15 +351,21 @@ impl<P: Pick> BalancerBuilder<P> {
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
-        let (breaker, max_in_flight, breakers) = (self.breaker.clone(), self.max_in_flight, self.breakers.clone());
+        let (breaker, max_in_flight, kept) = (self.breaker.clone(), self.max_in_flight, self.kept.clone());
         let per_key = endpoint_fn(move |endpoint: &Endpoint| {
             let cap = endpoint.key().in_flight_cap().unwrap_or(max_in_flight);
-            let breaker = CircuitBreakerLayer::new(breaker.clone()).endpoint(endpoint);
-            lock(&breakers).insert(endpoint.id(), breaker.handle());
+            let zero = "keys and builder refuse a cap of 0";
+            let make = || PerKey {
+                endpoint: endpoint.clone(),
+                breaker: CircuitBreakerLayer::new(breaker.clone()).endpoint(endpoint),
+                limit: ConcurrencyLimitLayer::new(cap).expect(zero),
+            };
+            let PerKey { breaker, limit, .. } = lock(&kept).entry(endpoint.id()).or_insert_with(make).clone();
+            limit.handle().set_cap(cap).expect(zero);
             ServiceBuilder::new()
                 .layer(LoadMonitorLayer::endpoint(endpoint))
                 .layer(breaker)
-                .layer(ConcurrencyLimitLayer::new(cap).expect("keys and builder refuse a cap of 0"))
+                .layer(limit)
                 .layer(AuthorizeLayer::new(endpoint.key()))
                 .into_inner()
         });
@@ -368,7 +410,7 @@ impl<P> Clone for BalancerBuilder<P> {
             provider: self.provider.clone(),
             buffer: self.buffer.clone(),
             deadline: self.deadline.clone(),
-            breakers: self.breakers.clone(),
+            kept: self.kept.clone(),
         }
     }
 }
@@ -389,7 +431,7 @@ impl<P> fmt::Debug for BalancerBuilder<P> {
 pub struct BalancerHandle {
     pool: Pool,
     retry: RetryHandle,
-    breakers: Breakers,
+    kept: Kept,
 }
 
 impl BalancerHandle {
@@ -405,12 +447,11 @@ impl BalancerHandle {
 
     /// The breaker of an endpoint: to watch, isolate and reset it. `None` before the first request could have used it.
     pub fn breaker(&self, endpoint: &Endpoint) -> Option<BreakerHandle> {
-        let mut breakers = lock(&self.breakers);
-        let pool = self.pool.endpoints();
-        if breakers.len() > pool.len() {
-            breakers.retain(|id, _| pool.iter().any(|endpoint| endpoint.id() == *id));
+        let mut kept = lock(&self.kept);
+        if kept.len() > self.pool.endpoints().len() {
+            kept.retain(|_, kept| !kept.endpoint.is_removed());
         }
-        breakers.get(&endpoint.id()).cloned()
+        kept.get(&endpoint.id()).map(|kept| kept.breaker.handle())
     }
 }
 

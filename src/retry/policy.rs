@@ -161,6 +161,8 @@ pub(super) fn decide(
         _ if remaining.is_some_and(|remaining| remaining.is_zero()) => return give_up(GiveUp::Deadline),
         Retry::Elsewhere => match keys {
             Keys::Many { elsewhere: false, .. } if is_of_size(fault.cause) => return give_up(GiveUp::NoOtherKey),
+            // what fills an account for a moment may do so again: then it is a wait like any other
+            Keys::Many { again: true, .. } if fault.cause == Cause::InFlightBudget => {}
             Keys::Many { again: true, .. } => return give_up(GiveUp::Attempts),
             Keys::Many { .. } if progress.failovers >= MOST_FAILOVERS => return give_up(GiveUp::Attempts),
             Keys::Many { .. } => return Failover,
