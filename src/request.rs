@@ -21,7 +21,7 @@ use serde_json::value::RawValue;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use crate::{clock, endpoint::Endpoint, outcome::Outcome};
+use crate::{clock, endpoint::Endpoint, explain::Trace, outcome::Outcome};
 
 /// The shared context of a request and of its attempts.
 #[derive(Clone)]
@@ -35,6 +35,8 @@ struct Inner {
     body: OnceLock<Bytes>,
     asks: OnceLock<Asks>,
     ledger: Mutex<Ledger>,
+    /// Set when somebody wants to know.
+    trace: OnceLock<Trace>,
 }
 
 impl RequestContext {
@@ -50,6 +52,7 @@ impl RequestContext {
             body: OnceLock::new(),
             asks: OnceLock::new(),
             ledger: Mutex::default(),
+            trace: OnceLock::new(),
         }))
     }
 
@@ -106,6 +109,16 @@ impl RequestContext {
     /// The attempts made so far. Hold it briefly: it is a lock.
     pub fn ledger(&self) -> MutexGuard<'_, Ledger> {
         lock(&self.0.ledger)
+    }
+
+    /// Has the request [explained](crate::explain): stages write into the trace from now on. Another call finds the same.
+    pub fn explain(&self) -> &Trace {
+        self.0.trace.get_or_init(|| Trace::starting(self.arrived().unwrap_or_else(Instant::now)))
+    }
+
+    /// The trace of a request that is explained.
+    pub fn trace(&self) -> Option<&Trace> {
+        self.0.trace.get()
     }
 }
 

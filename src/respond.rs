@@ -21,6 +21,8 @@
 //! of ours says `"limit_source":"balancer"`, which the upstream's never do. gRPC answers consist of trailers only. Messages
 //! are those of our own errors; the text of any other is never passed on, since it could hold a secret.
 //!
+//! An answer made of a refusal carries it, as a [`Rejected`], in its extensions, for layers further out.
+//!
 //! An error of the response body is not an answer any more; it passes through, and the server cuts the stream.
 //!
 //! # Examples
@@ -88,6 +90,7 @@ use tower_service::Service;
 
 mod answer;
 
+use crate::error::Rejected;
 use answer::{Answer, Form};
 
 /// Ends a stack: its services answer whatever happens. See the [module](self).
@@ -213,7 +216,13 @@ where
         };
         Poll::Ready(Ok(match result {
             Ok(response) => response.map(Either::Left),
-            Err(error) => Answer::to(&*error).into_response(*this.form),
+            Err(error) => {
+                let mut response = Answer::to(&*error).into_response(*this.form);
+                if let Some(refusal) = Rejected::find(&*error) {
+                    response.extensions_mut().insert(refusal.clone());
+                }
+                response
+            }
         }))
     }
 }

@@ -76,6 +76,7 @@ use tower::{BoxError, Layer, Service};
 
 mod choose;
 mod cooldown;
+mod explain;
 mod filter;
 mod future;
 mod lanes;

@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     Rejected,
+    explain::Next,
     outcome::{Classify, Fault, Outcome, Retry, Verdict},
     request::{Replay, RequestContext},
 };
@@ -92,16 +93,28 @@ impl<B: Replay, ResB> Policy<Request<B>, Response<ResB>, BoxError> for Attempts 
             Err(error) => self.shared.classify.error(&**error),
         };
         let Outcome::Fault(fault) = outcome else { return None };
+        let context = RequestContext::get(request.extensions());
+        let tell = |next| {
+            if let Some(trace) = context.and_then(RequestContext::trace) {
+                trace.next(next);
+            }
+        };
         if !request.body().is_replayable() {
             self.shared.counts.unreplayable();
+            tell(Next::GiveUp { why: "unreplayable" });
             return None;
         }
-        match self.next(fault, RequestContext::get(request.extensions())) {
+        match self.next(fault, context) {
             Ok(wait) => {
+                tell(match &wait {
+                    Wait::Not => Next::Failover,
+                    Wait::Until { span, .. } => Next::retry_after(*span),
+                });
                 tracing::debug!(cause = %fault.cause, scope = %fault.scope, wait = ?wait.span(), "trying again");
                 Some(wait)
             }
             Err(why) => {
+                tell(Next::GiveUp { why: why.as_str() });
                 tracing::debug!(cause = %fault.cause, scope = %fault.scope, why = why.as_str(), "giving up");
                 self.shared.counts.give_up(why);
                 None

@@ -12,6 +12,7 @@ use tower::{BoxError, Service};
 
 use super::{
     WaitPolicy,
+    explain::{Findings, Searched},
     filter::{self, Filter, Fit},
     lanes::{Lane, Lanes, Snapshot},
     pick::{Candidates, Pick},
@@ -21,6 +22,7 @@ use super::{
 use crate::{
     endpoint::Endpoint,
     error::{Rejected, Why},
+    explain::{By, Reason},
     outcome::{Classify, Scope},
     request::{Attempt, RequestContext},
 };
@@ -92,15 +94,21 @@ impl<S, P: Pick> Shared<S, P> {
         S::Error: Into<BoxError>,
     {
         let snapshot = self.lanes.current(now);
+        let findings = request.trace().map(|_| Box::default());
         let mut search =
-            Search { shared: self, request, earlier: Vec::new(), now, patient, outlook: Outlook::default() };
+            Search { shared: self, request, earlier: Vec::new(), now, patient, outlook: Outlook::default(), findings };
         {
             let ledger = request.ledger();
             if !ledger.attempts().is_empty() {
                 search.earlier = ledger.attempts().to_vec();
             }
         }
-        match search.run(&snapshot) {
+        let chosen = search.run(&snapshot);
+        if let Some(findings) = search.findings.take() {
+            let found = chosen.as_ref().map(|(lane, _)| &lane.endpoint);
+            self.explain(Searched { request, earlier: &search.earlier, now, patient, found, findings: *findings });
+        }
+        match chosen {
             Some((lane, service)) => Choice::Ready(lane.endpoint.clone(), service),
             None => {
                 search.add_those_out();
@@ -171,6 +179,8 @@ struct Search<'a, S, P> {
     now: Instant,
     patient: bool,
     outlook: Outlook,
+    /// Kept when the request is explained.
+    findings: Option<Box<Findings>>,
 }
 
 impl<S, P: Pick> Search<'_, S, P> {
@@ -191,10 +201,12 @@ impl<S, P: Pick> Search<'_, S, P> {
                 && !self.second_choice(lane)
                 && let Some(service) = self.try_lane(lane)
             {
+                self.found(By::Pick);
                 return Some((lane, service));
             }
         }
         let start = rng.usize(..count);
+        self.found(By::Scan);
         let mut second_choices = false;
         for lane in (0..count).map(|step| &snapshot.lanes[(start + step) % count]) {
             if self.second_choice(lane) {
@@ -212,7 +224,22 @@ impl<S, P: Pick> Search<'_, S, P> {
                 }
             }
         }
+        self.found(None);
         None
+    }
+
+    /// Notes how an endpoint was, or is about to be, found.
+    fn found(&mut self, by: impl Into<Option<By>>) {
+        if let Some(findings) = &mut self.findings {
+            findings.by = by.into();
+        }
+    }
+
+    /// Notes that the lane's endpoint could not serve though nothing stood against it.
+    fn unready(&mut self, lane: &Lane<S>, reason: Reason) {
+        if let Some(findings) = &mut self.findings {
+            findings.unready.insert(lane.endpoint.id(), reason);
+        }
     }
 
     fn second_choice(&self, lane: &Lane<S>) -> bool {
@@ -244,6 +271,7 @@ impl<S, P: Pick> Search<'_, S, P> {
         }
         if lane.is_contended() {
             self.outlook.busy = true;
+            self.unready(lane, Reason::Busy);
             return None;
         }
         let mut service = lane.service.clone();
@@ -252,11 +280,13 @@ impl<S, P: Pick> Search<'_, S, P> {
             Poll::Ready(Ok(())) => Some(service),
             Poll::Pending => {
                 self.outlook.busy = true;
+                self.unready(lane, Reason::Busy);
                 None
             }
             Poll::Ready(Err(error)) => {
                 self.shared.lanes.rebuild(&lane.endpoint);
                 self.outlook.broken = Some(error.into());
+                self.unready(lane, Reason::Broken);
                 None
             }
         }

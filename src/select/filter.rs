@@ -6,9 +6,10 @@
 
 use tokio::time::Instant;
 
-use super::cooldown::{AccountId, Book};
+use super::cooldown::{AccountId, Book, Resting};
 use crate::{
     endpoint::Endpoint,
+    explain::name_of,
     outcome::{Outcome, Scope},
     request::{Attempt, RequestContext},
 };
@@ -43,6 +44,11 @@ pub enum Fit {
 pub trait Filter: Send + Sync + 'static {
     /// Judges.
     fn judge(&self, endpoint: &Endpoint, request: &RequestContext, now: Instant) -> Fit;
+
+    /// What it is called where a choice is [explained](crate::explain); default the name of its type.
+    fn name(&self) -> &str {
+        name_of::<Self>()
+    }
 }
 
 /// What every selector asks, before its own filters.
@@ -53,14 +59,43 @@ pub(super) fn built_in(
     request: &RequestContext,
     now: Instant,
 ) -> Fit {
-    let drained = endpoint.is_removed() || endpoint.key().weight_of() == 0.0;
-    if drained || !serves(endpoint, request) || ruled_out(earlier, endpoint) {
-        return Fit::No;
-    }
-    match book.out_for(endpoint, request, now) {
-        Some(resting) => Fit::NotBefore(resting.until),
+    match bar(book, earlier, endpoint, request, now) {
         None => Fit::Yes,
+        Some(Bar::Resting(resting)) => Fit::NotBefore(resting.until),
+        Some(Bar::Drained | Bar::OtherModel | Bar::RuledOut) => Fit::No,
     }
+}
+
+/// What stands against an endpoint before filters are asked.
+pub(super) enum Bar {
+    /// It takes nothing new.
+    Drained,
+    /// Its patterns do not name the model.
+    OtherModel,
+    /// An earlier attempt of the request failed for a scope that holds it.
+    RuledOut,
+    /// It rests for this request.
+    Resting(Resting),
+}
+
+/// The same as [`built_in`], with the reason.
+pub(super) fn bar(
+    book: &Book,
+    earlier: &[Attempt],
+    endpoint: &Endpoint,
+    request: &RequestContext,
+    now: Instant,
+) -> Option<Bar> {
+    if endpoint.is_removed() || endpoint.key().weight_of() == 0.0 {
+        return Some(Bar::Drained);
+    }
+    if !serves(endpoint, request) {
+        return Some(Bar::OtherModel);
+    }
+    if ruled_out(earlier, endpoint) {
+        return Some(Bar::RuledOut);
+    }
+    book.out_for(endpoint, request, now).map(Bar::Resting)
 }
 
 fn serves(endpoint: &Endpoint, request: &RequestContext) -> bool {

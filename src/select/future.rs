@@ -23,6 +23,7 @@ use crate::{
     clock,
     endpoint::{Endpoint, Route},
     error::{Rejected, Why},
+    explain::Entry,
     outcome::{Outcome, OutcomeCell, Rest, Retry, Scope, Verdict},
     request::RequestContext,
 };
@@ -119,10 +120,19 @@ where
                 Poll::Pending => ready!(wait(this.shared, context, waiting.as_mut().expect("in line"), cx)),
             };
             *waiting = None;
-            let (endpoint, mut service) = found?;
+            let (endpoint, mut service) = match found {
+                Ok(found) => found,
+                Err(error) => {
+                    if let Some(trace) = context.trace() {
+                        trace.reject(Rejected::find(&*error).map(Rejected::why));
+                    }
+                    return Poll::Ready(Err(error));
+                }
+            };
             let Some(Looking { request, context, .. }) = looking.take() else { unreachable!("it was there above") };
             context.ledger().start(&endpoint);
-            let record = Some(Record { pool: this.shared.pool.clone(), endpoint, context, awaits: None });
+            let entry = context.trace().map(|trace| Box::new(trace.send(endpoint.key().name(), Instant::now())));
+            let record = Some(Record { pool: this.shared.pool.clone(), endpoint, context, awaits: None, entry });
             this.state.set(State::Calling { call: service.call(request), record });
         }
         let StateProject::Calling { call, record } = this.state.project() else { unreachable!("set above") };
@@ -131,10 +141,14 @@ where
         let classify = &*this.shared.classify;
         Poll::Ready(match result {
             Ok(response) => {
+                if let Some(entry) = &record.entry {
+                    entry.head(response.status().as_u16());
+                }
                 match Verdict::of(&response, classify) {
                     Verdict::Known(outcome) => {
                         record.learn(&response);
                         record.book(outcome);
+                        record.judge(outcome);
                         if let Outcome::Fault(fault) = outcome
                             && fault.retry == Retry::Elsewhere
                             && this.shared.has_elsewhere(fault.scope, &record.context, Instant::now())
@@ -146,13 +160,14 @@ where
                     // what a foreign stream says in its trailers, the breaker and the monitor read
                     Verdict::AtEnd => {}
                 }
-                let record = record.awaits.is_some().then_some(record);
+                let record = (record.awaits.is_some() || record.entry.is_some()).then_some(record);
                 Ok(response.map(|body| Guarded::new(body, record)))
             }
             Err(error) => {
                 let error = error.into();
                 let outcome = classify.error(&*error);
                 record.book(outcome);
+                record.judge(outcome);
                 Err(error)
             }
         })
@@ -282,9 +297,18 @@ pub struct Record {
     endpoint: Endpoint,
     context: RequestContext,
     awaits: Option<OutcomeCell>,
+    /// The attempt in the request's trace, if it is explained.
+    entry: Option<Box<Entry>>,
 }
 
 impl Record {
+    /// Tells the trace an outcome that nothing after it can change.
+    fn judge(&mut self, outcome: Outcome) {
+        if let Some(entry) = self.entry.take() {
+            entry.judge(outcome);
+        }
+    }
+
     fn learn<B>(&self, response: &Response<B>) {
         if let Some(account) = response.extensions().get::<OutcomeCell>().and_then(OutcomeCell::account) {
             self.endpoint.learn_account(account);
@@ -318,9 +342,13 @@ impl Record {
 }
 
 impl Guard for Record {
-    fn finish(self, _ending: Ending) {
-        if let Some(outcome) = self.awaits.as_ref().and_then(|cell| cell.at_end().or(cell.at_commit())) {
+    fn finish(mut self, ending: Ending) {
+        let outcome = self.awaits.as_ref().and_then(|cell| cell.at_end().or(cell.at_commit()));
+        if let Some(outcome) = outcome {
             self.book(outcome);
+        }
+        if let Some(entry) = self.entry.take() {
+            entry.end(ending, outcome, self.awaits.as_ref().and_then(OutcomeCell::usage));
         }
     }
 }

@@ -22,6 +22,20 @@ pub struct Candidates<'a> {
     pub now: Instant,
 }
 
+impl Candidates<'_> {
+    /// Notes figures that decide between endpoints, each with the endpoint's index. They are kept where the request is
+    /// [explained](crate::explain), and cost next to nothing elsewhere.
+    pub fn note(&self, figure: &'static str, values: &[(usize, f64)]) {
+        if let Some(trace) = self.request.trace() {
+            for (endpoint, value) in values {
+                if let Some(endpoint) = self.endpoints.get(*endpoint) {
+                    trace.compare(figure, endpoint.key().name(), *value);
+                }
+            }
+        }
+    }
+}
+
 /// Proposes an endpoint.
 ///
 /// What is known of an endpoint is at hand: its [`key`](Endpoint::key) with the weight
@@ -87,7 +101,9 @@ impl Pick for LeastInFlight {
         // distinct from the first, and uniform among the others
         let other = (one + rng.usize(1..count)) % count;
         let load = |index: usize| candidates.endpoints[index].figures().load(candidates.now);
-        if load(other) < load(one) { other } else { one }
+        let (load_of_one, load_of_other) = (load(one), load(other));
+        candidates.note("load", &[(one, load_of_one), (other, load_of_other)]);
+        if load_of_other < load_of_one { other } else { one }
     }
 }
 
