@@ -32,6 +32,7 @@ mod proxy;
 mod refusal;
 mod server;
 mod span;
+mod traces;
 
 pub(crate) use config::Arguments;
 
@@ -43,6 +44,7 @@ use config::Settings;
 use drain::Drain;
 use proxy::Shared;
 use server::Server;
+use traces::Traces;
 
 /// How long cut connections have to pass their last words on.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -70,11 +72,13 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
 async fn gateway(settings: Settings) -> Result<(), Box<dyn Error>> {
     let keys = keys::load(&settings.keys, &settings.folder, &env::vars_os().collect())?;
     let (upstream, keys) = Upstream::choose(&settings, keys)?;
-    let drain = Drain::new();
+    let (drain, traces) = (Drain::new(), Traces::default());
     let shared = Shared {
         access: Access(settings.access_token.clone()),
         drain: drain.clone(),
         balancer_headers: settings.balancer_headers,
+        explain: settings.explain,
+        traces: traces.clone(),
         simulated: upstream.is_simulated(),
     };
     let balancer = balancer::builder(&settings, keys.clone())?;
@@ -89,8 +93,12 @@ async fn gateway(settings: Settings) -> Result<(), Box<dyn Error>> {
     let never = watch::Sender::new(false);
     let admin_server = Server { stop: never.subscribe(), _alive: mpsc::channel(1).0, ..server.clone() };
 
-    let admin =
-        Admin { balancer: balancer.handle(), drain: drain.clone(), access: Access(settings.admin_token.clone()) };
+    let admin = Admin {
+        balancer: balancer.handle(),
+        traces,
+        drain: drain.clone(),
+        access: Access(settings.admin_token.clone()),
+    };
     let admin = admin::app(admin);
     // the stacks as they are, with nothing boxed
     match &upstream {

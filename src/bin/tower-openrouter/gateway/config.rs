@@ -6,7 +6,7 @@ use clap::{Args, builder::BoolishValueParser};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-use super::{keys::KeyEntry, span::Span};
+use super::{keys::KeyEntry, span::Span, traces::Explained};
 
 /// What the help shows of the configuration file.
 const EXAMPLE: &str = r#"Example of a configuration file:
@@ -40,7 +40,7 @@ pub(crate) struct Arguments {
     #[arg(long, env = "TOWER_OPENROUTER_LISTEN", value_name = "ADDR:PORT", value_parser = address, help_heading = "Listeners")]
     listen: Option<SocketAddr>,
 
-    /// Address of /healthz, /readyz and /stats [default: 127.0.0.1:9090]
+    /// Address of /healthz, /readyz, /stats and /explain/{id} [default: 127.0.0.1:9090]
     #[arg(long, env = "TOWER_OPENROUTER_ADMIN_LISTEN", value_name = "ADDR:PORT", value_parser = address, help_heading = "Listeners")]
     admin_listen: Option<SocketAddr>,
 
@@ -56,7 +56,7 @@ pub(crate) struct Arguments {
     )]
     access_token: Option<SecretString>,
 
-    /// The same for /stats; required when the admin address is not on loopback
+    /// The same for /stats and /explain; required when the admin address is not on loopback
     #[arg(
         long,
         env = "TOWER_OPENROUTER_ADMIN_TOKEN",
@@ -74,9 +74,16 @@ pub(crate) struct Arguments {
     #[arg(long, env = "TOWER_OPENROUTER_DRAIN_TIMEOUT", value_name = "TIME", help_heading = "Listeners")]
     drain_timeout: Option<Span>,
 
-    /// Leave x-balancer-key and x-balancer-attempts out of answers
+    /// Leave x-balancer-key, x-balancer-attempts and x-balancer-explain out of answers
     #[arg(long, env = "TOWER_OPENROUTER_NO_BALANCER_HEADERS", value_parser = BoolishValueParser::new(), help_heading = "Listeners")]
     no_balancer_headers: bool,
+
+    /// Which requests are explained: /explain/{id} on the admin address tells how each came to its key [default: asked]
+    ///
+    /// The id is that of the answer's x-request-id; the latest 1000 are kept. Who sends x-balancer-explain: 1 is answered in
+    /// that header too.
+    #[arg(long, env = "TOWER_OPENROUTER_EXPLAIN", value_name = "WHICH", value_enum, help_heading = "Listeners")]
+    explain: Option<Explained>,
 
     /// Configuration file (TOML), see the example in --help
     ///
@@ -133,6 +140,7 @@ struct File {
     header_timeout: Option<Span>,
     drain_timeout: Option<Span>,
     no_balancer_headers: bool,
+    explain: Option<Explained>,
     upstream: Option<String>,
     max_in_flight: Option<usize>,
     deadline: Option<Span>,
@@ -154,6 +162,7 @@ pub(super) struct Settings {
     pub(super) header_timeout: Duration,
     pub(super) drain_timeout: Duration,
     pub(super) balancer_headers: bool,
+    pub(super) explain: Explained,
     /// `None` when not set: OpenRouter, or the simulator when there is no key either.
     pub(super) upstream: Option<String>,
     pub(super) max_in_flight: Option<usize>,
@@ -216,6 +225,7 @@ impl Arguments {
             header_timeout: span(self.header_timeout, file.header_timeout, 30),
             drain_timeout: span(self.drain_timeout, file.drain_timeout, 30),
             balancer_headers: !(self.no_balancer_headers || file.no_balancer_headers),
+            explain: self.explain.or(file.explain).unwrap_or_default(),
             upstream: self.upstream.or(file.upstream),
             max_in_flight: self.max_in_flight.or(file.max_in_flight),
             deadline: span(self.deadline, file.deadline, 600),
