@@ -16,10 +16,13 @@ use tokio::time::Instant;
 
 use crate::{clock, key::ApiKey};
 
+mod credit;
 mod figures;
 mod penalty;
 mod suspects;
 
+pub use credit::{Budget, Credit, FreeRequests, KeyReport, Money, Price, Prices, Spendable};
+pub(crate) use credit::{Fits, Paid};
 pub(crate) use figures::Times;
 pub use figures::{Figures, Latency};
 pub use suspects::{Blame, Route, Suspects};
@@ -33,6 +36,8 @@ struct Inner {
     key: ApiKey,
     figures: Figures,
     account: OnceLock<Box<str>>,
+    // made when first asked for: most pools count no money
+    credit: OnceLock<Box<Credit>>,
     shut_until: AtomicU64,
     removed: AtomicBool,
     pool: Arc<PoolState>,
@@ -50,6 +55,8 @@ pub(crate) struct PoolState {
     /// Whether any endpoint has proved itself.
     warm: AtomicBool,
     suspects: Suspects,
+    purses: credit::Purses,
+    prices: Prices,
 }
 
 impl PoolState {
@@ -74,6 +81,10 @@ impl PoolState {
     pub(crate) fn suspects(&self) -> &Suspects {
         &self.suspects
     }
+
+    pub(crate) fn prices(&self) -> &Prices {
+        &self.prices
+    }
 }
 
 impl Endpoint {
@@ -90,6 +101,7 @@ impl Endpoint {
             key,
             figures: Figures::default(),
             account,
+            credit: OnceLock::new(),
             shut_until: AtomicU64::new(0),
             removed: AtomicBool::new(false),
             pool,
@@ -119,6 +131,23 @@ impl Endpoint {
     /// Notes the account an answer named; what is known already stays.
     pub fn learn_account(&self, account: &str) {
         let _ = self.0.account.set(account.into());
+    }
+
+    /// What the key may spend, as polls and answers tell.
+    pub fn credit(&self) -> &Credit {
+        let purses = &self.0.pool.purses;
+        let credit = self.0.credit.get_or_init(|| Box::new(Credit::new(self.key().workspace_name(), purses)));
+        if !credit.has_joined()
+            && let Some(account) = self.account()
+        {
+            credit.join(account, purses);
+        }
+        credit
+    }
+
+    /// What models cost, for all endpoints of the pool.
+    pub fn prices(&self) -> &Prices {
+        self.0.pool.prices()
     }
 
     /// Says until when the key's stack lets nothing through, such as an open breaker; `None` opens it again. It is a hint for

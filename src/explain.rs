@@ -96,6 +96,7 @@
 //!     "status": 200,
 //!     "head_ms": 310,
 //!     "outcome": {"success": true, "cause": null, "scope": null, "rest_ms": null, "hinted": null},
+//!     "provider": null,
 //!     "ending": "complete",
 //!     "took_ms": 842,
 //!     "usage": {"prompt_tokens": 12, "completion_tokens": 80, "cost_usd": 0.00005},

@@ -42,6 +42,7 @@
 //! All together, and in place of the upstream:
 //!
 //! - [`stack`]: the default [`Balancer`], where the order above is code.
+//! - [`batch`]: many requests through it, or through any other service, so many at once.
 //! - [`simulator`] (feature `simulator`): an upstream that behaves like OpenRouter.
 //!
 //! What they share:
@@ -51,6 +52,7 @@
 //! - [`endpoint`]: one key of a pool, and what its layers and the pool know of each other.
 //! - [`key`]: the credential, never shown.
 //! - [`error`]: refusals of our own, and failures on the way up.
+//! - [`explain`]: why a request went where it did, told to who asks; its layer goes outermost.
 //! - [`body`]: guards that are given back when a body is over.
 //!
 //! # Quick start
@@ -210,6 +212,7 @@ mod clock;
 pub mod endpoint;
 pub mod error;
 pub mod explain;
+mod json;
 pub mod key;
 pub mod outcome;
 pub mod request;
@@ -226,12 +229,14 @@ pub mod breaker;
 pub mod limit;
 pub mod openrouter;
 
-// all of them together
+// all of them together, and many requests through them
 pub mod stack;
+pub mod batch;
 
 #[cfg(feature = "simulator")]
 pub mod simulator;
 
+pub use batch::Batch;
 pub use breaker::CircuitBreakerLayer;
 pub use buffer::BufferLayer;
 pub use deadline::DeadlineLayer;

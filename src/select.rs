@@ -80,6 +80,7 @@ mod explain;
 mod filter;
 mod future;
 mod lanes;
+mod order;
 mod pick;
 mod pool;
 mod swap;
@@ -90,7 +91,7 @@ pub use cooldown::Resting;
 pub use fastrand::Rng;
 pub use filter::{Filter, Fit};
 pub use future::{KeySelectFuture, Record};
-pub use pick::{Candidates, LeastInFlight, Pick, RoundRobin};
+pub use pick::{Candidates, LeastInFlight, Pick, Prepared, Rank, RoundRobin};
 pub use pool::Pool;
 
 use crate::{

@@ -118,6 +118,7 @@ async fn a_plain_success_is_told_whole() {
             "status": 200,
             "head_ms": 50,
             "outcome": {"success": true, "cause": null, "scope": null, "rest_ms": null, "hinted": null},
+            "provider": null,
             "ending": "complete",
             "took_ms": 50 + 100 + (tokens - 1) * 5,
             "usage": {"prompt_tokens": 9, "completion_tokens": tokens, "cost_usd": cost},

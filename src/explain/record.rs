@@ -58,6 +58,8 @@ pub struct Attempt {
     /// What became of it, as known last: an answer may still fail in its body.
     #[serde(serialize_with = "outcome")]
     pub outcome: Option<Outcome>,
+    /// The provider that failed, where the answer names it.
+    pub provider: Option<Box<str>>,
     /// How the exchange ended. `None` while it goes on, and for a failure that was judged by its head.
     #[serde(serialize_with = "ending")]
     pub ending: Option<Ending>,
@@ -76,8 +78,8 @@ pub struct Attempt {
 pub struct Look {
     /// When, in milliseconds from the start of the trace.
     pub at_ms: u64,
-    /// The [pick](crate::select::Pick), by the name of its type.
-    pub pick: &'static str,
+    /// The [pick](crate::select::Pick), by name.
+    pub pick: Box<str>,
     /// How many keys the pool held.
     pub keys: usize,
     /// Those against whom nothing stood.

@@ -245,11 +245,12 @@ impl Entry {
     }
 
     /// The head, or an error in its place, told the outcome; nobody watches the body.
-    pub(crate) fn judge(mut self, outcome: Outcome) {
+    pub(crate) fn judge(mut self, outcome: Outcome, provider: Option<&str>) {
         self.over = true;
         self.write(|attempt, ms| {
             attempt.head_ms.get_or_insert(ms);
             (attempt.outcome, attempt.took_ms) = (Some(outcome), Some(ms));
+            attempt.provider = provider.map(Into::into);
         });
         self.tell();
     }

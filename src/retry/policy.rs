@@ -67,7 +67,7 @@ pub(super) enum Keys {
 impl Keys {
     /// Reads the ledger, whose latest attempt failed by `fault`.
     pub(super) fn of(ledger: &Ledger, fault: &Fault) -> Self {
-        let Some((last, earlier)) = ledger.attempts().split_last() else {
+        let Some((last, earlier)) = ledger.current().split_last() else {
             return Self::One;
         };
         let again = earlier.iter().any(|attempt| {

@@ -1,5 +1,5 @@
-//! How an endpoint is found: the pick proposes, filters and readiness judge, and a scan from a random place has the last
-//! word, so that a usable endpoint is found if there is one.
+//! How an endpoint is found: the pick proposes, filters and readiness judge, and a look at everybody has the last word, so
+//! that a usable endpoint is found if there is one.
 
 use std::{
     collections::BTreeMap,
@@ -7,6 +7,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
+use http::HeaderMap;
 use tokio::time::Instant;
 use tower::{BoxError, Service};
 
@@ -15,6 +16,7 @@ use super::{
     explain::{Findings, Searched},
     filter::{self, Filter, Fit},
     lanes::{Lane, Lanes, Snapshot},
+    order::{self, Asked, Turn},
     pick::{Candidates, Pick},
     pool::Pool,
     waiting::Room,
@@ -26,9 +28,6 @@ use crate::{
     outcome::{Classify, Scope},
     request::{Attempt, RequestContext},
 };
-
-/// Proposals before the scan. With half of the endpoints refusing, three miss one time in eight.
-const PROPOSALS: usize = 3;
 
 /// What a selector's clones share.
 pub(super) struct Shared<S, P> {
@@ -88,7 +87,13 @@ impl<S, P: Pick> Shared<S, P> {
     }
 
     /// Looks for an endpoint that can serve now. Who is not `patient` tries an upstream that fails rather than none.
-    pub(super) fn choose<B>(&self, request: &RequestContext, now: Instant, patient: bool) -> Choice<S>
+    pub(super) fn choose<B>(
+        &self,
+        request: &RequestContext,
+        headers: &HeaderMap,
+        now: Instant,
+        patient: bool,
+    ) -> Choice<S>
     where
         S: Service<http::Request<B>> + Clone,
         S::Error: Into<BoxError>,
@@ -99,11 +104,11 @@ impl<S, P: Pick> Shared<S, P> {
             Search { shared: self, request, earlier: Vec::new(), now, patient, outlook: Outlook::default(), findings };
         {
             let ledger = request.ledger();
-            if !ledger.attempts().is_empty() {
-                search.earlier = ledger.attempts().to_vec();
+            if !ledger.current().is_empty() {
+                search.earlier = ledger.current().to_vec();
             }
         }
-        let chosen = search.run(&snapshot);
+        let chosen = search.run(&snapshot, headers);
         if let Some(findings) = search.findings.take() {
             let found = chosen.as_ref().map(|(lane, _)| &lane.endpoint);
             self.explain(Searched { request, earlier: &search.earlier, now, patient, found, findings: *findings });
@@ -119,7 +124,7 @@ impl<S, P: Pick> Shared<S, P> {
 
     /// Whether an endpoint outside `scope` of the latest attempt fits the request, busy or not.
     pub(super) fn has_elsewhere(&self, scope: Scope, request: &RequestContext, now: Instant) -> bool {
-        let earlier = request.ledger().attempts().to_vec();
+        let earlier = request.ledger().current().to_vec();
         let all_out = matches!(scope, Scope::Request | Scope::Pool | Scope::Egress);
         !all_out
             && self.lanes.current(now).lanes.iter().any(|lane| {
@@ -184,55 +189,25 @@ struct Search<'a, S, P> {
 }
 
 impl<S, P: Pick> Search<'_, S, P> {
-    fn run<'s, B>(&mut self, snapshot: &'s Snapshot<S>) -> Option<(&'s Lane<S>, S)>
+    fn run<'s, B>(&mut self, snapshot: &'s Snapshot<S>, headers: &HeaderMap) -> Option<(&'s Lane<S>, S)>
     where
         S: Service<http::Request<B>> + Clone,
         S::Error: Into<BoxError>,
     {
-        let count = snapshot.lanes.len();
-        if count == 0 {
-            return None;
-        }
-        let rng = &mut fastrand::Rng::new();
-        let candidates = Candidates { endpoints: &snapshot.endpoints, request: self.request, now: self.now };
-        for turn in 0..PROPOSALS {
-            let proposed = self.shared.pick.propose(&candidates, turn, rng);
-            if let Some(lane) = snapshot.lanes.get(proposed)
-                && !self.second_choice(lane)
-                && let Some(service) = self.try_lane(lane)
-            {
-                self.found(By::Pick);
-                return Some((lane, service));
+        let pick = &*self.shared.pick;
+        let prepared = snapshot.prepared.get_or_init(|| pick.prepare(&snapshot.endpoints));
+        let candidates = Candidates::new(&snapshot.endpoints, self.request, headers, self.now).with(prepared.as_ref());
+        order::find(pick, &candidates, &mut fastrand::Rng::new(), |index, turn| {
+            let lane = &snapshot.lanes[index];
+            if turn != Turn::Last && self.second_choice(lane) {
+                return Asked::Later;
             }
-        }
-        let start = rng.usize(..count);
-        self.found(By::Scan);
-        let mut second_choices = false;
-        for lane in (0..count).map(|step| &snapshot.lanes[(start + step) % count]) {
-            if self.second_choice(lane) {
-                second_choices = true;
-            } else if let Some(service) = self.try_lane(lane) {
-                return Some((lane, service));
+            let Some(service) = self.try_lane(lane) else { return Asked::Refused };
+            if let Some(findings) = &mut self.findings {
+                findings.by = Some(if turn == Turn::Proposed { By::Pick } else { By::Scan });
             }
-        }
-        if second_choices {
-            for lane in (0..count).map(|step| &snapshot.lanes[(start + step) % count]) {
-                if self.second_choice(lane)
-                    && let Some(service) = self.try_lane(lane)
-                {
-                    return Some((lane, service));
-                }
-            }
-        }
-        self.found(None);
-        None
-    }
-
-    /// Notes how an endpoint was, or is about to be, found.
-    fn found(&mut self, by: impl Into<Option<By>>) {
-        if let Some(findings) = &mut self.findings {
-            findings.by = by.into();
-        }
+            Asked::Found((&**lane, service))
+        })
     }
 
     /// Notes that the lane's endpoint could not serve though nothing stood against it.

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     endpoint::{Endpoint, EndpointId},
-    explain::{By, Look, Reason, name_of},
+    explain::{By, Look, Reason},
     request::{Attempt, RequestContext},
 };
 
@@ -45,7 +45,7 @@ impl<S, P: Pick> Shared<S, P> {
         let Searched { request, now, found, .. } = searched;
         let Some(trace) = request.trace() else { return };
         let endpoints = self.pool.endpoints();
-        let mut look = Look { pick: name_of::<P>(), keys: endpoints.len(), ..Look::default() };
+        let mut look = Look { pick: self.pick.name().into(), keys: endpoints.len(), ..Look::default() };
         for endpoint in endpoints.iter() {
             let label = endpoint.key().name();
             match self.against(endpoint, &searched) {

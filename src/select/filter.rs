@@ -6,13 +6,11 @@
 
 use tokio::time::Instant;
 
-use super::cooldown::{AccountId, Book, Resting};
-use crate::{
-    endpoint::Endpoint,
-    explain::name_of,
-    outcome::{Outcome, Scope},
-    request::{Attempt, RequestContext},
-};
+use crate::{endpoint::Endpoint, explain::name_of, request::RequestContext};
+
+mod built_in;
+
+pub(super) use built_in::{Bar, bar, built_in, is_second_choice};
 
 /// What a filter says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,83 +47,4 @@ pub trait Filter: Send + Sync + 'static {
     fn name(&self) -> &str {
         name_of::<Self>()
     }
-}
-
-/// What every selector asks, before its own filters.
-pub(super) fn built_in(
-    book: &Book,
-    earlier: &[Attempt],
-    endpoint: &Endpoint,
-    request: &RequestContext,
-    now: Instant,
-) -> Fit {
-    match bar(book, earlier, endpoint, request, now) {
-        None => Fit::Yes,
-        Some(Bar::Resting(resting)) => Fit::NotBefore(resting.until),
-        Some(Bar::Drained | Bar::OtherModel | Bar::RuledOut) => Fit::No,
-    }
-}
-
-/// What stands against an endpoint before filters are asked.
-pub(super) enum Bar {
-    /// It takes nothing new.
-    Drained,
-    /// Its patterns do not name the model.
-    OtherModel,
-    /// An earlier attempt of the request failed for a scope that holds it.
-    RuledOut,
-    /// It rests for this request.
-    Resting(Resting),
-}
-
-/// The same as [`built_in`], with the reason.
-pub(super) fn bar(
-    book: &Book,
-    earlier: &[Attempt],
-    endpoint: &Endpoint,
-    request: &RequestContext,
-    now: Instant,
-) -> Option<Bar> {
-    if endpoint.is_removed() || endpoint.key().weight_of() == 0.0 {
-        return Some(Bar::Drained);
-    }
-    if !serves(endpoint, request) {
-        return Some(Bar::OtherModel);
-    }
-    if ruled_out(earlier, endpoint) {
-        return Some(Bar::RuledOut);
-    }
-    book.out_for(endpoint, request, now).map(Bar::Resting)
-}
-
-fn serves(endpoint: &Endpoint, request: &RequestContext) -> bool {
-    let key = endpoint.key();
-    // a request whose model is unknown is refused by no pattern: upstream will say
-    key.model_patterns().is_empty() || request.asks().model.as_deref().is_none_or(|model| key.serves(model))
-}
-
-/// Whether an earlier attempt of this request failed for a scope that holds this endpoint too.
-fn ruled_out(earlier: &[Attempt], endpoint: &Endpoint) -> bool {
-    earlier.iter().any(|attempt| {
-        let Some(Outcome::Fault(fault)) = attempt.outcome else { return false };
-        match fault.scope {
-            Scope::Key => attempt.endpoint == *endpoint,
-            Scope::Workspace => match attempt.endpoint.key().workspace_name() {
-                Some(name) => endpoint.key().workspace_name() == Some(name),
-                None => attempt.endpoint == *endpoint,
-            },
-            Scope::Account | Scope::FreeTier | Scope::AccountModel => {
-                AccountId::of(&attempt.endpoint) == AccountId::of(endpoint)
-            }
-            Scope::Request | Scope::Pool | Scope::Egress => false,
-        }
-    })
-}
-
-/// Whether another endpoint is to be preferred: this one was tried for the request already, or is new and busy proving
-/// itself while others are proven.
-pub(super) fn is_second_choice(earlier: &[Attempt], warm: bool, endpoint: &Endpoint) -> bool {
-    let figures = endpoint.figures();
-    let cold = warm && !figures.has_history() && figures.in_flight() > 0;
-    cold || earlier.iter().any(|attempt| attempt.endpoint == *endpoint)
 }

@@ -110,14 +110,14 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         if let StateProject::Looking { looking } = this.state.as_mut().project() {
-            let Looking { context, waiting, .. } = looking.as_mut().expect("taken only to be replaced at once");
+            let Looking { request, context, waiting } = looking.as_mut().expect("taken only to be replaced at once");
             let found = match waiting {
-                None => find(this.shared, context, waiting, cx),
+                None => find(this.shared, request, context, waiting, cx),
                 Some(_) => Poll::Pending,
             };
             let found = match found {
                 Poll::Ready(found) => found,
-                Poll::Pending => ready!(wait(this.shared, context, waiting.as_mut().expect("in line"), cx)),
+                Poll::Pending => ready!(wait(this.shared, request, context, waiting.as_mut().expect("in line"), cx)),
             };
             *waiting = None;
             let (endpoint, mut service) = match found {
@@ -148,7 +148,7 @@ where
                     Verdict::Known(outcome) => {
                         record.learn(&response);
                         record.book(outcome);
-                        record.judge(outcome);
+                        record.judge(outcome, response.extensions().get().and_then(OutcomeCell::provider));
                         if let Outcome::Fault(fault) = outcome
                             && fault.retry == Retry::Elsewhere
                             && this.shared.has_elsewhere(fault.scope, &record.context, Instant::now())
@@ -167,7 +167,7 @@ where
                 let error = error.into();
                 let outcome = classify.error(&*error);
                 record.book(outcome);
-                record.judge(outcome);
+                record.judge(outcome, None);
                 Err(error)
             }
         })
@@ -179,6 +179,7 @@ type Found<S> = Result<(Endpoint, S), BoxError>;
 /// Looks for an endpoint; joins the line when there is none yet.
 fn find<S, P, B>(
     shared: &Arc<Shared<S, P>>,
+    request: &Request<B>,
     context: &RequestContext,
     waiting: &mut Option<Box<Waiting<S, P>>>,
     cx: &mut Context<'_>,
@@ -189,14 +190,14 @@ where
     P: Pick,
 {
     let now = Instant::now();
-    let outlook = match shared.choose(context, now, true) {
+    let outlook = match shared.choose(context, request.headers(), now, true) {
         Choice::Ready(endpoint, service) => return Poll::Ready(Ok((endpoint, service))),
         Choice::Nobody(outlook) => outlook,
     };
     let patience = clock::after(now, shared.waiting.max_wait);
     let give_up = context.deadline().map_or(patience, |deadline| deadline.min(patience));
     if outlook.is_hopeless(give_up) {
-        return Poll::Ready(last_resort(shared, context, outlook, now));
+        return Poll::Ready(last_resort(shared, request, context, outlook, now));
     }
     let Some(ticket) = Ticket::take(shared, context, cx.waker()) else {
         let detail = format!(
@@ -217,6 +218,7 @@ where
 /// Stands in line.
 fn wait<S, P, B>(
     shared: &Arc<Shared<S, P>>,
+    request: &Request<B>,
     context: &RequestContext,
     waiting: &mut Waiting<S, P>,
     cx: &mut Context<'_>,
@@ -236,13 +238,13 @@ where
             return Poll::Pending;
         }
         let now = Instant::now();
-        match shared.choose(context, now, true) {
+        match shared.choose(context, request.headers(), now, true) {
             Choice::Ready(endpoint, service) => return Poll::Ready(Ok((endpoint, service))),
             Choice::Nobody(outlook) => waiting.outlook = outlook,
         }
         if now >= waiting.give_up || waiting.outlook.is_hopeless(waiting.give_up) {
             let outlook = std::mem::take(&mut waiting.outlook);
-            return Poll::Ready(last_resort(shared, context, outlook, now));
+            return Poll::Ready(last_resort(shared, request, context, outlook, now));
         }
         if let Some(found) = waiting.ticket.line_up(context, now) {
             return Poll::Ready(Ok(found));
@@ -255,6 +257,7 @@ where
 /// given; all else is refused.
 fn last_resort<S, P, B>(
     shared: &Arc<Shared<S, P>>,
+    request: &Request<B>,
     context: &RequestContext,
     outlook: Outlook,
     now: Instant,
@@ -266,7 +269,7 @@ where
 {
     if outlook.soft
         && context.deadline().is_none_or(|deadline| deadline > now)
-        && let Choice::Ready(endpoint, service) = shared.choose(context, now, false)
+        && let Choice::Ready(endpoint, service) = shared.choose(context, request.headers(), now, false)
     {
         return Ok((endpoint, service));
     }
@@ -303,15 +306,19 @@ pub struct Record {
 
 impl Record {
     /// Tells the trace an outcome that nothing after it can change.
-    fn judge(&mut self, outcome: Outcome) {
+    fn judge(&mut self, outcome: Outcome, provider: Option<&str>) {
         if let Some(entry) = self.entry.take() {
-            entry.judge(outcome);
+            entry.judge(outcome, provider);
         }
     }
 
     fn learn<B>(&self, response: &Response<B>) {
-        if let Some(account) = response.extensions().get::<OutcomeCell>().and_then(OutcomeCell::account) {
+        let Some(cell) = response.extensions().get::<OutcomeCell>() else { return };
+        if let Some(account) = cell.account() {
             self.endpoint.learn_account(account);
+        }
+        if let Some(provider) = cell.provider() {
+            self.context.ledger().blame(provider);
         }
     }
 

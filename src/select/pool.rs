@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::cooldown::{Book, Resting};
 use crate::{
-    endpoint::{Endpoint, PoolState},
+    endpoint::{Endpoint, PoolState, Prices},
     key::{ApiKey, KeyError},
     outcome::Fault,
     request::RequestContext,
@@ -121,6 +121,11 @@ impl Pool {
     /// What rest holds the endpoint back from every request.
     pub fn resting(&self, endpoint: &Endpoint) -> Option<Resting> {
         self.0.book.out(endpoint, Instant::now())
+    }
+
+    /// What models cost, for all endpoints of the pool; empty until somebody fills it.
+    pub fn prices(&self) -> &Prices {
+        self.0.state.prices()
     }
 
     pub(super) fn book(&self) -> &Book {

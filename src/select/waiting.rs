@@ -146,7 +146,7 @@ impl<S: Send + Sync + 'static, P: Pick> Ticket<S, P> {
         S: Service<Request<B>> + Clone,
         S::Error: Into<BoxError>,
     {
-        let earlier = request.ledger().attempts().to_vec();
+        let earlier = request.ledger().current().to_vec();
         let snapshot = self.shared.lanes.current(now);
         for lane in &snapshot.lanes {
             if !lane.is_contended()
@@ -298,7 +298,7 @@ fn first_able<S, P: Pick>(shared: &Shared<S, P>, lane: &Lane<S>, except: Option<
                 None => return Err(state.next_ticket),
             }
         };
-        let earlier = request.ledger().attempts().to_vec();
+        let earlier = request.ledger().current().to_vec();
         let fits = || shared.fits(lane, &earlier, &request, now) == Fit::Yes;
         if catch_unwind(AssertUnwindSafe(fits)).unwrap_or(false) {
             return Ok(number);
