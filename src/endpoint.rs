@@ -8,7 +8,7 @@ use std::{
     fmt,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -40,12 +40,20 @@ struct Inner {
     credit: OnceLock<Box<Credit>>,
     shut_until: AtomicU64,
     removed: AtomicBool,
+    doubted: AtomicBool,
     pool: Arc<PoolState>,
 }
 
 /// Tells endpoints apart; never used twice in a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EndpointId(u64);
+
+impl EndpointId {
+    /// As a number, from 1 on.
+    pub(crate) fn get(self) -> u64 {
+        self.0
+    }
+}
 
 /// What all endpoints of a pool share.
 #[derive(Debug, Default)]
@@ -54,12 +62,18 @@ pub(crate) struct PoolState {
     version: AtomicU64,
     /// Whether any endpoint has proved itself.
     warm: AtomicBool,
+    /// How many endpoints there are that were not removed, in all pools that share this.
+    live: AtomicUsize,
     suspects: Suspects,
     purses: credit::Purses,
     prices: Prices,
 }
 
 impl PoolState {
+    pub(crate) fn live(&self) -> usize {
+        self.live.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn version(&self) -> u64 {
         self.version.load(Ordering::Acquire)
     }
@@ -95,6 +109,7 @@ impl Endpoint {
 
     pub(crate) fn in_pool(key: ApiKey, pool: Arc<PoolState>) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
+        pool.live.fetch_add(1, Ordering::Relaxed);
         let account = key.account_name().map_or_else(OnceLock::new, |name| OnceLock::from(Box::<str>::from(name)));
         Self(Arc::new(Inner {
             id: EndpointId(NEXT.fetch_add(1, Ordering::Relaxed)),
@@ -104,6 +119,7 @@ impl Endpoint {
             credit: OnceLock::new(),
             shut_until: AtomicU64::new(0),
             removed: AtomicBool::new(false),
+            doubted: AtomicBool::new(false),
             pool,
         }))
     }
@@ -172,9 +188,21 @@ impl Endpoint {
     }
 
     pub(crate) fn remove(&self) {
-        self.0.removed.store(true, Ordering::Release);
+        if !self.0.removed.swap(true, Ordering::AcqRel) {
+            self.0.pool.live.fetch_sub(1, Ordering::Relaxed);
+        }
         self.suspects().forget(self.id());
         self.0.pool.touch();
+    }
+
+    /// Marks it as one that an answer has put in doubt, so that whoever asks about keys asks about this one soon.
+    pub(crate) fn doubt(&self) {
+        self.0.doubted.store(true, Ordering::Release);
+    }
+
+    /// Whether it was in doubt; from here on it is not.
+    pub(crate) fn take_doubt(&self) -> bool {
+        self.0.doubted.load(Ordering::Relaxed) && self.0.doubted.swap(false, Ordering::AcqRel)
     }
 
     pub(crate) fn pool(&self) -> &Arc<PoolState> {
@@ -184,6 +212,14 @@ impl Endpoint {
     /// The pool's memory of suspect faults, by which a breaker tells a bad key from a bad upstream.
     pub fn suspects(&self) -> &Suspects {
         self.0.pool.suspects()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if !*self.removed.get_mut() {
+            self.pool.live.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 

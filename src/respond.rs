@@ -9,6 +9,7 @@
 //! | no key can serve, queue full, limit reached | 429, `Retry-After` | `RESOURCE_EXHAUSTED` |
 //! | breaker open, memory used up, draining | 503, `Retry-After` | `UNAVAILABLE` |
 //! | deadline passed, no response head in time | 504 | `DEADLINE_EXCEEDED` |
+//! | no route for the model | 404 | `NOT_FOUND` |
 //! | request body too large | 413 | `INVALID_ARGUMENT` |
 //! | request body broken | 400 | `INVALID_ARGUMENT` |
 //! | no connection, connection broken, any other error | 502 | `UNAVAILABLE` |
@@ -21,7 +22,8 @@
 //! of ours says `"limit_source":"balancer"`, which the upstream's never do. gRPC answers consist of trailers only. Messages
 //! are those of our own errors; the text of any other is never passed on, since it could hold a secret.
 //!
-//! An answer made of a refusal carries it, as a [`Rejected`], in its extensions, for layers further out.
+//! Who stands above, in the same process, finds in the answer's extensions the [`Rejected`] that it stands for, or what an
+//! [`UpstreamError`] means as an [`OutcomeCell`].
 //!
 //! An error of the response body is not an answer any more; it passes through, and the server cuts the stream.
 //!
@@ -90,8 +92,12 @@ use tower_service::Service;
 
 mod answer;
 
-use crate::error::Rejected;
 use answer::{Answer, Form};
+
+use crate::{
+    error::{Rejected, UpstreamError},
+    outcome::OutcomeCell,
+};
 
 /// Ends a stack: its services answer whatever happens. See the [module](self).
 #[derive(Debug, Clone)]
@@ -220,6 +226,10 @@ where
                 let mut response = Answer::to(&*error).into_response(*this.form);
                 if let Some(refusal) = Rejected::find(&*error) {
                     response.extensions_mut().insert(refusal.clone());
+                } else if let Some(error) = UpstreamError::find(&*error) {
+                    let cell = OutcomeCell::new();
+                    cell.end(error.fault().into());
+                    response.extensions_mut().insert(cell);
                 }
                 response
             }

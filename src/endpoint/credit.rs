@@ -18,6 +18,8 @@ use tokio::time::Instant;
 use crate::clock;
 
 mod brake;
+#[cfg(all(test, tower_openrouter_loom))]
+mod model;
 mod money;
 mod prices;
 mod purse;
@@ -179,6 +181,16 @@ impl Credit {
         self.open_account(at).purse.report(balance, None, at);
     }
 
+    /// When the narrowest of cap, budget and balance changes by itself, such as with a new period of the cap; `None` when
+    /// nobody knows.
+    pub fn turns_at(&self, now: Instant) -> Option<Instant> {
+        let least = self.spendable(now).money()?;
+        let taking = Taking::open(self, now);
+        let purses = [Some(&taking.key), taking.workspace.as_ref(), Some(&taking.account)];
+        let narrowest = purses.into_iter().flatten().map(|open| &open.purse);
+        narrowest.filter(|purse| purse.spendable() == Spendable::Money(least)).find_map(purse::Purse::turns_at)
+    }
+
     /// What the last poll of the key said, and when it was sent.
     pub fn report(&self) -> Option<(Arc<KeyReport>, Instant)> {
         lock(&self.report).clone()
@@ -246,8 +258,9 @@ impl Credit {
         fits
     }
 
-    /// Ends a reservation of `amount`, made at `taken`, whose request cost `cost`.
-    pub(crate) fn settle(&self, amount: Money, cost: Money, paid: Paid, taken: Instant, now: Instant) {
+    /// Ends a reservation of `amount`, made at `taken`, whose request cost `cost`. Gives what the account has reserved for
+    /// others.
+    pub(crate) fn settle(&self, amount: Money, cost: Money, paid: Paid, taken: Instant, now: Instant) -> Money {
         let mut open = Taking::open(self, now);
         let in_flight = open.account.purse.reserved();
         open.each(|purse| purse.settle(amount, cost, now));
@@ -264,6 +277,7 @@ impl Credit {
             }
             Paid::AccountSpent(span) => open.account.purse.spent_out(until(span), now),
         }
+        in_flight - amount
     }
 }
 

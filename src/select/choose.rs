@@ -13,6 +13,7 @@ use tower::{BoxError, Service};
 
 use super::{
     WaitPolicy,
+    claims::Claims,
     explain::{Findings, Searched},
     filter::{self, Filter, Fit},
     lanes::{Lane, Lanes, Snapshot},
@@ -35,15 +36,26 @@ pub(super) struct Shared<S, P> {
     pub(super) lanes: Lanes<S>,
     pub(super) pick: Arc<P>,
     pub(super) filters: Vec<Arc<dyn Filter>>,
+    /// Whether any of the filters sets something aside.
+    pub(super) reserves: bool,
     pub(super) room: Room<S>,
     pub(super) waiting: WaitPolicy,
     pub(super) classify: Arc<dyn Classify>,
 }
 
+/// An endpoint for a request.
+pub(super) struct Found<S> {
+    pub(super) endpoint: Endpoint,
+    /// An instance that said Ready.
+    pub(super) service: S,
+    /// What filters have set aside for it.
+    pub(super) claims: Claims,
+}
+
 /// What looking for an endpoint came to.
 pub(super) enum Choice<S> {
-    /// This one, with an instance that said Ready.
-    Ready(Endpoint, S),
+    /// This one.
+    Ready(Found<S>),
     /// Nobody now.
     Nobody(Outlook),
 }
@@ -68,9 +80,8 @@ impl Outlook {
 }
 
 impl<S, P: Pick> Shared<S, P> {
-    /// Whether the lane's endpoint may serve the request, whatever its readiness.
-    pub(super) fn fits(&self, lane: &Lane<S>, earlier: &[Attempt], request: &RequestContext, now: Instant) -> Fit {
-        let endpoint = &lane.endpoint;
+    /// Whether an endpoint may serve the request, whatever its readiness.
+    pub(super) fn fits(&self, endpoint: &Endpoint, earlier: &[Attempt], request: &RequestContext, now: Instant) -> Fit {
         if let Some(resting) = self.pool.book().upstream_out(endpoint, request, now) {
             return Fit::NotBefore(resting.until);
         }
@@ -82,7 +93,7 @@ impl<S, P: Pick> Shared<S, P> {
         let built_in = filter::built_in(self.pool.book(), earlier, endpoint, request, now);
         self.filters.iter().fold(built_in, |fit, filter| match fit {
             Fit::No => Fit::No,
-            fit => narrower(fit, filter.judge(endpoint, request, now)),
+            fit => fit.and(filter.judge(endpoint, request, now)),
         })
     }
 
@@ -93,6 +104,7 @@ impl<S, P: Pick> Shared<S, P> {
         headers: &HeaderMap,
         now: Instant,
         patient: bool,
+        newcomer: bool,
     ) -> Choice<S>
     where
         S: Service<http::Request<B>> + Clone,
@@ -100,26 +112,49 @@ impl<S, P: Pick> Shared<S, P> {
     {
         let snapshot = self.lanes.current(now);
         let findings = request.trace().map(|_| Box::default());
-        let mut search =
-            Search { shared: self, request, earlier: Vec::new(), now, patient, outlook: Outlook::default(), findings };
+        let mut search = Search {
+            shared: self,
+            request,
+            earlier: Vec::new(),
+            now,
+            patient,
+            newcomer,
+            outlook: Outlook::default(),
+            findings,
+        };
         {
             let ledger = request.ledger();
             if !ledger.current().is_empty() {
                 search.earlier = ledger.current().to_vec();
             }
         }
-        let chosen = search.run(&snapshot, headers);
+        let found = search.run(&snapshot, headers);
         if let Some(findings) = search.findings.take() {
-            let found = chosen.as_ref().map(|(lane, _)| &lane.endpoint);
+            let found = found.as_ref().map(|found| &found.endpoint);
             self.explain(Searched { request, earlier: &search.earlier, now, patient, found, findings: *findings });
         }
-        match chosen {
-            Some((lane, service)) => Choice::Ready(lane.endpoint.clone(), service),
+        match found {
+            Some(found) => Choice::Ready(found),
             None => {
                 search.add_those_out();
                 Choice::Nobody(search.outlook)
             }
         }
+    }
+
+    /// Has filters set aside what the request needs. If there is not enough, the readied instance is dropped.
+    pub(super) fn claim(
+        &self,
+        endpoint: &Endpoint,
+        service: S,
+        request: &RequestContext,
+        now: Instant,
+    ) -> Option<Found<S>> {
+        let claims = match self.reserves {
+            true => Claims::take(&self.filters, &self.pool, endpoint, request, now)?,
+            false => Claims::default(),
+        };
+        Some(Found { endpoint: endpoint.clone(), service, claims })
     }
 
     /// Whether an endpoint outside `scope` of the latest attempt fits the request, busy or not.
@@ -128,7 +163,7 @@ impl<S, P: Pick> Shared<S, P> {
         let all_out = matches!(scope, Scope::Request | Scope::Pool | Scope::Egress);
         !all_out
             && self.lanes.current(now).lanes.iter().any(|lane| {
-                self.fits(lane, &earlier, request, now) == Fit::Yes
+                self.fits(&lane.endpoint, &earlier, request, now) == Fit::Yes
                     && earlier.iter().all(|attempt| attempt.endpoint != lane.endpoint)
             })
     }
@@ -149,15 +184,22 @@ impl<S, P> Shared<S, P> {
                 book.out_for(endpoint, request, now),
             ];
             let resting = resting.into_iter().flatten().max_by_key(|resting| resting.until);
-            let back = resting.map(|resting| resting.until).max(endpoint.shut_until(now));
+            let mut back = resting.map(|resting| resting.until).max(endpoint.shut_until(now));
+            let filtered =
+                self.filters.iter().map(|filter| filter.judge(endpoint, request, now)).fold(Fit::Yes, Fit::and);
+            if let Fit::NotBefore(at) = filtered {
+                back = back.max(Some(at));
+            }
             let reason = match resting {
                 _ if filter::built_in(book, &[], endpoint, request, now) == Fit::No => "other_models_or_drained",
                 Some(resting) => resting.cause.as_str(),
+                None if filtered != Fit::Yes => "kept_back_by_a_filter",
                 None if back.is_some() => "breaker_open",
                 None => "busy_or_tried",
             };
             *reasons.entry(reason).or_default() += 1;
             if reason != "other_models_or_drained"
+                && filtered != Fit::No
                 && let Some(back) = back
             {
                 earliest = Some(earliest.map_or(back, |earliest| earliest.min(back)));
@@ -169,27 +211,21 @@ impl<S, P> Shared<S, P> {
     }
 }
 
-fn narrower(one: Fit, other: Fit) -> Fit {
-    match (one, other) {
-        (Fit::No, _) | (_, Fit::No) => Fit::No,
-        (Fit::Yes, fit) | (fit, Fit::Yes) => fit,
-        (Fit::NotBefore(one), Fit::NotBefore(other)) => Fit::NotBefore(one.max(other)),
-    }
-}
-
 struct Search<'a, S, P> {
     shared: &'a Shared<S, P>,
     request: &'a RequestContext,
     earlier: Vec<Attempt>,
     now: Instant,
     patient: bool,
+    /// Whether it is not in line yet, so that those who are come first.
+    newcomer: bool,
     outlook: Outlook,
     /// Kept when the request is explained.
     findings: Option<Box<Findings>>,
 }
 
 impl<S, P: Pick> Search<'_, S, P> {
-    fn run<'s, B>(&mut self, snapshot: &'s Snapshot<S>, headers: &HeaderMap) -> Option<(&'s Lane<S>, S)>
+    fn run<B>(&mut self, snapshot: &Snapshot<S>, headers: &HeaderMap) -> Option<Found<S>>
     where
         S: Service<http::Request<B>> + Clone,
         S::Error: Into<BoxError>,
@@ -202,11 +238,11 @@ impl<S, P: Pick> Search<'_, S, P> {
             if turn != Turn::Last && self.second_choice(lane) {
                 return Asked::Later;
             }
-            let Some(service) = self.try_lane(lane) else { return Asked::Refused };
+            let Some(found) = self.try_lane(lane) else { return Asked::Refused };
             if let Some(findings) = &mut self.findings {
                 findings.by = Some(if turn == Turn::Proposed { By::Pick } else { By::Scan });
             }
-            Asked::Found((&**lane, service))
+            Asked::Found(found)
         })
     }
 
@@ -221,8 +257,8 @@ impl<S, P: Pick> Search<'_, S, P> {
         filter::is_second_choice(&self.earlier, self.shared.pool.state().is_warm(), &lane.endpoint)
     }
 
-    /// An instance of the lane that said Ready, if it may and can serve.
-    fn try_lane<B>(&mut self, lane: &Lane<S>) -> Option<S>
+    /// The lane's endpoint, if it may and can serve.
+    fn try_lane<B>(&mut self, lane: &Lane<S>) -> Option<Found<S>>
     where
         S: Service<http::Request<B>> + Clone,
         S::Error: Into<BoxError>,
@@ -242,9 +278,14 @@ impl<S, P: Pick> Search<'_, S, P> {
                 self.outlook.returns(at);
                 return None;
             }
+            Fit::Full => {
+                self.outlook.busy = true;
+                return None;
+            }
             Fit::Yes => {}
         }
-        if lane.is_contended() {
+        // who waits for what filters set aside has no place in a lane's line, so must be asked about
+        if lane.is_contended() || (self.newcomer && self.shared.is_waited_for(endpoint)) {
             self.outlook.busy = true;
             self.unready(lane, Reason::Busy);
             return None;
@@ -252,7 +293,14 @@ impl<S, P: Pick> Search<'_, S, P> {
         let mut service = lane.service.clone();
         // an instance that is not ready is dropped at once, so nobody need be woken for it
         match service.poll_ready(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(Ok(())) => Some(service),
+            Poll::Ready(Ok(())) => {
+                let found = self.shared.claim(endpoint, service, self.request, self.now);
+                if found.is_none() {
+                    self.outlook.busy = true;
+                    self.unready(lane, Reason::Busy);
+                }
+                found
+            }
             Poll::Pending => {
                 self.outlook.busy = true;
                 self.unready(lane, Reason::Busy);
@@ -276,7 +324,7 @@ impl<S, P: Pick> Search<'_, S, P> {
                 match fit {
                     Fit::No => {}
                     Fit::NotBefore(at) => self.outlook.returns(at.max(back)),
-                    Fit::Yes => self.outlook.returns(back),
+                    Fit::Yes | Fit::Full => self.outlook.returns(back),
                 }
             }
         }

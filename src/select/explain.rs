@@ -83,7 +83,7 @@ impl<S, P: Pick> Shared<S, P> {
             let reason = || Reason::Filtered { filter: filter.name().into() };
             match filter.judge(endpoint, request, now) {
                 Fit::Yes => {}
-                Fit::No => return Some((reason(), None)),
+                Fit::No | Fit::Full => return Some((reason(), None)),
                 Fit::NotBefore(until) => return Some((reason(), Some(until))),
             }
         }

@@ -13,7 +13,8 @@ use tokio::time::{Instant, Sleep};
 use tower::{BoxError, Service};
 
 use super::{
-    choose::{Choice, Outlook, Shared},
+    choose::{Choice, Found, Outlook, Shared},
+    claims::Claims,
     pick::Pick,
     pool::Pool,
     waiting::Ticket,
@@ -119,8 +120,8 @@ where
                 Poll::Ready(found) => found,
                 Poll::Pending => ready!(wait(this.shared, request, context, waiting.as_mut().expect("in line"), cx)),
             };
-            *waiting = None;
-            let (endpoint, mut service) = match found {
+            let waited = waiting.take().is_some();
+            let Found { endpoint, mut service, mut claims } = match found {
                 Ok(found) => found,
                 Err(error) => {
                     if let Some(trace) = context.trace() {
@@ -129,10 +130,15 @@ where
                     return Poll::Ready(Err(error));
                 }
             };
+            if waited && this.shared.reserves {
+                this.shared.pass_on(&endpoint);
+            }
+            claims.sent();
             let Some(Looking { request, context, .. }) = looking.take() else { unreachable!("it was there above") };
             context.ledger().start(&endpoint);
             let entry = context.trace().map(|trace| Box::new(trace.send(endpoint.key().name(), Instant::now())));
-            let record = Some(Record { pool: this.shared.pool.clone(), endpoint, context, awaits: None, entry });
+            let pool = this.shared.pool.clone();
+            let record = Some(Record { pool, endpoint, context, cell: None, awaits: false, claims, entry });
             this.state.set(State::Calling { call: service.call(request), record });
         }
         let StateProject::Calling { call, record } = this.state.project() else { unreachable!("set above") };
@@ -147,8 +153,8 @@ where
                 match Verdict::of(&response, classify) {
                     Verdict::Known(outcome) => {
                         record.learn(&response);
-                        record.book(outcome);
-                        record.judge(outcome, response.extensions().get().and_then(OutcomeCell::provider));
+                        record.cell = response.extensions().get().cloned();
+                        record.known(outcome);
                         if let Outcome::Fault(fault) = outcome
                             && fault.retry == Retry::Elsewhere
                             && this.shared.has_elsewhere(fault.scope, &record.context, Instant::now())
@@ -156,25 +162,22 @@ where
                             record.context.ledger().end(outcome, true);
                         }
                     }
-                    Verdict::AtCommit(cell) => record.awaits = Some(cell),
+                    Verdict::AtCommit(cell) => (record.cell, record.awaits) = (Some(cell), true),
                     // what a foreign stream says in its trailers, the breaker and the monitor read
                     Verdict::AtEnd => {}
                 }
-                let record = (record.awaits.is_some() || record.entry.is_some()).then_some(record);
+                let record = (record.awaits || !record.claims.is_empty() || record.entry.is_some()).then_some(record);
                 Ok(response.map(|body| Guarded::new(body, record)))
             }
             Err(error) => {
                 let error = error.into();
                 let outcome = classify.error(&*error);
-                record.book(outcome);
-                record.judge(outcome, None);
+                record.known(outcome);
                 Err(error)
             }
         })
     }
 }
-
-type Found<S> = Result<(Endpoint, S), BoxError>;
 
 /// Looks for an endpoint; joins the line when there is none yet.
 fn find<S, P, B>(
@@ -183,15 +186,15 @@ fn find<S, P, B>(
     context: &RequestContext,
     waiting: &mut Option<Box<Waiting<S, P>>>,
     cx: &mut Context<'_>,
-) -> Poll<Found<S>>
+) -> Poll<Result<Found<S>, BoxError>>
 where
     S: Service<Request<B>> + Clone + Send + Sync + 'static,
     S::Error: Into<BoxError>,
     P: Pick,
 {
     let now = Instant::now();
-    let outlook = match shared.choose(context, request.headers(), now, true) {
-        Choice::Ready(endpoint, service) => return Poll::Ready(Ok((endpoint, service))),
+    let outlook = match shared.choose(context, request.headers(), now, true, true) {
+        Choice::Ready(found) => return Poll::Ready(Ok(found)),
         Choice::Nobody(outlook) => outlook,
     };
     let patience = clock::after(now, shared.waiting.max_wait);
@@ -222,14 +225,14 @@ fn wait<S, P, B>(
     context: &RequestContext,
     waiting: &mut Waiting<S, P>,
     cx: &mut Context<'_>,
-) -> Poll<Found<S>>
+) -> Poll<Result<Found<S>, BoxError>>
 where
     S: Service<Request<B>> + Clone + Send + Sync + 'static,
     S::Error: Into<BoxError>,
     P: Pick,
 {
     loop {
-        let look_again = match waiting.ticket.poll(cx) {
+        let look_again = match waiting.ticket.poll(context, cx) {
             Ok(found) => return Poll::Ready(Ok(found)),
             Err(look_again) => look_again,
         };
@@ -238,8 +241,8 @@ where
             return Poll::Pending;
         }
         let now = Instant::now();
-        match shared.choose(context, request.headers(), now, true) {
-            Choice::Ready(endpoint, service) => return Poll::Ready(Ok((endpoint, service))),
+        match shared.choose(context, request.headers(), now, true, false) {
+            Choice::Ready(found) => return Poll::Ready(Ok(found)),
             Choice::Nobody(outlook) => waiting.outlook = outlook,
         }
         if now >= waiting.give_up || waiting.outlook.is_hopeless(waiting.give_up) {
@@ -261,7 +264,7 @@ fn last_resort<S, P, B>(
     context: &RequestContext,
     outlook: Outlook,
     now: Instant,
-) -> Found<S>
+) -> Result<Found<S>, BoxError>
 where
     S: Service<Request<B>> + Clone + Send + Sync + 'static,
     S::Error: Into<BoxError>,
@@ -269,9 +272,9 @@ where
 {
     if outlook.soft
         && context.deadline().is_none_or(|deadline| deadline > now)
-        && let Choice::Ready(endpoint, service) = shared.choose(context, request.headers(), now, false)
+        && let Choice::Ready(found) = shared.choose(context, request.headers(), now, false, false)
     {
-        return Ok((endpoint, service));
+        return Ok(found);
     }
     Err(outlook.refuse(shared, context, now))
 }
@@ -299,19 +302,15 @@ pub struct Record {
     pool: Pool,
     endpoint: Endpoint,
     context: RequestContext,
-    awaits: Option<OutcomeCell>,
+    cell: Option<OutcomeCell>,
+    /// Whether the outcome is yet to be written.
+    awaits: bool,
+    claims: Claims,
     /// The attempt in the request's trace, if it is explained.
     entry: Option<Box<Entry>>,
 }
 
 impl Record {
-    /// Tells the trace an outcome that nothing after it can change.
-    fn judge(&mut self, outcome: Outcome, provider: Option<&str>) {
-        if let Some(entry) = self.entry.take() {
-            entry.judge(outcome, provider);
-        }
-    }
-
     fn learn<B>(&self, response: &Response<B>) {
         let Some(cell) = response.extensions().get::<OutcomeCell>() else { return };
         if let Some(account) = cell.account() {
@@ -322,7 +321,24 @@ impl Record {
         }
     }
 
-    fn book(&self, outcome: Outcome) {
+    /// The outcome is known with the head. A fault is the end of it; what a success cost is known when its body is over.
+    fn known(&mut self, outcome: Outcome) {
+        let seen_to = !outcome.is_success() && self.settle(Some(outcome));
+        self.book(outcome, seen_to);
+        if !outcome.is_success()
+            && let Some(entry) = self.entry.take()
+        {
+            entry.judge(outcome, self.cell.as_ref().and_then(OutcomeCell::provider));
+        }
+    }
+
+    fn settle(&mut self, outcome: Option<Outcome>) -> bool {
+        let usage = self.cell.as_ref().and_then(OutcomeCell::usage);
+        self.claims.settle(outcome, usage)
+    }
+
+    /// Writes the outcome down; a fault that a filter has `seen_to` asks for no rest.
+    fn book(&self, outcome: Outcome, seen_to: bool) {
         self.context.ledger().end(outcome, false);
         match outcome {
             Outcome::Success => {
@@ -334,6 +350,7 @@ impl Record {
             }
             Outcome::Fault(mut fault) => {
                 let now = Instant::now();
+                fault.rest = fault.rest.filter(|_| !seen_to);
                 let suspects = self.endpoint.suspects();
                 if fault.is_suspect()
                     && fault.rest.is_none()
@@ -350,12 +367,18 @@ impl Record {
 
 impl Guard for Record {
     fn finish(mut self, ending: Ending) {
-        let outcome = self.awaits.as_ref().and_then(|cell| cell.at_end().or(cell.at_commit()));
-        if let Some(outcome) = outcome {
-            self.book(outcome);
+        let whole = matches!(ending, Ending::Complete | Ending::HeadOnly).then_some(Outcome::Success);
+        let (commit, end) = match &self.cell {
+            Some(cell) => (cell.at_commit(), cell.at_end()),
+            None => (None, whole),
+        };
+        // what a caller that left early will be billed nobody knows, unless the model never ran
+        let seen_to = self.settle(end.or(commit.filter(|outcome| !outcome.is_success())));
+        if let Some(outcome) = end.or(commit).filter(|_| self.awaits) {
+            self.book(outcome, seen_to);
         }
         if let Some(entry) = self.entry.take() {
-            entry.end(ending, outcome, self.awaits.as_ref().and_then(OutcomeCell::usage));
+            entry.end(ending, end.or(commit), self.cell.as_ref().and_then(OutcomeCell::usage));
         }
     }
 }

@@ -18,10 +18,14 @@ use tokio::time::Instant;
 use crate::{endpoint::Endpoint, explain::name_of, request::RequestContext};
 
 mod least_in_flight;
+mod most_credit;
 mod round_robin;
+mod sticky;
 
 pub use least_in_flight::LeastInFlight;
+pub use most_credit::MostCredit;
 pub use round_robin::RoundRobin;
+pub use sticky::Sticky;
 
 /// What a [`Pick`] has worked out for a snapshot, of whatever type it likes.
 pub type Prepared = Box<dyn Any + Send + Sync>;

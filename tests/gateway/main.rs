@@ -1,7 +1,9 @@
 //! The gateway as a process: what its clients, its upstream and its operator see.
 
 mod api;
+mod check;
 mod explain;
 mod process;
+mod reload;
 mod secrets;
 mod support;

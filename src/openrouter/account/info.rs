@@ -32,18 +32,13 @@ impl KeyInfo {
         let data = &data(body)?;
         let is = |member: &str| data[member].as_bool() == Some(true);
         let period = name(&data["limit_reset"]);
-        let left = match data.get("limit_remaining") {
-            Some(Value::Null) => Spendable::Unlimited,
-            Some(value) => money(value).map_or(Spendable::Unknown, Spendable::Money),
-            None => Spendable::Unknown,
-        };
         let expires = &data["expires_at"];
         Ok(Self {
             account: name(&data["organization_id"]).or_else(|| name(&data["creator_user_id"])),
             workspace: name(&data["workspace_id"]),
             report: KeyReport {
                 limit: money(&data["limit"]),
-                left,
+                left: left(data),
                 resets_in: period.as_deref().and_then(|period| to_reset(period, now)),
                 period,
                 used: money(&data["usage"]),
@@ -52,10 +47,27 @@ impl KeyInfo {
                 rate_limit: rate_limit(&data["rate_limit"]),
                 free_tier: is("is_free_tier"),
                 management: is("is_management_key") || is("is_provisioning_key"),
-                expires_in: expires.as_str().and_then(calendar::parse_rfc3339).map(|_| until(expires, now).unwrap_or_default()),
+                expires_in: expires
+                    .as_str()
+                    .and_then(calendar::parse_rfc3339)
+                    .map(|_| until(expires, now).unwrap_or_default()),
                 expires: name(expires),
             },
         })
+    }
+}
+
+/// What is left under the cap. Older answers have only the cap and what the key has used in its life, which can be told
+/// apart only where the cap never starts anew.
+fn left(data: &Value) -> Spendable {
+    match (data.get("limit_remaining"), data.get("limit")) {
+        (Some(Value::Null), _) | (None, Some(Value::Null)) => Spendable::Unlimited,
+        (Some(left), _) => money(left).map_or(Spendable::Unknown, Spendable::Money),
+        (None, Some(limit)) if data["limit_reset"].is_null() => {
+            let left = money(limit).zip(money(&data["usage"])).map(|(limit, used)| limit - used);
+            left.map_or(Spendable::Unknown, Spendable::Money)
+        }
+        (None, _) => Spendable::Unknown,
     }
 }
 
@@ -78,8 +90,7 @@ fn budgets(data: &Value, now: SystemTime) -> Vec<Budget> {
             scope: name(&budget["scope"])?,
             limit: money(&budget["limit_usd"])?,
             left: money(&budget["remaining_usd"])?,
-            resets_in: until(&budget["resets_at"], now)
-                .or_else(|| to_reset(budget["reset_interval"].as_str()?, now)),
+            resets_in: until(&budget["resets_at"], now).or_else(|| to_reset(budget["reset_interval"].as_str()?, now)),
         })
     };
     listed.iter().filter_map(read).collect()
@@ -163,7 +174,8 @@ mod tests {
             "effective_budget": null, "rate_limit": {"interval": "1h", "note": "deprecated", "requests": 1000},
             "expires_at": "2026-10-09T12:00:00Z"
         }));
-        let budget = Budget { scope: "member".into(), limit: usd(50.0), left: usd(17.5), resets_in: Some(DAY * 4 - HALF_A_DAY) };
+        let budget =
+            Budget { scope: "member".into(), limit: usd(50.0), left: usd(17.5), resets_in: Some(DAY * 4 - HALF_A_DAY) };
         let report = KeyReport {
             limit: Some(usd(100.0)),
             left: Spendable::Money(usd(74.5)),
@@ -191,10 +203,15 @@ mod tests {
             (json!({"limit_remaining": 0}), Spendable::Money(Money::ZERO)),
             (json!({"limit_remaining": "1.5"}), Spendable::Money(usd(1.5))),
             (json!({"limit_remaining": -2}), Spendable::Money(usd(-2.0))),
+            (json!({"limit": null, "usage": 3}), Spendable::Unlimited),
+            (json!({"limit": 5, "usage": 3}), Spendable::Money(usd(2.0))),
+            (json!({"limit": 5}), Spendable::Unknown),
+            (json!({"limit": 5, "usage": 3, "limit_reset": "daily"}), Spendable::Unknown),
         ] {
             assert_eq!(read(&data).report.left, left, "{data}");
         }
-        let nothing = KeyInfo { report: KeyReport { left: Spendable::Unknown, ..KeyReport::default() }, ..KeyInfo::default() };
+        let nothing =
+            KeyInfo { report: KeyReport { left: Spendable::Unknown, ..KeyReport::default() }, ..KeyInfo::default() };
         assert_eq!(read(&json!({})), nothing);
     }
 
@@ -211,7 +228,8 @@ mod tests {
     fn a_budget_that_lacks_its_amounts_is_left_out_and_a_reset_in_the_past_is_told_by_its_interval() {
         let whole = json!({"scope": "workspace", "limit_usd": 5, "remaining_usd": -1, "resets_at": "2026-01-01T00:00:00Z", "reset_interval": "daily"});
         let budgets = |data: Value| read(&data).report.budgets;
-        let expected = Budget { scope: "workspace".into(), limit: usd(5.0), left: usd(-1.0), resets_in: Some(HALF_A_DAY) };
+        let expected =
+            Budget { scope: "workspace".into(), limit: usd(5.0), left: usd(-1.0), resets_in: Some(HALF_A_DAY) };
         assert_eq!(budgets(json!({"budgets": [{"scope": "member"}, 7, whole]})), [expected.clone()]);
         assert_eq!(budgets(json!({"effective_budget": whole})), [expected]);
         assert_eq!(budgets(json!({"budgets": "none", "effective_budget": null})), []);
@@ -231,7 +249,12 @@ mod tests {
 
     #[test]
     fn what_is_no_answer_says_so() {
-        for (body, what) in [("", "it is not JSON"), ("<html>", "it is not JSON"), ("[]", "it holds no `data`"), (r#"{"data":[]}"#, "it holds no `data`")] {
+        for (body, what) in [
+            ("", "it is not JSON"),
+            ("<html>", "it is not JSON"),
+            ("[]", "it holds no `data`"),
+            (r#"{"data":[]}"#, "it holds no `data`"),
+        ] {
             assert_eq!(KeyInfo::read(body.as_bytes(), now()).unwrap_err(), what);
             assert_eq!(Credits::read(body.as_bytes()).unwrap_err(), what);
         }
@@ -250,9 +273,26 @@ mod tests {
         ];
         leaf.prop_recursive(3, 24, 6, |inner| {
             let member = prop::sample::select(vec![
-                "limit", "limit_remaining", "limit_reset", "usage", "budgets", "scope", "limit_usd", "remaining_usd",
-                "resets_at", "expires_at", "rate_limit", "requests", "interval", "free_model_daily_requests", "used",
-                "organization_id", "total_credits", "total_usage", "pricing", "id",
+                "limit",
+                "limit_remaining",
+                "limit_reset",
+                "usage",
+                "budgets",
+                "scope",
+                "limit_usd",
+                "remaining_usd",
+                "resets_at",
+                "expires_at",
+                "rate_limit",
+                "requests",
+                "interval",
+                "free_model_daily_requests",
+                "used",
+                "organization_id",
+                "total_credits",
+                "total_usage",
+                "pricing",
+                "id",
             ]);
             prop_oneof![
                 prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),

@@ -23,7 +23,7 @@ use serde_json::json;
 use tokio::time::Instant;
 use tower_openrouter::{explain::Trace, stack::BalancerHandle};
 
-use super::{access::Access, drain::Drain, refusal::Dialect, traces::Traces};
+use super::{access::Access, drain::Drain, live::Live, refusal::Dialect, traces::Traces};
 
 /// What the operator may ask about.
 #[derive(Debug, Clone)]
@@ -34,12 +34,14 @@ pub(super) struct Admin {
     pub(super) access: Access,
 }
 
+type Asked = State<Live<Admin>>;
+
 /// The address the client has connected to.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Local(pub(super) SocketAddr);
 
 /// The admin application. Each request must carry [`Local`] in its extensions.
-pub(super) fn app(admin: Admin) -> Router {
+pub(super) fn app(admin: Live<Admin>) -> Router {
     Router::new()
         .route("/healthz", get(async || Json(json!({"alive": true}))))
         .route("/readyz", get(ready))
@@ -57,7 +59,8 @@ fn refuse(status: StatusCode, message: &str) -> Response<Body> {
     Dialect::OpenRouter.refuse(status, message)
 }
 
-async fn guard(State(admin): State<Admin>, request: Request, next: Next) -> Response<Body> {
+async fn guard(State(admin): Asked, request: Request, next: Next) -> Response<Body> {
+    let admin = admin.now();
     let Some(Local(local)) = request.extensions().get().copied() else {
         return refuse(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error");
     };
@@ -100,8 +103,8 @@ fn origin_is_same(headers: &HeaderMap, host: Option<&Authority>) -> bool {
 }
 
 /// Whether it makes sense to send requests here.
-async fn ready(State(admin): State<Admin>) -> Response<Body> {
-    let now = Instant::now();
+async fn ready(State(admin): Asked) -> Response<Body> {
+    let (admin, now) = (admin.now(), Instant::now());
     let pool = admin.balancer.pool();
     let usable = pool.endpoints().iter().any(|key| pool.resting(key).is_none() && key.shut_until(now).is_none());
     let why = match (admin.drain.is_draining(), usable) {
@@ -112,7 +115,8 @@ async fn ready(State(admin): State<Admin>) -> Response<Body> {
     (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"ready": false, "why": why}))).into_response()
 }
 
-async fn stats(State(admin): State<Admin>, headers: HeaderMap) -> Response<Body> {
+async fn stats(State(admin): Asked, headers: HeaderMap) -> Response<Body> {
+    let admin = admin.now();
     if !admin.access.allows(&headers) {
         return refuse(StatusCode::UNAUTHORIZED, "Missing or wrong admin token");
     }
@@ -120,11 +124,8 @@ async fn stats(State(admin): State<Admin>, headers: HeaderMap) -> Response<Body>
 }
 
 /// How a request came to its key, and what came of it; by the id its answer carries in `x-request-id`.
-async fn explain(
-    State(admin): State<Admin>,
-    headers: HeaderMap,
-    id: Result<Path<String>, PathRejection>,
-) -> Response<Body> {
+async fn explain(State(admin): Asked, headers: HeaderMap, id: Result<Path<String>, PathRejection>) -> Response<Body> {
+    let admin = admin.now();
     if !admin.access.allows(&headers) {
         return refuse(StatusCode::UNAUTHORIZED, "Missing or wrong admin token");
     }
@@ -132,7 +133,7 @@ async fn explain(
     let Some((trace, id)) = found else {
         return refuse(
             StatusCode::NOT_FOUND,
-            "No trace of this request is kept: give the x-request-id of a late answer; explained are requests that carry \
+            "No trace of this request is kept: give the x-request-id of a recent answer; explained are requests that carry \
              x-balancer-explain: 1, or every one with --explain all",
         );
     };

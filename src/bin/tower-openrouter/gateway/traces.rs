@@ -1,4 +1,4 @@
-//! The traces of late, to be asked for by request id.
+//! The latest traces, to be asked for by request id.
 
 use std::{
     collections::VecDeque,
@@ -16,7 +16,7 @@ const LONGEST_ID: usize = 128;
 /// Which requests are explained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Explained {
+pub(crate) enum Explained {
     /// None
     Off,
     /// Those that carry the header x-balancer-explain: 1
