@@ -123,6 +123,8 @@ pub enum Reason {
     Drained,
     /// Its patterns do not name the model.
     OtherModel,
+    /// It lacks a tag that the request [demands](crate::RequestContext::require).
+    MissingTag,
     /// An earlier attempt of this request failed for the key, or for an account or workspace that holds it.
     RuledOut,
     /// It rests, or its account or workspace does, for this cause.
@@ -286,6 +288,7 @@ impl fmt::Display for Reason {
         match self {
             Self::Drained => f.write_str("drained"),
             Self::OtherModel => f.write_str("other_model"),
+            Self::MissingTag => f.write_str("missing_tag"),
             Self::RuledOut => f.write_str("ruled_out"),
             Self::Resting { cause } => write!(f, "resting:{cause}"),
             Self::BreakerOpen => f.write_str("breaker_open"),
@@ -401,6 +404,7 @@ mod tests {
         let reasons = [
             Reason::Drained,
             Reason::OtherModel,
+            Reason::MissingTag,
             Reason::RuledOut,
             Reason::Resting { cause: Cause::KeyLimit },
             Reason::BreakerOpen,

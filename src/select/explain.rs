@@ -64,6 +64,7 @@ impl<S, P: Pick> Shared<S, P> {
         match filter::bar(book, earlier, endpoint, request, now) {
             Some(Bar::Drained) => return Some((Reason::Drained, None)),
             Some(Bar::OtherModel) => return Some((Reason::OtherModel, None)),
+            Some(Bar::MissingTag) => return Some((Reason::MissingTag, None)),
             Some(Bar::RuledOut) => return Some((Reason::RuledOut, None)),
             Some(Bar::Resting(resting)) => request_rests = Some(resting),
             None => {}
@@ -71,7 +72,9 @@ impl<S, P: Pick> Shared<S, P> {
         if let Some(resting) = book.out(endpoint, now).or(request_rests) {
             return Some((Reason::Resting { cause: resting.cause }, Some(resting.until)));
         }
-        if let Some(until) = endpoint.shut_until(now) {
+        if let Some(until) = endpoint.shut_until(now)
+            && !endpoint.is_forced()
+        {
             return Some((Reason::BreakerOpen, Some(until)));
         }
         if let Some(resting) = book.upstream_out(endpoint, request, now)

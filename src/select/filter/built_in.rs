@@ -1,6 +1,6 @@
 use tokio::time::Instant;
 
-use super::Fit;
+use super::{Fit, tags};
 use crate::{
     endpoint::Endpoint,
     outcome::{Cause, Outcome, Scope},
@@ -19,7 +19,7 @@ pub(in crate::select) fn built_in(
     match bar(book, earlier, endpoint, request, now) {
         None => Fit::Yes,
         Some(Bar::Resting(resting)) => Fit::NotBefore(resting.until),
-        Some(Bar::Drained | Bar::OtherModel | Bar::RuledOut) => Fit::No,
+        Some(Bar::Drained | Bar::OtherModel | Bar::MissingTag | Bar::RuledOut) => Fit::No,
     }
 }
 
@@ -29,6 +29,8 @@ pub(in crate::select) enum Bar {
     Drained,
     /// Its patterns do not name the model.
     OtherModel,
+    /// It lacks a tag that the request demands.
+    MissingTag,
     /// An earlier attempt of the request failed for a scope that holds it.
     RuledOut,
     /// It rests for this request.
@@ -49,6 +51,9 @@ pub(in crate::select) fn bar(
     if !serves(endpoint, request) {
         return Some(Bar::OtherModel);
     }
+    if !tags::has_all(endpoint, request.required()) {
+        return Some(Bar::MissingTag);
+    }
     if ruled_out(earlier, endpoint) {
         return Some(Bar::RuledOut);
     }
@@ -58,7 +63,7 @@ pub(in crate::select) fn bar(
 fn serves(endpoint: &Endpoint, request: &RequestContext) -> bool {
     let key = endpoint.key();
     // a request whose model is unknown is refused by no pattern: upstream will say
-    key.model_patterns().is_empty() || request.asks().model.as_deref().is_none_or(|model| key.serves(model))
+    key.serves_all() || request.asks().model.as_deref().is_none_or(|model| key.serves(model))
 }
 
 /// Whether an earlier attempt of this request failed for a scope that holds this endpoint too.
