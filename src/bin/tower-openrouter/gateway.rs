@@ -22,18 +22,19 @@ use tracing_subscriber::EnvFilter;
 mod access;
 mod admin;
 mod app;
-mod balancer;
+pub(crate) mod balancer;
 mod banner;
 mod config;
 mod drain;
 mod headers;
-mod keys;
+pub(crate) mod keys;
 mod proxy;
 mod refusal;
 mod server;
 mod span;
 
 pub(crate) use config::Arguments;
+pub(crate) use span::Span;
 
 use access::Access;
 use admin::{Admin, Local};
@@ -162,19 +163,19 @@ async fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener, String> {
 
 /// What asks the process to stop.
 #[cfg(unix)]
-struct Signals {
+pub(crate) struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
 }
 
 #[cfg(unix)]
 impl Signals {
-    fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    async fn next(&mut self) {
+    pub(crate) async fn next(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
@@ -184,15 +185,15 @@ impl Signals {
 
 /// What asks the process to stop.
 #[cfg(not(unix))]
-struct Signals;
+pub(crate) struct Signals;
 
 #[cfg(not(unix))]
 impl Signals {
-    fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         Ok(Self)
     }
 
-    async fn next(&mut self) {
+    pub(crate) async fn next(&mut self) {
         if tokio::signal::ctrl_c().await.is_err() {
             // nothing can ask: it runs until it is killed
             std::future::pending().await

@@ -21,7 +21,7 @@ const LONGEST_COOLDOWN: Duration = Duration::from_secs(300);
 
 /// Who answers in the end.
 #[derive(Debug)]
-pub(super) enum Upstream {
+pub(crate) enum Upstream {
     /// OpenRouter, or something like it, at this base URL.
     Real(String),
     /// The simulator in this process, and a model it has.
@@ -30,7 +30,7 @@ pub(super) enum Upstream {
 
 impl Upstream {
     /// Without any key it is the simulator, whose keys are then used.
-    pub(super) fn choose(settings: &Settings, keys: Vec<ApiKey>) -> Result<(Self, Vec<ApiKey>), Box<dyn Error>> {
+    pub(crate) fn choose(settings: &Settings, keys: Vec<ApiKey>) -> Result<(Self, Vec<ApiKey>), Box<dyn Error>> {
         match (&settings.upstream, keys.is_empty()) {
             (upstream, false) => Ok((Self::Real(upstream.as_deref().unwrap_or(BASE_URL).to_owned()), keys)),
             (Some(_), true) => {
@@ -54,7 +54,7 @@ impl Upstream {
     }
 
     /// The leaf that sends to a real one.
-    pub(super) fn leaf<B>(url: &str) -> Result<OpenRouter<HyperTransport<B>>, String>
+    pub(crate) fn leaf<B>(url: &str) -> Result<OpenRouter<HyperTransport<B>>, String>
     where
         B: http_body::Body + Send,
         B::Data: Send,
@@ -65,18 +65,18 @@ impl Upstream {
             .map_err(|error| format!("--upstream {url}: {error}"))
     }
 
-    pub(super) fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         match self {
             Self::Real(url) => url,
             Self::Simulated(..) => "simulator",
         }
     }
 
-    pub(super) fn is_simulated(&self) -> bool {
+    pub(crate) fn is_simulated(&self) -> bool {
         self.simulated_model().is_some()
     }
 
-    pub(super) fn simulated_model(&self) -> Option<&str> {
+    pub(crate) fn simulated_model(&self) -> Option<&str> {
         match self {
             Self::Real(_) => None,
             Self::Simulated(_, model) => Some(model),
@@ -85,7 +85,7 @@ impl Upstream {
 }
 
 /// The stack over `keys`, to be put before the upstream.
-pub(super) fn builder(settings: &Settings, keys: Vec<ApiKey>) -> Result<BalancerBuilder, Box<dyn Error>> {
+pub(crate) fn builder(settings: &Settings, keys: Vec<ApiKey>) -> Result<BalancerBuilder, Box<dyn Error>> {
     let pool = Pool::new(keys)?;
     let trip = TripPolicy::failures(settings.breaker_failures, settings.breaker_window)?;
     let cooldown = settings.breaker_cooldown;

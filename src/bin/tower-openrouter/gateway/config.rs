@@ -146,7 +146,7 @@ struct File {
 
 /// Everything set, checked as far as one value alone can be.
 #[derive(Debug)]
-pub(super) struct Settings {
+pub(crate) struct Settings {
     pub(super) listen: SocketAddr,
     pub(super) admin_listen: SocketAddr,
     pub(super) access_token: Option<Token>,
@@ -163,9 +163,9 @@ pub(super) struct Settings {
     pub(super) breaker_failures: u32,
     pub(super) breaker_window: Duration,
     pub(super) breaker_cooldown: Duration,
-    pub(super) keys: Vec<KeyEntry>,
+    pub(crate) keys: Vec<KeyEntry>,
     /// Where relative paths in the file start.
-    pub(super) folder: PathBuf,
+    pub(crate) folder: PathBuf,
 }
 
 /// A token somebody must show.
@@ -190,7 +190,7 @@ impl Token {
 
 impl Arguments {
     /// Puts flags, environment, file and defaults together.
-    pub(super) fn settle(self) -> Result<Settings, String> {
+    pub(crate) fn settle(self) -> Result<Settings, String> {
         let file = match &self.config {
             None => File::default(),
             Some(path) => {

@@ -8,7 +8,7 @@ use tower_openrouter::ApiKey;
 /// A key in the configuration file.
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct KeyEntry {
+pub(crate) struct KeyEntry {
     label: Option<String>,
     key: Option<String>,
     key_env: Option<String>,
@@ -35,10 +35,10 @@ struct Found {
 }
 
 /// Variables as [`std::env::vars_os`] gives them.
-pub(super) type Variables = Vec<(OsString, OsString)>;
+pub(crate) type Variables = Vec<(OsString, OsString)>;
 
 /// Reads every key; one found twice is used once, as it was found first. Relative paths start at `folder`.
-pub(super) fn load(entries: &[KeyEntry], folder: &Path, variables: &Variables) -> Result<Vec<ApiKey>, String> {
+pub(crate) fn load(entries: &[KeyEntry], folder: &Path, variables: &Variables) -> Result<Vec<ApiKey>, String> {
     let mut keys = Vec::new();
     for (at, entry) in entries.iter().enumerate() {
         for found in entry.secrets(at + 1, folder, variables)? {

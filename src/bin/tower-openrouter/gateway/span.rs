@@ -4,12 +4,12 @@ use serde::{Deserialize, Deserializer, de};
 
 /// A length of time as people write it: a whole number and `ms`, `s`, `m` or `h`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Span(pub(super) Duration);
+pub(crate) struct Span(pub(crate) Duration);
 
 /// What a length of time should have looked like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("expected a whole number with a unit, such as 500ms, 30s, 10m or 1h")]
-pub(super) struct NotASpan;
+pub(crate) struct NotASpan;
 
 impl FromStr for Span {
     type Err = NotASpan;

@@ -1,0 +1,327 @@
+//! One row on its way: sent through the balancer, again while only keys or providers are in the way, until there is an answer
+//! or it makes no sense to wait.
+//!
+//! The balancer's own retries are for callers who wait: few, and soon over. A batch has time. A row that found no key, or a
+//! full provider, is held back for as long as it was told, and sent again, for as long as the batch is patient. A row that
+//! may have run upstream is never repeated: that is the caller's decision (`--retry-failed`).
+
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, header::CONTENT_TYPE, header::RETRY_AFTER};
+use http_body_util::{BodyExt, Full};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
+use tower::ServiceExt;
+use tower_openrouter::{
+    Balancer, Outcome, RequestContext,
+    outcome::{Cause, Fault, OutcomeCell, Retry, Scope},
+};
+
+use super::{
+    journal::Journal,
+    output::{BAD_ROW, Failure, Response},
+    row::{Ask, Row},
+};
+
+/// The shortest and the longest pause before a row is sent again when nobody says how long.
+const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+/// Where rows are sent from.
+#[derive(Debug)]
+pub(super) struct Desk {
+    pub(super) balancer: Balancer<Full<Bytes>>,
+    pub(super) journal: Journal,
+    /// How long a row is held back at most.
+    pub(super) patience: Duration,
+    /// Why the batch ends early, once it does.
+    pub(super) stop: watch::Sender<Option<Stop>>,
+    pub(super) held: Held,
+    /// When the latest good answer came.
+    pub(super) answered: Mutex<Option<Instant>>,
+}
+
+/// Why a batch ends before its last row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Stop {
+    /// Somebody asked for it.
+    Asked,
+    /// No key can serve, and this is what is known of them.
+    NoKey(String),
+    /// The journal cannot be written.
+    Journal(String),
+}
+
+/// The rows held back now, and what the latest of them was told.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    count: AtomicUsize,
+    why: Mutex<String>,
+}
+
+impl Held {
+    /// How many rows are held back, and why.
+    pub(super) fn now(&self) -> Option<(usize, String)> {
+        let count = self.count.load(Ordering::Relaxed);
+        (count > 0).then(|| (count, lock(&self.why).clone()))
+    }
+}
+
+/// What became of a row.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) row: Row,
+    /// Nothing ran for it, and it is not finished.
+    pub(super) is_unsent: bool,
+    pub(super) response: Option<Response>,
+    pub(super) error: Option<Failure>,
+    pub(super) key: Option<Box<str>>,
+    pub(super) attempts: usize,
+    pub(super) took: Duration,
+    pub(super) cost: Option<f64>,
+}
+
+/// What came of sending a row once.
+struct Sent {
+    response: Option<Response>,
+    error: Option<Failure>,
+    /// What the last attempt says about whom; none if there was no attempt, or it has no outcome.
+    fault: Option<Fault>,
+    retry_after: Option<Duration>,
+    key: Option<Box<str>>,
+    attempts: usize,
+    cost: Option<f64>,
+}
+
+impl Desk {
+    /// Asks for a row until it is finished, or the batch ends.
+    pub(super) async fn ask(&self, row: Row) -> Answer {
+        let start = Instant::now();
+        let mut answer = Answer {
+            row,
+            is_unsent: false,
+            response: None,
+            error: None,
+            key: None,
+            attempts: 0,
+            took: Duration::ZERO,
+            cost: None,
+        };
+        let number = answer.row.number;
+        let ask = match &answer.row.ask {
+            Ok(ask) => ask,
+            Err(what) => {
+                answer.error =
+                    Some(Failure { code: BAD_ROW.into(), message: format!("line {}: {what}", answer.row.line) });
+                return answer;
+            }
+        };
+        if let Err(error) = self.journal.sending(number) {
+            self.end(Stop::Journal(error.to_string()));
+            answer.is_unsent = true;
+            return answer;
+        }
+        for time in 0.. {
+            let sent = self.send(ask).await;
+            answer.attempts += sent.attempts;
+            answer.took = start.elapsed();
+            if sent.error.is_none() {
+                *lock(&self.answered) = Some(Instant::now());
+            }
+            let pause = sent.pause(time);
+            let told = sent.error.as_ref().map(|error| error.message.clone()).unwrap_or_default();
+            (answer.response, answer.error) = (sent.response, sent.error);
+            (answer.key, answer.cost) = (sent.key.or(answer.key), sent.cost.or(answer.cost));
+            let Some(pause) = pause else { return answer };
+            let left = self.patience.saturating_sub(start.elapsed());
+            if let Some(why) = self.all_out() {
+                self.end(Stop::NoKey(why));
+            } else if left.is_zero() {
+                if lock(&self.answered).is_some_and(|answered| answered >= start) {
+                    // others are served, so this is the row's own trouble
+                    return answer;
+                }
+                self.end(Stop::NoKey(format!("for {:?} no row was answered: {told}", self.patience)));
+            }
+            if !self.hold(pause.min(left), told).await {
+                break;
+            }
+        }
+        answer.is_unsent = true;
+        if let Err(error) = self.journal.take_back(number) {
+            self.end(Stop::Journal(error.to_string()));
+        }
+        answer
+    }
+
+    /// Waits; false when the batch ends meanwhile.
+    async fn hold(&self, span: Duration, why: String) -> bool {
+        struct Counted<'a>(&'a AtomicUsize);
+        impl Drop for Counted<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        let mut stop = self.stop.subscribe();
+        self.held.count.fetch_add(1, Ordering::Relaxed);
+        let _counted = Counted(&self.held.count);
+        *lock(&self.held.why) = why;
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(Option::is_some) => false,
+            () = sleep(span) => true,
+        }
+    }
+
+    /// Ends the batch; the first reason stays.
+    pub(super) fn end(&self, why: Stop) {
+        self.stop.send_if_modified(|stop| {
+            let first = stop.is_none();
+            stop.get_or_insert(why);
+            first
+        });
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.stop.borrow().is_some()
+    }
+
+    /// What keeps every key out for longer than the batch waits, if something does.
+    fn all_out(&self) -> Option<String> {
+        let patience_ends = Instant::now() + self.patience;
+        let none_was_good = lock(&self.answered).is_none();
+        let pool = self.balancer.handle().pool();
+        let endpoints = pool.endpoints();
+        let each = endpoints.iter().map(|endpoint| {
+            let resting = pool.resting(endpoint)?;
+            let (cause, for_long) = match resting.cause {
+                // nobody says of a bad key when it will be good
+                cause @ (Cause::InvalidKey | Cause::ManagementKey) => (cause, true),
+                // all refused at once looks like the platform's trouble, but not if none has ever been good
+                Cause::PlatformAuth if none_was_good => (Cause::InvalidKey, true),
+                cause => (cause, resting.until > patience_ends),
+            };
+            for_long.then(|| format!("{} {cause}", endpoint.key().name()))
+        });
+        each.collect::<Option<Vec<_>>>().map(|each| each.join(", "))
+    }
+
+    async fn send(&self, ask: &Ask) -> Sent {
+        let mut request = Request::new(Full::from(ask.body.clone()));
+        *request.method_mut() = http::Method::POST;
+        *request.uri_mut() = http::Uri::from_static(ask.path);
+        request.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+        let context = RequestContext::of(&mut request);
+        let Ok(response) = self.balancer.clone().oneshot(request).await;
+        let (head, body) = response.into_parts();
+        let body = body.collect().await.map(http_body_util::Collected::to_bytes);
+
+        let cell = head.extensions.get::<OutcomeCell>();
+        let ledger = context.ledger();
+        let last = ledger.attempts().last();
+        let outcome = cell.and_then(OutcomeCell::at_end).or_else(|| last.and_then(|attempt| attempt.outcome));
+        let fault = outcome.and_then(|outcome| outcome.fault().copied());
+        let status = head.status.as_u16();
+        let is_good = head.status.is_success() && outcome == Some(Outcome::Success);
+        let (response, error) = match body {
+            Err(error) => {
+                let message = format!("the answer broke off: {error}");
+                (None, Some(Failure { code: "broken_answer".into(), message }))
+            }
+            Ok(body) => {
+                let error = (!is_good).then(|| failure(status, &body, fault));
+                (Some(Response { status_code: status, body: json(&body) }), error)
+            }
+        };
+        Sent {
+            response,
+            error,
+            fault,
+            retry_after: head.headers.get(RETRY_AFTER).and_then(seconds),
+            key: last.map(|attempt| attempt.endpoint.key().name().into()),
+            attempts: ledger.attempts().len(),
+            cost: cell.and_then(OutcomeCell::usage).map(|usage| usage.cost),
+        }
+    }
+}
+
+impl Sent {
+    /// How long to wait before sending it again; none when this is how it ends.
+    fn pause(&self, time: u32) -> Option<Duration> {
+        self.error.as_ref()?;
+        let status = self.response.as_ref().map(|response| response.status_code);
+        match self.fault {
+            // refused before it was sent anywhere
+            None if self.attempts == 0 => {
+                matches!(status, Some(429 | 503 | 504)).then_some(())?;
+            }
+            Some(fault) => {
+                // it has not run, and neither is it asked too much
+                let elsewhere = matches!(fault.retry, Retry::Elsewhere | Retry::Backoff);
+                let too_much =
+                    matches!(fault.cause, Cause::TooDearForAccount | Cause::TooDearForKey | Cause::Unroutable);
+                (elsewhere && !too_much && fault.scope != Scope::Request).then_some(())?;
+            }
+            None => return None,
+        }
+        let grown = PAUSE.0.saturating_mul(1 << time.min(10)).min(PAUSE.1);
+        let told = self.retry_after.or(self.fault.and_then(|fault| fault.rest).map(|rest| rest.duration));
+        // never early, and not all at once
+        Some(told.unwrap_or(grown).max(PAUSE.0).mul_f64(1.0 + 0.25 * fastrand::f64()))
+    }
+}
+
+fn seconds(value: &http::HeaderValue) -> Option<Duration> {
+    value.to_str().ok()?.parse().ok().map(Duration::from_secs)
+}
+
+/// The answer as JSON on one line: as it came, or as a string if it was none.
+fn json(body: &[u8]) -> Box<RawValue> {
+    // outside strings a line break is white space, and inside there is none
+    let spaced = body.trim_ascii().iter().map(|byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { *byte });
+    let as_it_came = String::from_utf8(spaced.collect()).ok().and_then(|text| RawValue::from_string(text).ok());
+    as_it_came.unwrap_or_else(|| {
+        // a string always serialises
+        serde_json::value::to_raw_value(&String::from_utf8_lossy(body)).unwrap_or_default()
+    })
+}
+
+/// What went wrong, by the classification and in the answer's own words.
+fn failure(status: u16, body: &[u8], fault: Option<Fault>) -> Failure {
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Body {
+        error: Error,
+    }
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Error {
+        message: Option<String>,
+        metadata: Metadata,
+    }
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Metadata {
+        reason: Option<String>,
+    }
+    let Body { error } = serde_json::from_slice(body).unwrap_or_default();
+    let code = match fault {
+        Some(fault) => fault.cause.as_str().into(),
+        None => error.metadata.reason.map_or_else(|| format!("http_{status}").into(), String::into_boxed_str),
+    };
+    Failure { code, message: error.message.unwrap_or_else(|| format!("status {status} without a message")) }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
