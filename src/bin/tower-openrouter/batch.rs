@@ -202,6 +202,7 @@ async fn batch(arguments: Arguments, mut progress: Progress) -> Result<u8, Box<d
         patience,
         stop: watch::Sender::new(None),
         held: Held::default(),
+        refused: Mutex::default(),
         answered: Mutex::default(),
     });
     let run = Run { desk: desk.clone(), output: &output, input: &input, concurrency, start: Instant::now() };

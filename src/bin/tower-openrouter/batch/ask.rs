@@ -6,6 +6,7 @@
 //! may have run upstream is never repeated: that is the caller's decision (`--retry-failed`).
 
 use std::{
+    collections::HashSet,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -25,7 +26,9 @@ use tokio::{
 use tower::ServiceExt;
 use tower_openrouter::{
     Balancer, Outcome, RequestContext,
+    endpoint::EndpointId,
     outcome::{Cause, Fault, OutcomeCell, Retry, Scope},
+    select::Resting,
 };
 
 use super::{
@@ -47,6 +50,8 @@ pub(super) struct Desk {
     /// Why the batch ends early, once it does.
     pub(super) stop: watch::Sender<Option<Stop>>,
     pub(super) held: Held,
+    /// The keys that were refused as none.
+    pub(super) refused: Mutex<HashSet<EndpointId>>,
     /// When the latest good answer came.
     pub(super) answered: Mutex<Option<Instant>>,
 }
@@ -199,19 +204,20 @@ impl Desk {
     /// What keeps every key out for longer than the batch waits, if something does.
     fn all_out(&self) -> Option<String> {
         let patience_ends = Instant::now() + self.patience;
+        // when all are refused at once that looks like the platform's trouble, but not if none has ever been good
         let none_was_good = lock(&self.answered).is_none();
+        let refused = lock(&self.refused);
         let pool = self.balancer.handle().pool();
         let endpoints = pool.endpoints();
         let each = endpoints.iter().map(|endpoint| {
-            let resting = pool.resting(endpoint)?;
-            let (cause, for_long) = match resting.cause {
+            let cause = match pool.resting(endpoint) {
                 // nobody says of a bad key when it will be good
-                cause @ (Cause::InvalidKey | Cause::ManagementKey) => (cause, true),
-                // all refused at once looks like the platform's trouble, but not if none has ever been good
-                Cause::PlatformAuth if none_was_good => (Cause::InvalidKey, true),
-                cause => (cause, resting.until > patience_ends),
+                Some(Resting { cause: cause @ (Cause::InvalidKey | Cause::ManagementKey), .. }) => cause,
+                Some(Resting { cause, until, .. }) if until > patience_ends => cause,
+                _ if none_was_good && refused.contains(&endpoint.id()) => Cause::InvalidKey,
+                _ => return None,
             };
-            for_long.then(|| format!("{} {cause}", endpoint.key().name()))
+            Some(format!("{} {cause}", endpoint.key().name()))
         });
         each.collect::<Option<Vec<_>>>().map(|each| each.join(", "))
     }
@@ -229,6 +235,11 @@ impl Desk {
         let cell = head.extensions.get::<OutcomeCell>();
         let ledger = context.ledger();
         let last = ledger.attempts().last();
+        for attempt in ledger.attempts() {
+            if let Some(Outcome::Fault(Fault { cause: Cause::InvalidKey, .. })) = attempt.outcome {
+                lock(&self.refused).insert(attempt.endpoint.id());
+            }
+        }
         let outcome = cell.and_then(OutcomeCell::at_end).or_else(|| last.and_then(|attempt| attempt.outcome));
         let fault = outcome.and_then(|outcome| outcome.fault().copied());
         let status = head.status.as_u16();
