@@ -8,7 +8,7 @@ use std::{
     fmt,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -16,10 +16,13 @@ use tokio::time::Instant;
 
 use crate::{clock, key::ApiKey};
 
+mod credit;
 mod figures;
 mod penalty;
 mod suspects;
 
+pub use credit::{Budget, Credit, FreeRequests, KeyReport, Money, Price, Prices, Spendable};
+pub(crate) use credit::{Fits, Paid};
 pub(crate) use figures::Times;
 pub use figures::{Figures, Latency};
 pub use suspects::{Blame, Route, Suspects};
@@ -33,14 +36,24 @@ struct Inner {
     key: ApiKey,
     figures: Figures,
     account: OnceLock<Box<str>>,
+    // made when first asked for: most pools count no money
+    credit: OnceLock<Box<Credit>>,
     shut_until: AtomicU64,
     removed: AtomicBool,
+    doubted: AtomicBool,
     pool: Arc<PoolState>,
 }
 
 /// Tells endpoints apart; never used twice in a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EndpointId(u64);
+
+impl EndpointId {
+    /// As a number, from 1 on.
+    pub(crate) fn get(self) -> u64 {
+        self.0
+    }
+}
 
 /// What all endpoints of a pool share.
 #[derive(Debug, Default)]
@@ -49,10 +62,18 @@ pub(crate) struct PoolState {
     version: AtomicU64,
     /// Whether any endpoint has proved itself.
     warm: AtomicBool,
+    /// How many endpoints there are that were not removed, in all pools that share this.
+    live: AtomicUsize,
     suspects: Suspects,
+    purses: credit::Purses,
+    prices: Prices,
 }
 
 impl PoolState {
+    pub(crate) fn live(&self) -> usize {
+        self.live.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn version(&self) -> u64 {
         self.version.load(Ordering::Acquire)
     }
@@ -74,6 +95,10 @@ impl PoolState {
     pub(crate) fn suspects(&self) -> &Suspects {
         &self.suspects
     }
+
+    pub(crate) fn prices(&self) -> &Prices {
+        &self.prices
+    }
 }
 
 impl Endpoint {
@@ -84,14 +109,17 @@ impl Endpoint {
 
     pub(crate) fn in_pool(key: ApiKey, pool: Arc<PoolState>) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
+        pool.live.fetch_add(1, Ordering::Relaxed);
         let account = key.account_name().map_or_else(OnceLock::new, |name| OnceLock::from(Box::<str>::from(name)));
         Self(Arc::new(Inner {
             id: EndpointId(NEXT.fetch_add(1, Ordering::Relaxed)),
             key,
             figures: Figures::default(),
             account,
+            credit: OnceLock::new(),
             shut_until: AtomicU64::new(0),
             removed: AtomicBool::new(false),
+            doubted: AtomicBool::new(false),
             pool,
         }))
     }
@@ -121,6 +149,23 @@ impl Endpoint {
         let _ = self.0.account.set(account.into());
     }
 
+    /// What the key may spend, as polls and answers tell.
+    pub fn credit(&self) -> &Credit {
+        let purses = &self.0.pool.purses;
+        let credit = self.0.credit.get_or_init(|| Box::new(Credit::new(self.key().workspace_name(), purses)));
+        if !credit.has_joined()
+            && let Some(account) = self.account()
+        {
+            credit.join(account, purses);
+        }
+        credit
+    }
+
+    /// What models cost, for all endpoints of the pool.
+    pub fn prices(&self) -> &Prices {
+        self.0.pool.prices()
+    }
+
     /// Says until when the key's stack lets nothing through, such as an open breaker; `None` opens it again. It is a hint for
     /// selection, which need not ask an endpoint whose answer it knows; readiness still decides.
     pub fn set_shut_until(&self, until: Option<Instant>) {
@@ -143,9 +188,21 @@ impl Endpoint {
     }
 
     pub(crate) fn remove(&self) {
-        self.0.removed.store(true, Ordering::Release);
+        if !self.0.removed.swap(true, Ordering::AcqRel) {
+            self.0.pool.live.fetch_sub(1, Ordering::Relaxed);
+        }
         self.suspects().forget(self.id());
         self.0.pool.touch();
+    }
+
+    /// Marks it as one that an answer has put in doubt, so that whoever asks about keys asks about this one soon.
+    pub(crate) fn doubt(&self) {
+        self.0.doubted.store(true, Ordering::Release);
+    }
+
+    /// Whether it was in doubt; from here on it is not.
+    pub(crate) fn take_doubt(&self) -> bool {
+        self.0.doubted.load(Ordering::Relaxed) && self.0.doubted.swap(false, Ordering::AcqRel)
     }
 
     pub(crate) fn pool(&self) -> &Arc<PoolState> {
@@ -155,6 +212,14 @@ impl Endpoint {
     /// The pool's memory of suspect faults, by which a breaker tells a bad key from a bad upstream.
     pub fn suspects(&self) -> &Suspects {
         self.0.pool.suspects()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if !*self.removed.get_mut() {
+            self.pool.live.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 

@@ -201,6 +201,33 @@ impl ApiKey {
     }
 }
 
+impl PartialEq for ApiKey {
+    /// Whether the secret and all settings are the same.
+    fn eq(&self, other: &Self) -> bool {
+        // named one by one, so that a new setting is not forgotten here
+        let Self {
+            secret: _,
+            authorization: _,
+            hash,
+            label,
+            weight,
+            account,
+            workspace,
+            models,
+            base_url,
+            max_in_flight,
+        } = self;
+        *hash == other.hash
+            && *label == other.label
+            && *weight == other.weight
+            && *account == other.account
+            && *workspace == other.workspace
+            && *models == other.models
+            && *base_url == other.base_url
+            && *max_in_flight == other.max_in_flight
+    }
+}
+
 impl fmt::Debug for ApiKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ApiKey")

@@ -14,6 +14,7 @@
 //! deadline      one instant over waits, attempts and body
 //! buffer        the body in memory, so that it can be sent again
 //! retry         on another key at once, or after a wait, or not at all
+//! provider      which providers may serve, for requests that do not say
 //! select        filter the keys, pick one, wait when none can serve
 //!   ╎ for each key:
 //!   ╎ monitor     in flight, times, tokens, cost, outcomes
@@ -32,6 +33,8 @@
 //! - [`deadline`]: one instant by which a request must be over, whatever it waits for.
 //! - [`buffer`]: request bodies that can be sent more than once, and read for what they ask.
 //! - [`retry`]: which failures to repeat, where, when, and within which budget.
+//! - [`route`]: a stack of its own for each family of models.
+//! - [`openrouter::provider`]: which providers may serve, put into requests that do not say.
 //! - [`select`]: the pool of keys, the rests of those that are out, filters, picks, and the line of those who wait.
 //! - [`monitor`]: what becomes of every attempt on a key, measured to the end of its body.
 //! - [`breaker`]: a circuit breaker whose open state is *not ready*.
@@ -42,6 +45,7 @@
 //! All together, and in place of the upstream:
 //!
 //! - [`stack`]: the default [`Balancer`], where the order above is code.
+//! - [`poller`]: asks what keys and accounts may still spend, beside the traffic.
 //! - [`batch`]: many requests through it, or through any other service, so many at once.
 //! - [`simulator`] (feature `simulator`): an upstream that behaves like OpenRouter.
 //!
@@ -183,7 +187,7 @@
 //! - What a request holds, such as a permit, is given back when the *body* of its response is over or dropped, and not with
 //!   its head: read the body, or drop it.
 //! - All time is [`tokio::time`](https://docs.rs/tokio/latest/tokio/time/)'s, so a runtime with time enabled is needed, and a test may pause the clock.
-//! - No layer spawns a task; those that exist are a transport's connections, and the simulator's when it is served.
+//! - No layer spawns a task, and [`AccountPoller`] is a future that whoever wants it spawns; those that exist are a transport's connections, and the simulator's when it is served.
 //!
 //! # Where to read on
 //!
@@ -210,6 +214,7 @@ pub mod body;
 mod clock;
 pub mod endpoint;
 pub mod error;
+mod json;
 pub mod key;
 pub mod outcome;
 pub mod request;
@@ -220,6 +225,7 @@ pub mod respond;
 pub mod deadline;
 pub mod buffer;
 pub mod retry;
+pub mod route;
 pub mod select;
 pub mod monitor;
 pub mod breaker;
@@ -228,6 +234,7 @@ pub mod openrouter;
 
 // all of them together, and many requests through them
 pub mod stack;
+pub mod poller;
 pub mod batch;
 
 #[cfg(feature = "simulator")]
@@ -244,9 +251,11 @@ pub use limit::ConcurrencyLimitLayer;
 pub use monitor::{LoadMonitorLayer, Snapshot};
 pub use openrouter::{AuthorizeLayer, OpenRouter};
 pub use outcome::{Classify, Outcome};
+pub use poller::AccountPoller;
 pub use request::RequestContext;
 pub use respond::RespondLayer;
 pub use retry::RetryLayer;
+pub use route::ModelRouter;
 pub use select::{EndpointLayer, KeySelect, KeySelectLayer, Pool, endpoint_fn};
 pub use stack::Balancer;
 

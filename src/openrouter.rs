@@ -11,6 +11,7 @@
 //! - Of an error's body up to 64 KiB are read to judge it, then it is passed on byte for byte.
 //! - The body of a 200 is watched as it flows: see [`Scan`].
 //! - A key is put on by [`AuthorizeLayer`], one to a key's stack.
+//! - Which providers may serve is said by the request, or by a [`ProviderLayer`] for those that do not say.
 //!
 //! Transports have no policy of their own: [`HyperTransport`] (feature `hyper`), [`ReqwestTransport`] (feature `reqwest`), or
 //! any service of `http` requests, such as the [simulator](crate::simulator).
@@ -100,6 +101,7 @@
 //! | 28 | no connection; or it broke | `Connect`; `Reset` | egress | none | back-off; unclear |
 //! | 29 | no head in time | `Timeout` | pool | none | unclear |
 
+pub mod account;
 mod authorize;
 mod base;
 mod body;
@@ -109,6 +111,7 @@ mod error_body;
 mod future;
 mod headers;
 mod hints;
+pub mod provider;
 mod replay;
 mod scan;
 mod service;
@@ -118,11 +121,16 @@ mod transport_hyper;
 mod transport_reqwest;
 
 pub use crate::clock::WallClock;
+pub use account::{AccountClient, LookupError};
 pub use authorize::{Authorize, AuthorizeLayer};
 pub use body::OpenRouterBody;
 pub use classify::{Answer, Judged, MAX_REST, classify};
 pub use future::OpenRouterFuture;
 pub use hints::Hints;
+pub use provider::{
+    DataCollection, MaxPrice, OnFullPool, Partition, Percentiles, PreferenceError, ProviderLayer, ProviderPreferences,
+    Quantization, Sort, SortBy, Threshold, Variant,
+};
 pub use replay::Replay;
 pub use scan::Scan;
 pub use service::{BASE_URL, BuildError, OpenRouter, OpenRouterBuilder};

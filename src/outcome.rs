@@ -202,6 +202,7 @@ struct Slots {
     end: OnceLock<Outcome>,
     usage: OnceLock<Usage>,
     account: OnceLock<Box<str>>,
+    provider: OnceLock<Box<str>>,
 }
 
 impl OutcomeCell {
@@ -231,6 +232,11 @@ impl OutcomeCell {
         let _ = self.0.account.set(account.into());
     }
 
+    /// Notes the provider that an error body names.
+    pub fn report_provider(&self, provider: &str) {
+        let _ = self.0.provider.set(provider.into());
+    }
+
     /// The outcome at commit, once known.
     pub fn at_commit(&self) -> Option<Outcome> {
         self.0.commit.get().copied()
@@ -249,6 +255,11 @@ impl OutcomeCell {
     /// The account that an error body named.
     pub fn account(&self) -> Option<&str> {
         self.0.account.get().map(AsRef::as_ref)
+    }
+
+    /// The provider that an error body named: the one that failed.
+    pub fn provider(&self) -> Option<&str> {
+        self.0.provider.get().map(AsRef::as_ref)
     }
 }
 

@@ -28,6 +28,8 @@ use crate::{clock, endpoint::Endpoint, outcome::Outcome};
 pub struct RequestContext(Arc<Inner>);
 
 struct Inner {
+    /// The context this one differs from by its body only: deadline and ledger are there.
+    root: Option<Arc<Inner>>,
     /// When the request came, if the stage that made the context had looked at the clock.
     arrived: Option<Instant>,
     /// In nanoseconds; the largest number when there is none.
@@ -45,12 +47,32 @@ impl RequestContext {
 
     fn arrived_at(arrived: Option<Instant>) -> Self {
         Self(Arc::new(Inner {
+            root: None,
             arrived,
             deadline: AtomicU64::new(u64::MAX),
             body: OnceLock::new(),
             asks: OnceLock::new(),
             ledger: Mutex::default(),
         }))
+    }
+
+    /// The context of the same request with another body: what it asks for is read anew, deadline and ledger are shared.
+    ///
+    /// For stages that change the body on its way down; put it into the extensions in place of this one.
+    #[must_use]
+    pub fn rewritten(&self, body: Bytes) -> Self {
+        Self(Arc::new(Inner {
+            root: Some(self.0.root.as_ref().unwrap_or(&self.0).clone()),
+            arrived: self.0.arrived,
+            deadline: AtomicU64::new(u64::MAX),
+            body: body.into(),
+            asks: OnceLock::new(),
+            ledger: Mutex::default(),
+        }))
+    }
+
+    fn root(&self) -> &Inner {
+        self.0.root.as_ref().unwrap_or(&self.0)
     }
 
     /// The context of a request; an empty one is put in if there is none.
@@ -80,18 +102,23 @@ impl RequestContext {
 
     /// The instant by which everything must be over; `None` when there is none.
     pub fn deadline(&self) -> Option<Instant> {
-        let nanos = self.0.deadline.load(Ordering::Relaxed);
+        let nanos = self.root().deadline.load(Ordering::Relaxed);
         (nanos != u64::MAX).then(|| clock::instant(nanos))
     }
 
     /// Sets the deadline, unless an earlier one stands.
     pub fn limit(&self, deadline: Instant) {
-        self.0.deadline.fetch_min(clock::nanos(deadline), Ordering::Relaxed);
+        self.root().deadline.fetch_min(clock::nanos(deadline), Ordering::Relaxed);
     }
 
     /// Gives the whole body, to be read for what it asks; the first one stays.
     pub fn set_body(&self, body: Bytes) {
         let _ = self.0.body.set(body);
+    }
+
+    /// The whole body, where a stage has collected it.
+    pub fn body(&self) -> Option<&Bytes> {
+        self.0.body.get()
     }
 
     /// What the body asks for; all empty when it is not known or not JSON. Read once, at the first call.
@@ -105,7 +132,7 @@ impl RequestContext {
 
     /// The attempts made so far. Hold it briefly: it is a lock.
     pub fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        lock(&self.0.ledger)
+        lock(&self.root().ledger)
     }
 }
 
@@ -132,8 +159,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[derive(Debug, Clone, PartialEq, Default)]
 #[non_exhaustive]
 pub struct Asks {
-    /// The model's name.
+    /// The model's name; the first of `models` where there is no `model`.
     pub model: Option<Box<str>>,
+    /// The other models it may be served by, in order (`models`, or the `fallbacks` of `/messages`).
+    pub models: Vec<Box<str>>,
     /// Whether the answer should be a stream.
     pub stream: bool,
     /// The most tokens the answer may have (`max_tokens`, `max_completion_tokens` or `max_output_tokens`).
@@ -146,7 +175,7 @@ pub struct Asks {
 
 impl Asks {
     const fn nothing() -> Self {
-        Self { model: None, stream: false, max_tokens: None, session: None, provider: 0 }
+        Self { model: None, models: Vec::new(), stream: false, max_tokens: None, session: None, provider: 0 }
     }
 
     fn read(body: &[u8]) -> Self {
@@ -154,6 +183,10 @@ impl Asks {
         struct Fields<'a> {
             #[serde(borrow, default)]
             model: Option<&'a RawValue>,
+            #[serde(borrow, default)]
+            models: Option<&'a RawValue>,
+            #[serde(borrow, default)]
+            fallbacks: Option<&'a RawValue>,
             #[serde(borrow, default)]
             stream: Option<&'a RawValue>,
             #[serde(borrow, default)]
@@ -169,6 +202,10 @@ impl Asks {
             #[serde(borrow, default)]
             provider: Option<&'a RawValue>,
         }
+        #[derive(Deserialize)]
+        struct Fallback {
+            model: Box<str>,
+        }
         // a member of an odd type is the upstream's to refuse; here it just says nothing
         fn value<T: DeserializeOwned>(raw: Option<&RawValue>) -> Option<T> {
             serde_json::from_str(raw?.get()).ok()
@@ -176,8 +213,19 @@ impl Asks {
         let Ok(fields) = serde_json::from_slice::<Fields<'_>>(body) else {
             return Self::nothing();
         };
+        let mut models: Vec<Box<str>> = value(fields.models).unwrap_or_default();
+        models
+            .extend(value(fields.fallbacks).into_iter().flat_map(|list: Vec<Fallback>| list).map(|other| other.model));
+        let model = value(fields.model).or_else(|| models.first().cloned());
+        let mut known: Vec<_> = model.iter().cloned().collect();
+        models.retain(|other| {
+            let new = !known.contains(other);
+            known.extend(new.then(|| other.clone()));
+            new
+        });
         Self {
-            model: value(fields.model),
+            model,
+            models,
             stream: value(fields.stream).unwrap_or(false),
             max_tokens: value(fields.max_tokens)
                 .or_else(|| value(fields.max_completion_tokens))
@@ -201,6 +249,8 @@ impl Asks {
 #[derive(Debug, Clone, Default)]
 pub struct Ledger {
     attempts: SmallVec<[Attempt; 1]>,
+    /// How many of them were for another model.
+    past: usize,
     elsewhere: bool,
 }
 
@@ -211,16 +261,19 @@ pub struct Attempt {
     pub endpoint: Endpoint,
     /// What became of it, once known.
     pub outcome: Option<Outcome>,
+    /// The provider that failed, where the answer names it.
+    pub provider: Option<Box<str>>,
 }
 
 impl Ledger {
     /// Notes that an attempt starts on `endpoint`.
     pub fn start(&mut self, endpoint: &Endpoint) {
-        self.attempts.push(Attempt { endpoint: endpoint.clone(), outcome: None });
+        self.attempts.push(Attempt { endpoint: endpoint.clone(), outcome: None, provider: None });
         self.elsewhere = false;
     }
 
-    /// Notes what became of the latest attempt, and whether another key outside the failed scope could serve now.
+    /// Notes what became of the latest attempt, and whether the next could go outside the failed scope now: to another key, or
+    /// after a fault of the provider pool to another provider or model.
     pub fn end(&mut self, outcome: Outcome, elsewhere: bool) {
         if let Some(attempt) = self.attempts.last_mut() {
             attempt.outcome = Some(outcome);
@@ -228,12 +281,29 @@ impl Ledger {
         self.elsewhere = elsewhere;
     }
 
+    /// Notes which provider failed in the latest attempt.
+    pub fn blame(&mut self, provider: &str) {
+        if let Some(attempt) = self.attempts.last_mut() {
+            attempt.provider = Some(provider.into());
+        }
+    }
+
+    /// Notes that the request asks for another model from here on: what earlier attempts have ruled out need not hold for it.
+    pub fn turn(&mut self) {
+        self.past = self.attempts.len();
+    }
+
     /// The attempts so far, the latest last.
     pub fn attempts(&self) -> &[Attempt] {
         &self.attempts
     }
 
-    /// Whether, at the end of the latest attempt, a key outside the failed scope could have served.
+    /// Those for the model that is asked for now.
+    pub fn current(&self) -> &[Attempt] {
+        &self.attempts[self.past.min(self.attempts.len())..]
+    }
+
+    /// Whether, at the end of the latest attempt, the next could have gone outside the failed scope.
     pub fn elsewhere(&self) -> bool {
         self.elsewhere
     }
@@ -265,5 +335,49 @@ impl Replay for Empty<Bytes> {
 impl Replay for () {
     fn replay(&self) -> Option<Self> {
         Some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn asks(body: &str) -> Asks {
+        Asks::read(body.as_bytes())
+    }
+
+    #[test]
+    fn models_are_read_in_order_without_repeats_from_whichever_member() {
+        for (body, model, models) in [
+            (r#"{"model":"a"}"#, Some("a"), &[] as &[&str]),
+            (r#"{"model":"a","models":["b","a","c","b"]}"#, Some("a"), &["b", "c"]),
+            (r#"{"models":["b","c"]}"#, Some("b"), &["c"]),
+            (r#"{"model":"a","fallbacks":[{"model":"b"},{"model":"c"}]}"#, Some("a"), &["b", "c"]),
+            (r#"{"model":"a","models":"b"}"#, Some("a"), &[]),
+            (r#"{"model":null,"models":[]}"#, None, &[]),
+        ] {
+            let asks = asks(body);
+            assert_eq!(asks.model.as_deref(), model, "{body}");
+            assert!(asks.models.iter().map(AsRef::as_ref).eq(models.iter().copied()), "{body}: {:?}", asks.models);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_rewritten_request_asks_anew_and_shares_deadline_and_ledger() {
+        let first = RequestContext::new();
+        first.set_body(Bytes::from(r#"{"model":"a"}"#));
+        let second = first.rewritten(Bytes::from(r#"{"model":"b"}"#)).rewritten(Bytes::from(r#"{"model":"c"}"#));
+        assert_eq!((first.asks().model.as_deref(), second.asks().model.as_deref()), (Some("a"), Some("c")));
+        let deadline = Instant::now() + Duration::from_secs(1);
+        second.limit(deadline);
+        assert_eq!(first.deadline(), Some(deadline));
+        let endpoint = Endpoint::new(crate::ApiKey::new("sk-or-v1-a").unwrap());
+        second.ledger().start(&endpoint);
+        second.ledger().turn();
+        first.ledger().start(&endpoint);
+        assert_eq!(first.ledger().attempts().len(), 2);
+        assert_eq!(second.ledger().current().len(), 1);
     }
 }

@@ -17,22 +17,25 @@
 //! Only what is known at the head of a response is tried again, so never anything after the first byte was passed on. A wait
 //! that ends beyond the wait cap or the request's deadline is not begun: the caller gets the original answer at once.
 //!
-//! The failed response is dropped before the wait, and readiness is obtained anew before each attempt; both are
-//! [`tower::retry`]'s doing. Its back-off and budget are not used: they cut jitter to whole seconds, hand the same jitter
-//! to everybody, and take a limit of 0.6 for 1.
+//! The failed response is dropped before the wait, and readiness is obtained anew before each attempt, as [`tower::retry`]
+//! does. That itself is not used: its future carries the copy of the request through every layer around it, and its policy
+//! must copy all of the request before it knows what failed. Nor are its back-off and budget: they cut jitter to whole
+//! seconds, hand the same jitter to everybody, and take a limit of 0.6 for 1.
 //!
 //! Examples, as it comes and with numbers of one's own, are at [`RetryLayer`].
 
 mod attempts;
 mod backoff;
 mod budget;
+mod future;
 mod layer;
 mod policy;
 mod stats;
 
 pub use backoff::Backoff;
 pub use budget::RetryBudget;
-pub use layer::{Retry, RetryFuture, RetryLayer};
+pub use future::RetryFuture;
+pub use layer::{Retry, RetryLayer};
 pub use policy::GiveUp;
 pub use stats::{RetryHandle, RetryStats};
 

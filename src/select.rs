@@ -75,10 +75,12 @@ use http_body::Body;
 use tower::{BoxError, Layer, Service};
 
 mod choose;
+mod claims;
 mod cooldown;
 mod filter;
 mod future;
 mod lanes;
+mod order;
 mod pick;
 mod pool;
 mod swap;
@@ -87,10 +89,11 @@ mod waiting;
 pub use cooldown::Resting;
 /// The random numbers a [`Pick`] is given.
 pub use fastrand::Rng;
-pub use filter::{Filter, Fit};
+pub use filter::{CreditFloor, CreditLimit, Ended, Filter, Fit};
 pub use future::{KeySelectFuture, Record};
-pub use pick::{Candidates, LeastInFlight, Pick, RoundRobin};
+pub use pick::{Candidates, LeastInFlight, MostCredit, Pick, Prepared, Rank, RoundRobin, Sticky};
 pub use pool::Pool;
+pub(crate) use pool::WeakPool;
 
 use crate::{
     body::Guarded,
@@ -184,6 +187,12 @@ impl<L, P: Pick> KeySelectLayer<L, P> {
         KeySelectLayer { pool, per_key, pick: Arc::new(pick), filters, classify, waiting }
     }
 
+    /// Sets the pool, in place of what [`new`](Self::new) was given.
+    pub fn pool(mut self, pool: Pool) -> Self {
+        self.pool = pool;
+        self
+    }
+
     /// Sets what makes each endpoint's stack, in place of what [`new`](Self::new) was given.
     pub fn per_key<M>(self, per_key: M) -> KeySelectLayer<M, P> {
         let Self { pool, pick, filters, classify, waiting, .. } = self;
@@ -255,6 +264,7 @@ where
             pool: self.pool.clone(),
             lanes: Lanes::new(self.pool.clone(), make),
             pick: self.pick.clone(),
+            reserves: self.filters.iter().any(|filter| filter.reserves()),
             filters: self.filters.clone(),
             room: waiting::Room::default(),
             waiting: self.waiting,

@@ -9,6 +9,7 @@
 //! deadline     one instant over waits, attempts and body
 //! buffer       the body in memory, replayable
 //! retry        another key at once, or a wait, or give up
+//! provider     which providers may serve, for requests that do not say
 //! select       filter the keys, pick one, wait when none can serve
 //!   ╎ per key:
 //!   monitor    in flight, times, tokens, cost, outcomes
@@ -23,7 +24,7 @@
 //! [`BalancerBuilder::service`] does.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     convert::Infallible,
     fmt,
     sync::Arc,
@@ -44,9 +45,11 @@ use crate::{
     breaker::{BreakerHandle, BreakerPolicy},
     buffer::ReplayBody,
     endpoint::EndpointId,
-    openrouter::AuthorizeLayer,
+    openrouter::{AuthorizeLayer, ProviderLayer},
+    respond::RespondBody,
     retry::RetryHandle,
-    select::{Filter, LeastInFlight, Pick, Pool, endpoint_fn},
+    route::Routes,
+    select::{CreditLimit, Filter, LeastInFlight, MostCredit, Pick, Pool, endpoint_fn},
     sync::{Mutex, lock},
 };
 
@@ -158,6 +161,30 @@ impl<B> Service<Request<B>> for Balancer<B> {
     }
 }
 
+/// What goes above a [`ModelRouter`](crate::ModelRouter): refusals become answers, and the body is collected, so that its
+/// model can be read. Cannot fail, as axum and tonic want it; `B` is the body of the requests one calls it with.
+///
+/// The buffer is the default one; whoever wants another writes these two layers. Deadlines are those of the routes: the
+/// first that a request meets holds for all models that are tried.
+pub fn front<S, B, ResB>(
+    routes: Routes<S>,
+) -> impl Service<Request<B>, Response = Response<RespondBody<ResB>>, Error = Infallible, Future: Send>
++ Clone
++ Send
++ Sync
++ use<S, B, ResB>
+where
+    S: Service<Request<ReplayBody>, Response = Response<ResB>> + Clone + Send + Sync + 'static,
+    S::Error: Into<BoxError>,
+    S::Future: Send,
+    ResB: 'static,
+    B: Body + Unpin + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<BoxError>,
+{
+    ServiceBuilder::new().layer(RespondLayer::new()).layer(BufferLayer::new()).service(routes)
+}
+
 /// Settings of the default stack; [`build`](Self::build) or [`service`](Self::service) ends them.
 #[must_use]
 pub struct BalancerBuilder<P = LeastInFlight> {
@@ -166,12 +193,21 @@ pub struct BalancerBuilder<P = LeastInFlight> {
     breaker: BreakerPolicy,
     max_in_flight: usize,
     retry: RetryLayer,
+    provider: ProviderLayer,
     buffer: BufferLayer,
     deadline: DeadlineLayer,
-    breakers: Breakers,
+    kept: Kept,
 }
 
-type Breakers = Arc<Mutex<HashMap<EndpointId, BreakerHandle>>>;
+/// What is kept of each endpoint's stack, so that all stacks of one endpoint share it.
+type Kept = Arc<Mutex<HashMap<EndpointId, PerKey>>>;
+
+#[derive(Clone)]
+struct PerKey {
+    endpoint: Endpoint,
+    breaker: CircuitBreakerLayer,
+    limit: ConcurrencyLimitLayer,
+}
 
 impl BalancerBuilder {
     fn new(pool: Pool) -> Self {
@@ -181,9 +217,10 @@ impl BalancerBuilder {
             breaker: BreakerPolicy::default(),
             max_in_flight: usize::MAX,
             retry: RetryLayer::default(),
+            provider: ProviderLayer::default(),
             buffer: BufferLayer::default(),
             deadline: DeadlineLayer::default(),
-            breakers: Breakers::default(),
+            kept: Kept::default(),
         }
     }
 }
@@ -191,14 +228,43 @@ impl BalancerBuilder {
 impl<P: Pick> BalancerBuilder<P> {
     /// Sets the pick; default [`LeastInFlight`].
     pub fn pick<Q: Pick>(self, pick: Q) -> BalancerBuilder<Q> {
-        let Self { pool, select, breaker, max_in_flight, retry, buffer, deadline, breakers } = self;
-        BalancerBuilder { select: select.pick(pick), pool, breaker, max_in_flight, retry, buffer, deadline, breakers }
+        let Self { pool, select, breaker, max_in_flight, retry, provider, buffer, deadline, kept } = self;
+        let select = select.pick(pick);
+        BalancerBuilder { pool, select, breaker, max_in_flight, retry, provider, buffer, deadline, kept }
     }
 
     /// Adds a filter, asked after the built-in ones: model patterns, earlier attempts, rests. All must agree.
     pub fn filter(mut self, filter: impl Filter) -> Self {
         self.select = self.select.filter(filter);
         self
+    }
+
+    /// Sets the pool, such as a group that [shares](Pool::share) with the one before: an endpoint that is in both has one
+    /// breaker and one limit in the stacks of this builder and of its clones.
+    pub fn pool(mut self, pool: Pool) -> Self {
+        self.select = self.select.pool(pool.clone());
+        self.pool = pool;
+        self
+    }
+
+    /// Takes over the breakers and limits of a stack that runs, for the endpoints that are in this pool too: for a stack that
+    /// is to replace it, with the same breaker policy. Caps follow this builder's.
+    pub fn keep(self, running: &BalancerHandle) -> Self {
+        let ids: HashSet<_> = self.pool.endpoints().iter().map(Endpoint::id).collect();
+        let mut kept = lock(&running.kept).clone();
+        kept.retain(|id, _| ids.contains(id));
+        lock(&self.kept).extend(kept);
+        self
+    }
+
+    /// Counts money: requests go only where their worst case can be paid, what runs is set aside, an account's cost in flight
+    /// is limited as its refusals teach, and the key with the [most credit](MostCredit) is preferred. Off by default; a
+    /// [`pick`](Self::pick) set after this one replaces that part of it.
+    ///
+    /// It knows what answers tell. Run an [`AccountPoller`](crate::AccountPoller) beside it, so that it also knows caps,
+    /// balances and prices.
+    pub fn credit(self, limit: CreditLimit) -> BalancerBuilder<MostCredit> {
+        self.pick(MostCredit::default()).filter(limit)
     }
 
     /// Sets how long a request may wait for a key, besides its deadline; default 30 s. Zero never waits.
@@ -238,6 +304,12 @@ impl<P: Pick> BalancerBuilder<P> {
         self
     }
 
+    /// Sets what is put into requests that do not say which providers may serve; default nothing.
+    pub fn provider(mut self, provider: ProviderLayer) -> Self {
+        self.provider = provider;
+        self
+    }
+
     /// Sets how large request bodies may be, and how they are kept; default [`BufferLayer::new`].
     pub fn buffer(mut self, buffer: BufferLayer) -> Self {
         self.buffer = buffer;
@@ -252,7 +324,7 @@ impl<P: Pick> BalancerBuilder<P> {
 
     /// What the stages can be asked and told.
     pub fn handle(&self) -> BalancerHandle {
-        BalancerHandle { pool: self.pool.clone(), retry: self.retry.handle(), breakers: self.breakers.clone() }
+        BalancerHandle { pool: self.pool.clone(), retry: self.retry.handle(), kept: self.kept.clone() }
     }
 
     /// The stack around `leaf`, its type unnamed but known to the compiler: nothing is boxed. Take the
@@ -279,15 +351,21 @@ impl<P: Pick> BalancerBuilder<P> {
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
-        let (breaker, max_in_flight, breakers) = (self.breaker.clone(), self.max_in_flight, self.breakers.clone());
+        let (breaker, max_in_flight, kept) = (self.breaker.clone(), self.max_in_flight, self.kept.clone());
         let per_key = endpoint_fn(move |endpoint: &Endpoint| {
             let cap = endpoint.key().in_flight_cap().unwrap_or(max_in_flight);
-            let breaker = CircuitBreakerLayer::new(breaker.clone()).endpoint(endpoint);
-            lock(&breakers).insert(endpoint.id(), breaker.handle());
+            let zero = "keys and builder refuse a cap of 0";
+            let make = || PerKey {
+                endpoint: endpoint.clone(),
+                breaker: CircuitBreakerLayer::new(breaker.clone()).endpoint(endpoint),
+                limit: ConcurrencyLimitLayer::new(cap).expect(zero),
+            };
+            let PerKey { breaker, limit, .. } = lock(&kept).entry(endpoint.id()).or_insert_with(make).clone();
+            limit.handle().set_cap(cap).expect(zero);
             ServiceBuilder::new()
                 .layer(LoadMonitorLayer::endpoint(endpoint))
                 .layer(breaker)
-                .layer(ConcurrencyLimitLayer::new(cap).expect("keys and builder refuse a cap of 0"))
+                .layer(limit)
                 .layer(AuthorizeLayer::new(endpoint.key()))
                 .into_inner()
         });
@@ -296,6 +374,7 @@ impl<P: Pick> BalancerBuilder<P> {
             .layer(self.deadline.clone())
             .layer(self.buffer.clone())
             .layer(self.retry.clone())
+            .layer(self.provider.clone())
             .layer(self.select.clone().per_key(per_key))
             .service(leaf)
     }
@@ -328,9 +407,10 @@ impl<P> Clone for BalancerBuilder<P> {
             breaker: self.breaker.clone(),
             max_in_flight: self.max_in_flight,
             retry: self.retry.clone(),
+            provider: self.provider.clone(),
             buffer: self.buffer.clone(),
             deadline: self.deadline.clone(),
-            breakers: self.breakers.clone(),
+            kept: self.kept.clone(),
         }
     }
 }
@@ -351,7 +431,7 @@ impl<P> fmt::Debug for BalancerBuilder<P> {
 pub struct BalancerHandle {
     pool: Pool,
     retry: RetryHandle,
-    breakers: Breakers,
+    kept: Kept,
 }
 
 impl BalancerHandle {
@@ -367,12 +447,11 @@ impl BalancerHandle {
 
     /// The breaker of an endpoint: to watch, isolate and reset it. `None` before the first request could have used it.
     pub fn breaker(&self, endpoint: &Endpoint) -> Option<BreakerHandle> {
-        let mut breakers = lock(&self.breakers);
-        let pool = self.pool.endpoints();
-        if breakers.len() > pool.len() {
-            breakers.retain(|id, _| pool.iter().any(|endpoint| endpoint.id() == *id));
+        let mut kept = lock(&self.kept);
+        if kept.len() > self.pool.endpoints().len() {
+            kept.retain(|_, kept| !kept.endpoint.is_removed());
         }
-        breakers.get(&endpoint.id()).cloned()
+        kept.get(&endpoint.id()).map(|kept| kept.breaker.handle())
     }
 }
 

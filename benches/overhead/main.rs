@@ -2,7 +2,8 @@
 //!
 //! `cargo bench --bench overhead` runs criterion over each of them, then measures them in turns, prints a table, and fails
 //! when the whole stack costs more than it may: with three keys at most 0.4 times what tower's own parts cost, and with
-//! 10,000 keys at most 1.2 times what it costs with three. `-- --quick` leaves criterion out.
+//! 10,000 keys at most 1.2 times what it costs with three. `-- --quick` leaves criterion out; `-- --only NAME REQUESTS` only
+//! runs so many requests through one of them, for a profiler.
 
 #![allow(unreachable_pub, reason = "the modules of a bench are its own")]
 
@@ -33,6 +34,8 @@ const TOWERS: &str = "tower: retry + buffer + p2c of 3 + limit";
 
 fn subjects() -> Vec<Box<dyn Subject>> {
     let (key, endpoint) = stacks::endpoint();
+    let authorize = AuthorizeLayer::new(&key);
+    let bare_authorize = authorize.clone();
     let limit = ConcurrencyLimitLayer::new(1 << 20).expect("the cap is not 0");
     let breaker = CircuitBreakerLayer::new(BreakerPolicy::default()).endpoint(&endpoint);
     vec![
@@ -46,20 +49,27 @@ fn subjects() -> Vec<Box<dyn Subject>> {
         measure::subject("buffer", |leaf| BufferLayer::new().layer(leaf)),
         measure::subject("retry", |leaf| RetryLayer::new().layer(leaf)),
         measure::subject("select, 3 keys", |_| stacks::select(3)),
-        measure::subject("monitor", |leaf| LoadMonitorLayer::endpoint(&endpoint).layer(leaf)),
-        measure::subject("breaker", |leaf| breaker.layer(leaf)),
-        measure::subject("limit", |leaf| limit.layer(leaf)),
-        measure::subject("authorize", |leaf| AuthorizeLayer::new(&key).layer(leaf)),
+        measure::subject("monitor", move |leaf| LoadMonitorLayer::endpoint(&endpoint).layer(leaf)),
+        measure::subject("breaker", move |leaf| breaker.layer(leaf)),
+        measure::subject("limit", move |leaf| limit.layer(leaf)),
+        measure::subject("authorize", move |leaf| bare_authorize.layer(leaf)),
         measure::subject("openrouter", OpenRouter::new),
-        measure::subject("openrouter behind authorize", |leaf| {
-            ServiceBuilder::new().layer(AuthorizeLayer::new(&key)).service(OpenRouter::new(leaf))
+        measure::subject("openrouter behind authorize", move |leaf| {
+            ServiceBuilder::new().layer(authorize).service(OpenRouter::new(leaf))
         }),
     ]
 }
 
 fn main() -> ExitCode {
-    let quick = std::env::args().any(|argument| argument == "--quick");
+    let arguments: Vec<_> = std::env::args().collect();
+    let quick = arguments.iter().any(|argument| argument == "--quick");
     let (asking, mut subjects) = (Asking::new(), subjects());
+    if let Some(only) = arguments.iter().position(|argument| argument == "--only") {
+        let [name, requests] = &arguments[only + 1..] else { panic!("give a name and a number of requests") };
+        let subject = subjects.iter_mut().find(|subject| subject.name() == name).expect("a name of the table");
+        subject.run(&asking, requests.parse().expect("a number of requests"));
+        return ExitCode::SUCCESS;
+    }
     if !quick {
         let mut criterion = Criterion::default().configure_from_args();
         let mut group = criterion.benchmark_group("overhead");

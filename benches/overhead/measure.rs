@@ -28,29 +28,27 @@ pub(crate) trait Subject {
     fn bench(&mut self, group: &mut BenchmarkGroup<'_, WallTime>, asking: &Asking);
 }
 
-struct OnRuntime<S> {
+struct OnRuntime<S, F> {
     name: &'static str,
     runtime: Runtime,
-    service: S,
+    make: Option<F>,
+    service: Option<S>,
 }
 
-/// The service that `make` puts around a leaf, on a current-thread runtime of its own.
-pub(crate) fn subject<S, ResB>(name: &'static str, make: impl FnOnce(Leaf) -> S) -> Box<dyn Subject>
+/// The service that `make` puts around a leaf when it first runs, on a current-thread runtime of its own.
+pub(crate) fn subject<S, ResB>(name: &'static str, make: impl FnOnce(Leaf) -> S + 'static) -> Box<dyn Subject>
 where
     S: Service<Request<Full<Bytes>>, Response = Response<ResB>, Error: fmt::Debug> + 'static,
     ResB: Body<Data = Bytes, Error: fmt::Debug>,
 {
     let runtime = Builder::new_current_thread().enable_time().build().expect("a runtime starts");
-    // a stack with a task of its own spawns it as it is made
-    let guard = runtime.enter();
-    let service = make(Leaf::new());
-    drop(guard);
-    Box::new(OnRuntime { name, runtime, service })
+    Box::new(OnRuntime { name, runtime, make: Some(make), service: None })
 }
 
-impl<S, ResB> Subject for OnRuntime<S>
+impl<S, F, ResB> Subject for OnRuntime<S, F>
 where
     S: Service<Request<Full<Bytes>>, Response = Response<ResB>, Error: fmt::Debug>,
+    F: FnOnce(Leaf) -> S,
     ResB: Body<Data = Bytes, Error: fmt::Debug>,
 {
     fn name(&self) -> &'static str {
@@ -58,8 +56,10 @@ where
     }
 
     fn run(&mut self, asking: &Asking, requests: u32) -> Duration {
-        let Self { runtime, service, .. } = self;
+        let Self { runtime, make, service, .. } = self;
         runtime.block_on(async {
+            // on the runtime, since a stack with a task of its own spawns it as it is made
+            let service = service.get_or_insert_with(|| make.take().expect("it is made once")(Leaf::new()));
             let started = Instant::now();
             for _ in 0..requests {
                 ask(service, asking).await;

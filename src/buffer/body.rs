@@ -27,7 +27,7 @@ enum Kind {
     /// In memory.
     Full(Whole),
     /// Passing by once: what was read already, then the rest.
-    Once { read: [Bytes; 2], rest: Source },
+    Once { read: Box<[Bytes; 2]>, rest: Source },
     /// Passing by and recorded.
     Tee { recorder: Recorder, rest: Source },
     /// A copy of one that is recorded.
@@ -78,7 +78,7 @@ impl ReplayBody {
         B: Body + Send + Unpin + 'static,
         B::Error: Into<BoxError>,
     {
-        Self(Kind::Once { read, rest: Source::new(rest, left) })
+        Self(Kind::Once { read: Box::new(read), rest: Source::new(rest, left) })
     }
 
     pub(super) fn tee<B>(body: B, limits: &Limits) -> Self

@@ -5,7 +5,7 @@ use std::{
     future::Future,
     mem,
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
 use bytes::Bytes;
@@ -43,6 +43,14 @@ impl<S> Buffer<S> {
     }
 }
 
+impl<S: Clone> Buffer<S> {
+    /// Takes the inner instance that is ready, leaving one that holds nothing.
+    fn ready_one(&mut self) -> S {
+        let fresh = self.inner.clone();
+        mem::replace(&mut self.inner, fresh)
+    }
+}
+
 impl<S, B> Service<Request<B>> for Buffer<S>
 where
     S: Service<Request<ReplayBody>> + Clone,
@@ -60,37 +68,36 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let declared = declared(&request);
-        let mut ready_one = || {
-            let fresh = self.inner.clone();
-            mem::replace(&mut self.inner, fresh)
-        };
-        let state = if declared > self.limits.body_limit {
+        if declared > self.limits.body_limit {
             // what the inner service reserved to become ready must not idle in here
-            drop(ready_one());
-            State::Refused { refusal: Some(too_large()) }
-        } else if request.body().is_end_stream() {
+            drop(self.ready_one());
+            return BufferFuture { state: State::Refused { refusal: Some(too_large()) } };
+        }
+        let request = if request.body().is_end_stream() {
             RequestContext::of(&mut request).set_body(Bytes::new());
-            State::Running { future: self.inner.call(request.map(|_| ReplayBody::empty())) }
+            request.map(|_| ReplayBody::empty())
         } else if self.limits.tee {
-            let request = request.map(|body| ReplayBody::tee(body, &self.limits));
-            State::Running { future: self.inner.call(request) }
+            request.map(|body| ReplayBody::tee(body, &self.limits))
         } else if declared > self.limits.replay_cap {
-            let request = request.map(|body| ReplayBody::once(Default::default(), body, self.limits.body_limit));
-            State::Running { future: self.inner.call(request) }
+            request.map(|body| ReplayBody::once(Default::default(), body, self.limits.body_limit))
         } else {
-            let cap = self.limits.replay_cap;
-            let ceiling = request.body().size_hint().upper().unwrap_or(cap).min(cap);
-            State::Collecting {
-                collecting: Some(Collecting {
-                    inner: ready_one(),
-                    request,
-                    pieces: Pieces::new(&self.limits.budget, ceiling),
-                    body_limit: self.limits.body_limit,
-                    replay_cap: cap,
-                }),
+            let mut collecting = Collecting::new(&self.limits, request.body());
+            // a body that lies ready needs neither a waker nor a place to wait in
+            match collecting.poll(request.body_mut(), &mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(collected) => match collecting.into_request(request, collected) {
+                    Ok(request) => request,
+                    Err(refusal) => {
+                        drop(self.ready_one());
+                        return BufferFuture { state: State::Refused { refusal: Some(refusal) } };
+                    }
+                },
+                Poll::Pending => {
+                    let waiting = Box::new(Waiting { inner: self.ready_one(), request, collecting });
+                    return BufferFuture { state: State::Collecting { waiting: Some(waiting) } };
+                }
             }
         };
-        BufferFuture { state }
+        BufferFuture { state: State::Running { future: self.inner.call(request) } }
     }
 }
 
@@ -118,7 +125,8 @@ impl<S: Service<Request<ReplayBody>>, B> fmt::Debug for BufferFuture<S, B> {
 pin_project! {
     #[project = StateProj]
     enum State<F, S, B> {
-        Collecting { collecting: Option<Collecting<S, B>> },
+        // boxed, since the others should not carry its size
+        Collecting { waiting: Option<Box<Waiting<S, B>>> },
         Running {
             #[pin]
             future: F,
@@ -127,9 +135,15 @@ pin_project! {
     }
 }
 
-struct Collecting<S, B> {
+/// A request whose body has not come yet.
+struct Waiting<S, B> {
     inner: S,
     request: Request<B>,
+    collecting: Collecting,
+}
+
+/// A body as far as it has come.
+struct Collecting {
     pieces: Pieces,
     body_limit: u64,
     replay_cap: u64,
@@ -143,14 +157,20 @@ enum Collected {
     Refused(Rejected),
 }
 
-impl<S, B> Collecting<S, B>
-where
-    B: Body + Unpin,
-    B::Error: Into<BoxError>,
-{
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Collected> {
+impl Collecting {
+    fn new(limits: &Limits, body: &impl Body) -> Self {
+        let cap = limits.replay_cap;
+        let ceiling = body.size_hint().upper().unwrap_or(cap).min(cap);
+        Self { pieces: Pieces::new(&limits.budget, ceiling), body_limit: limits.body_limit, replay_cap: cap }
+    }
+
+    fn poll<B>(&mut self, body: &mut B, cx: &mut Context<'_>) -> Poll<Collected>
+    where
+        B: Body + Unpin,
+        B::Error: Into<BoxError>,
+    {
         loop {
-            let frame = match ready!(Pin::new(self.request.body_mut()).poll_frame(cx)) {
+            let frame = match ready!(Pin::new(&mut *body).poll_frame(cx)) {
                 Some(Ok(frame)) => frame,
                 Some(Err(error)) => return Poll::Ready(Collected::Refused(broken(&*error.into()))),
                 None => return Poll::Ready(Collected::Whole(None)),
@@ -173,9 +193,30 @@ where
                 let refusal = Rejected::new(Why::Overloaded, "the memory for request bodies is used up");
                 return Poll::Ready(Collected::Refused(refusal));
             }
-            if self.request.body().is_end_stream() {
+            if body.is_end_stream() {
                 return Poll::Ready(Collected::Whole(None));
             }
+        }
+    }
+
+    /// The request to send, with the body that collecting came to.
+    fn into_request<B>(self, mut request: Request<B>, collected: Collected) -> Result<Request<ReplayBody>, Rejected>
+    where
+        B: Body + Unpin + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        match collected {
+            Collected::Whole(trailers) => {
+                let data = self.pieces.join();
+                RequestContext::of(&mut request).set_body(data.clone());
+                Ok(request.map(|_| ReplayBody::full(data, trailers)))
+            }
+            Collected::Large(piece) => {
+                let left = self.body_limit.saturating_sub(self.pieces.len() + piece.len() as u64);
+                let read = [self.pieces.join(), piece];
+                Ok(request.map(|rest| ReplayBody::once(read, rest, left)))
+            }
+            Collected::Refused(refusal) => Err(refusal),
         }
     }
 }
@@ -198,25 +239,13 @@ where
                     let refusal = refusal.take().expect("polled after it was ready");
                     return Poll::Ready(Err(refusal.into()));
                 }
-                StateProj::Collecting { collecting } => {
-                    let running = collecting.as_mut().expect("only taken to be replaced at once");
-                    let collected = ready!(running.poll(cx));
-                    let Collecting { mut inner, mut request, pieces, body_limit, .. } =
-                        collecting.take().expect("it just ran");
-                    match collected {
-                        Collected::Whole(trailers) => {
-                            let data = pieces.join();
-                            RequestContext::of(&mut request).set_body(data.clone());
-                            let request = request.map(|_| ReplayBody::full(data, trailers));
-                            State::Running { future: inner.call(request) }
-                        }
-                        Collected::Large(piece) => {
-                            let left = body_limit.saturating_sub(pieces.len() + piece.len() as u64);
-                            let read = [pieces.join(), piece];
-                            let request = request.map(|rest| ReplayBody::once(read, rest, left));
-                            State::Running { future: inner.call(request) }
-                        }
-                        Collected::Refused(refusal) => State::Refused { refusal: Some(refusal) },
+                StateProj::Collecting { waiting } => {
+                    let running = waiting.as_mut().expect("only taken to be replaced at once");
+                    let collected = ready!(running.collecting.poll(running.request.body_mut(), cx));
+                    let Waiting { mut inner, request, collecting } = *waiting.take().expect("it just ran");
+                    match collecting.into_request(request, collected) {
+                        Ok(request) => State::Running { future: inner.call(request) },
+                        Err(refusal) => State::Refused { refusal: Some(refusal) },
                     }
                 }
             };

@@ -158,6 +158,9 @@ fn judged<B: Body<Data = Bytes>>(failed: Failed<B>, asked: &Asked) -> Response<O
     if let Some(account) = &account {
         cell.report_account(account);
     }
+    if let Some(provider) = &provider {
+        cell.report_provider(provider);
+    }
     cell.end(outcome);
     if let Outcome::Fault(fault) = outcome {
         tracing::debug!(status = parts.status.as_u16(), cause = %fault.cause, scope = %fault.scope, ?provider, "the upstream answered with an error");

@@ -1,5 +1,4 @@
 use std::{
-    fmt,
     future::Future,
     pin::Pin,
     sync::Arc,
@@ -10,7 +9,7 @@ use std::{
 use http::{Request, Response};
 use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep};
-use tower::{BoxError, retry::Policy};
+use tower::BoxError;
 
 use super::{
     GiveUp, RetryBudget,
@@ -33,9 +32,10 @@ pub(super) struct Shared {
     pub(super) counts: Arc<Counts>,
 }
 
-/// The attempts of one request, as a policy of [`tower::retry`]. A clone begins anew.
+/// The attempts of one request.
 pub(super) struct Attempts {
     shared: Arc<Shared>,
+    context: RequestContext,
     progress: Progress,
     pending: Option<Pending>,
 }
@@ -48,69 +48,13 @@ struct Pending {
 }
 
 impl Attempts {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, progress: Progress::default(), pending: None }
+    pub(super) fn new(shared: Arc<Shared>, context: RequestContext) -> Self {
+        Self { shared, context, progress: Progress::default(), pending: None }
     }
 
-    /// Decides, and takes out of the budget, what follows `fault`.
-    fn next(&mut self, fault: Fault, context: Option<&RequestContext>) -> Result<Wait, GiveUp> {
-        let now = Instant::now();
-        let remaining = context.and_then(RequestContext::deadline).map(|at| at.saturating_duration_since(now));
-        let keys = context.map_or(Keys::One, |context| Keys::of(&context.ledger(), &fault));
-        let decision = decide(&self.shared.limits, &self.progress, &fault, keys, remaining, fastrand::f64());
-        let (wait, ticket) = match decision {
-            Decision::GiveUp(why) => return Err(why),
-            Decision::Failover => (Wait::Not, None),
-            Decision::After(wait) => {
-                (Wait::until_after(wait), Some(self.shared.budget.take(now).ok_or(GiveUp::Budget)?))
-            }
-        };
-        self.progress.note(&fault, decision);
-        self.pending = Some(Pending { fault, ticket });
-        Ok(wait)
-    }
-}
-
-impl Clone for Attempts {
-    fn clone(&self) -> Self {
-        Self::new(self.shared.clone())
-    }
-}
-
-impl<B: Replay, ResB> Policy<Request<B>, Response<ResB>, BoxError> for Attempts {
-    type Future = Wait;
-
-    fn retry(&mut self, request: &mut Request<B>, result: &mut Result<Response<ResB>, BoxError>) -> Option<Wait> {
-        let outcome = match result {
-            Ok(response) => match Verdict::of(response, &*self.shared.classify) {
-                Verdict::Known(outcome) => outcome,
-                // the rest is known only when bytes have been passed on
-                Verdict::AtCommit(_) | Verdict::AtEnd => return None,
-            },
-            // our own refusal waited already, or knows that waiting is in vain
-            Err(error) if Rejected::find(&**error).is_some() => return None,
-            Err(error) => self.shared.classify.error(&**error),
-        };
-        let Outcome::Fault(fault) = outcome else { return None };
-        if !request.body().is_replayable() {
-            self.shared.counts.unreplayable();
-            return None;
-        }
-        match self.next(fault, RequestContext::get(request.extensions())) {
-            Ok(wait) => {
-                tracing::debug!(cause = %fault.cause, scope = %fault.scope, wait = ?wait.span(), "trying again");
-                Some(wait)
-            }
-            Err(why) => {
-                tracing::debug!(cause = %fault.cause, scope = %fault.scope, why = why.as_str(), "giving up");
-                self.shared.counts.give_up(why);
-                None
-            }
-        }
-    }
-
-    /// Called right before each attempt: the place where a retry that was decided on becomes one that happened.
-    fn clone_request(&mut self, request: &Request<B>) -> Option<Request<B>> {
+    /// Called right before each attempt, where a retry that was decided on becomes one that happened. Gives a copy of the
+    /// request for the next; `None` when it can be sent only once.
+    pub(super) fn begin<B: Replay>(&mut self, request: &Request<B>) -> Option<Request<B>> {
         let counts = &self.shared.counts;
         match self.pending.take() {
             Some(Pending { fault, ticket: None }) => counts.failover(fault.cause),
@@ -129,17 +73,76 @@ impl<B: Replay, ResB> Policy<Request<B>, Response<ResB>, BoxError> for Attempts 
         *copy.uri_mut() = request.uri().clone();
         *copy.version_mut() = request.version();
         *copy.headers_mut() = request.headers().clone();
-        *copy.extensions_mut() = request.extensions().clone();
+        // the context alone is put into the copy when that is needed, which nearly always is never
+        if request.extensions().len() > 1 {
+            *copy.extensions_mut() = request.extensions().clone();
+        }
         Some(copy)
     }
-}
 
-impl fmt::Debug for Attempts {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Attempts")
-            .field("limits", &self.shared.limits)
-            .field("progress", &self.progress)
-            .finish_non_exhaustive()
+    /// A copy, made fit to be sent.
+    pub(super) fn again<B>(&self, mut copy: Request<B>) -> Request<B> {
+        copy.extensions_mut().insert(self.context.clone());
+        copy
+    }
+
+    /// Decides whether another attempt follows `result`, and after which wait.
+    pub(super) fn after<B: Replay, ResB>(
+        &mut self,
+        result: &Result<Response<ResB>, BoxError>,
+        spare: &B,
+    ) -> Option<Wait> {
+        let outcome = match result {
+            Ok(response) => match Verdict::of(response, &*self.shared.classify) {
+                Verdict::Known(outcome) => outcome,
+                // the rest is known only when bytes have been passed on
+                Verdict::AtCommit(_) | Verdict::AtEnd => return None,
+            },
+            // our own refusal waited already, or knows that waiting is in vain
+            Err(error) if Rejected::find(&**error).is_some() => return None,
+            Err(error) => self.shared.classify.error(&**error),
+        };
+        let Outcome::Fault(fault) = outcome else { return None };
+        if !spare.is_replayable() {
+            self.shared.counts.unreplayable();
+            return None;
+        }
+        match self.next(fault) {
+            Ok(wait) => {
+                tracing::debug!(cause = %fault.cause, scope = %fault.scope, wait = ?wait.span(), "trying again");
+                Some(wait)
+            }
+            Err(why) => {
+                tracing::debug!(cause = %fault.cause, scope = %fault.scope, why = why.as_str(), "giving up");
+                self.shared.counts.give_up(why);
+                None
+            }
+        }
+    }
+
+    /// Decides, and takes out of the budget, what follows `fault`.
+    fn next(&mut self, fault: Fault) -> Result<Wait, GiveUp> {
+        let now = Instant::now();
+        let remaining = self.context.deadline().map(|at| at.saturating_duration_since(now));
+        let keys = Keys::of(&self.context.ledger(), &fault);
+        let decision = decide(&self.shared.limits, &self.progress, &fault, keys, remaining, fastrand::f64());
+        let (wait, ticket) = match decision {
+            Decision::GiveUp(why) => return Err(why),
+            Decision::Failover => (Wait::Not, None),
+            Decision::After(wait) => {
+                (Wait::until_after(wait), Some(self.shared.budget.take(now).ok_or(GiveUp::Budget)?))
+            }
+        };
+        self.progress.note(&fault, decision);
+        self.pending = Some(Pending { fault, ticket });
+        Ok(wait)
+    }
+
+    /// Counts the error by which the request ended.
+    pub(super) fn over(&self, error: &BoxError) {
+        if Rejected::find(&**error).is_some() {
+            self.shared.counts.refused();
+        }
     }
 }
 

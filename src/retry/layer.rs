@@ -1,27 +1,23 @@
 use std::{
     fmt,
-    future::Future,
-    pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 
 use http::{Request, Response};
-use pin_project_lite::pin_project;
 use tokio::time::Instant;
-use tower::{BoxError, retry::future::ResponseFuture};
+use tower::BoxError;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use super::{
-    Backoff, RetryBudget, RetryError, RetryHandle,
+    Backoff, RetryBudget, RetryError, RetryFuture, RetryHandle,
     attempts::{Attempts, Shared},
     policy::Limits,
     stats::Counts,
 };
 use crate::{
-    error::Rejected,
     outcome::{Classify, HttpStatus},
     request::{Replay, RequestContext},
 };
@@ -180,8 +176,7 @@ impl<S> Layer<S> for RetryLayer {
     type Service = Retry<S>;
 
     fn layer(&self, inner: S) -> Retry<S> {
-        let attempts = Attempts::new(self.shared.clone());
-        Retry { shared: self.shared.clone(), inner: tower::retry::Retry::new(attempts, Boxed(inner)) }
+        Retry { shared: self.shared.clone(), inner }
     }
 }
 
@@ -191,7 +186,7 @@ impl<S> Layer<S> for RetryLayer {
 #[derive(Clone)]
 pub struct Retry<S> {
     shared: Arc<Shared>,
-    inner: tower::retry::Retry<Attempts, Boxed<S>>,
+    inner: S,
 }
 
 impl<S, B, ResB> Service<Request<B>> for Retry<S>
@@ -205,7 +200,7 @@ where
     type Future = RetryFuture<S, B, ResB>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        self.inner.poll_ready(cx)
+        self.inner.poll_ready(cx).map_err(Into::into)
     }
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
@@ -213,98 +208,14 @@ where
         let context = RequestContext::of(&mut request);
         self.shared.counts.request();
         self.shared.budget.deposit_at(context.arrived().unwrap_or_else(Instant::now));
-        RetryFuture { inner: self.inner.call(request), shared: self.shared.clone() }
+        let mut attempts = Attempts::new(self.shared.clone(), context);
+        let spare = attempts.begin(&request);
+        RetryFuture::new(self.inner.call(request), self.inner.clone(), attempts, spare)
     }
 }
 
 impl<S: fmt::Debug> fmt::Debug for Retry<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Retry").field("limits", &self.shared.limits).field("inner", self.inner.get_ref()).finish()
-    }
-}
-
-pin_project! {
-    /// The future of [`Retry`].
-    pub struct RetryFuture<S, B, ResB>
-    where
-        S: Service<Request<B>, Response = Response<ResB>>,
-        S::Error: Into<BoxError>,
-        B: Replay,
-    {
-        #[pin]
-        inner: ResponseFuture<Attempts, Boxed<S>, Request<B>>,
-        shared: Arc<Shared>,
-    }
-}
-
-impl<S, B, ResB> Future for RetryFuture<S, B, ResB>
-where
-    S: Service<Request<B>, Response = Response<ResB>> + Clone,
-    S::Error: Into<BoxError>,
-    B: Replay,
-{
-    type Output = Result<Response<ResB>, BoxError>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        let result = ready!(this.inner.poll(cx));
-        if let Err(error) = &result
-            && Rejected::find(&**error).is_some()
-        {
-            this.shared.counts.refused();
-        }
-        Poll::Ready(result)
-    }
-}
-
-impl<S, B, ResB> fmt::Debug for RetryFuture<S, B, ResB>
-where
-    S: Service<Request<B>, Response = Response<ResB>>,
-    S::Error: Into<BoxError>,
-    B: Replay,
-{
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RetryFuture").finish_non_exhaustive()
-    }
-}
-
-/// The inner service with its errors boxed, so that the policy can look at them.
-#[derive(Debug, Clone)]
-struct Boxed<S>(S);
-
-impl<S, R> Service<R> for Boxed<S>
-where
-    S: Service<R>,
-    S::Error: Into<BoxError>,
-{
-    type Response = S::Response;
-    type Error = BoxError;
-    type Future = BoxedFuture<S::Future>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        self.0.poll_ready(cx).map_err(Into::into)
-    }
-
-    fn call(&mut self, request: R) -> Self::Future {
-        BoxedFuture { inner: self.0.call(request) }
-    }
-}
-
-pin_project! {
-    struct BoxedFuture<F> {
-        #[pin]
-        inner: F,
-    }
-}
-
-impl<F, T, E> Future for BoxedFuture<F>
-where
-    F: Future<Output = Result<T, E>>,
-    E: Into<BoxError>,
-{
-    type Output = Result<T, BoxError>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.project().inner.poll(cx).map_err(Into::into)
+        f.debug_struct("Retry").field("limits", &self.shared.limits).field("inner", &self.inner).finish()
     }
 }

@@ -1,5 +1,5 @@
-//! How an endpoint is found: the pick proposes, filters and readiness judge, and a scan from a random place has the last
-//! word, so that a usable endpoint is found if there is one.
+//! How an endpoint is found: the pick proposes, filters and readiness judge, and a look at everybody has the last word, so
+//! that a usable endpoint is found if there is one.
 
 use std::{
     collections::BTreeMap,
@@ -7,13 +7,16 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
+use http::HeaderMap;
 use tokio::time::Instant;
 use tower::{BoxError, Service};
 
 use super::{
     WaitPolicy,
+    claims::Claims,
     filter::{self, Filter, Fit},
     lanes::{Lane, Lanes, Snapshot},
+    order::{self, Asked},
     pick::{Candidates, Pick},
     pool::Pool,
     waiting::Room,
@@ -25,24 +28,32 @@ use crate::{
     request::{Attempt, RequestContext},
 };
 
-/// Proposals before the scan. With half of the endpoints refusing, three miss one time in eight.
-const PROPOSALS: usize = 3;
-
 /// What a selector's clones share.
 pub(super) struct Shared<S, P> {
     pub(super) pool: Pool,
     pub(super) lanes: Lanes<S>,
     pub(super) pick: Arc<P>,
     pub(super) filters: Vec<Arc<dyn Filter>>,
+    /// Whether any of the filters sets something aside.
+    pub(super) reserves: bool,
     pub(super) room: Room<S>,
     pub(super) waiting: WaitPolicy,
     pub(super) classify: Arc<dyn Classify>,
 }
 
+/// An endpoint for a request.
+pub(super) struct Found<S> {
+    pub(super) endpoint: Endpoint,
+    /// An instance that said Ready.
+    pub(super) service: S,
+    /// What filters have set aside for it.
+    pub(super) claims: Claims,
+}
+
 /// What looking for an endpoint came to.
 pub(super) enum Choice<S> {
-    /// This one, with an instance that said Ready.
-    Ready(Endpoint, S),
+    /// This one.
+    Ready(Found<S>),
     /// Nobody now.
     Nobody(Outlook),
 }
@@ -67,9 +78,8 @@ impl Outlook {
 }
 
 impl<S, P: Pick> Shared<S, P> {
-    /// Whether the lane's endpoint may serve the request, whatever its readiness.
-    pub(super) fn fits(&self, lane: &Lane<S>, earlier: &[Attempt], request: &RequestContext, now: Instant) -> Fit {
-        let endpoint = &lane.endpoint;
+    /// Whether an endpoint may serve the request, whatever its readiness.
+    pub(super) fn fits(&self, endpoint: &Endpoint, earlier: &[Attempt], request: &RequestContext, now: Instant) -> Fit {
         if let Some(resting) = self.pool.book().upstream_out(endpoint, request, now) {
             return Fit::NotBefore(resting.until);
         }
@@ -81,27 +91,34 @@ impl<S, P: Pick> Shared<S, P> {
         let built_in = filter::built_in(self.pool.book(), earlier, endpoint, request, now);
         self.filters.iter().fold(built_in, |fit, filter| match fit {
             Fit::No => Fit::No,
-            fit => narrower(fit, filter.judge(endpoint, request, now)),
+            fit => fit.and(filter.judge(endpoint, request, now)),
         })
     }
 
     /// Looks for an endpoint that can serve now. Who is not `patient` tries an upstream that fails rather than none.
-    pub(super) fn choose<B>(&self, request: &RequestContext, now: Instant, patient: bool) -> Choice<S>
+    pub(super) fn choose<B>(
+        &self,
+        request: &RequestContext,
+        headers: &HeaderMap,
+        now: Instant,
+        patient: bool,
+        newcomer: bool,
+    ) -> Choice<S>
     where
         S: Service<http::Request<B>> + Clone,
         S::Error: Into<BoxError>,
     {
         let snapshot = self.lanes.current(now);
         let mut search =
-            Search { shared: self, request, earlier: Vec::new(), now, patient, outlook: Outlook::default() };
+            Search { shared: self, request, earlier: Vec::new(), now, patient, newcomer, outlook: Outlook::default() };
         {
             let ledger = request.ledger();
-            if !ledger.attempts().is_empty() {
-                search.earlier = ledger.attempts().to_vec();
+            if !ledger.current().is_empty() {
+                search.earlier = ledger.current().to_vec();
             }
         }
-        match search.run(&snapshot) {
-            Some((lane, service)) => Choice::Ready(lane.endpoint.clone(), service),
+        match search.run(&snapshot, headers) {
+            Some(found) => Choice::Ready(found),
             None => {
                 search.add_those_out();
                 Choice::Nobody(search.outlook)
@@ -109,13 +126,28 @@ impl<S, P: Pick> Shared<S, P> {
         }
     }
 
+    /// Has filters set aside what the request needs. If there is not enough, the readied instance is dropped.
+    pub(super) fn claim(
+        &self,
+        endpoint: &Endpoint,
+        service: S,
+        request: &RequestContext,
+        now: Instant,
+    ) -> Option<Found<S>> {
+        let claims = match self.reserves {
+            true => Claims::take(&self.filters, &self.pool, endpoint, request, now)?,
+            false => Claims::default(),
+        };
+        Some(Found { endpoint: endpoint.clone(), service, claims })
+    }
+
     /// Whether an endpoint outside `scope` of the latest attempt fits the request, busy or not.
     pub(super) fn has_elsewhere(&self, scope: Scope, request: &RequestContext, now: Instant) -> bool {
-        let earlier = request.ledger().attempts().to_vec();
+        let earlier = request.ledger().current().to_vec();
         let all_out = matches!(scope, Scope::Request | Scope::Pool | Scope::Egress);
         !all_out
             && self.lanes.current(now).lanes.iter().any(|lane| {
-                self.fits(lane, &earlier, request, now) == Fit::Yes
+                self.fits(&lane.endpoint, &earlier, request, now) == Fit::Yes
                     && earlier.iter().all(|attempt| attempt.endpoint != lane.endpoint)
             })
     }
@@ -136,15 +168,22 @@ impl<S, P> Shared<S, P> {
                 book.out_for(endpoint, request, now),
             ];
             let resting = resting.into_iter().flatten().max_by_key(|resting| resting.until);
-            let back = resting.map(|resting| resting.until).max(endpoint.shut_until(now));
+            let mut back = resting.map(|resting| resting.until).max(endpoint.shut_until(now));
+            let filtered =
+                self.filters.iter().map(|filter| filter.judge(endpoint, request, now)).fold(Fit::Yes, Fit::and);
+            if let Fit::NotBefore(at) = filtered {
+                back = back.max(Some(at));
+            }
             let reason = match resting {
                 _ if filter::built_in(book, &[], endpoint, request, now) == Fit::No => "other_models_or_drained",
                 Some(resting) => resting.cause.as_str(),
+                None if filtered != Fit::Yes => "kept_back_by_a_filter",
                 None if back.is_some() => "breaker_open",
                 None => "busy_or_tried",
             };
             *reasons.entry(reason).or_default() += 1;
             if reason != "other_models_or_drained"
+                && filtered != Fit::No
                 && let Some(back) = back
             {
                 earliest = Some(earliest.map_or(back, |earliest| earliest.min(back)));
@@ -156,71 +195,41 @@ impl<S, P> Shared<S, P> {
     }
 }
 
-fn narrower(one: Fit, other: Fit) -> Fit {
-    match (one, other) {
-        (Fit::No, _) | (_, Fit::No) => Fit::No,
-        (Fit::Yes, fit) | (fit, Fit::Yes) => fit,
-        (Fit::NotBefore(one), Fit::NotBefore(other)) => Fit::NotBefore(one.max(other)),
-    }
-}
-
 struct Search<'a, S, P> {
     shared: &'a Shared<S, P>,
     request: &'a RequestContext,
     earlier: Vec<Attempt>,
     now: Instant,
     patient: bool,
+    /// Whether it is not in line yet, so that those who are come first.
+    newcomer: bool,
     outlook: Outlook,
 }
 
 impl<S, P: Pick> Search<'_, S, P> {
-    fn run<'s, B>(&mut self, snapshot: &'s Snapshot<S>) -> Option<(&'s Lane<S>, S)>
+    fn run<B>(&mut self, snapshot: &Snapshot<S>, headers: &HeaderMap) -> Option<Found<S>>
     where
         S: Service<http::Request<B>> + Clone,
         S::Error: Into<BoxError>,
     {
-        let count = snapshot.lanes.len();
-        if count == 0 {
-            return None;
-        }
-        let rng = &mut fastrand::Rng::new();
-        let candidates = Candidates { endpoints: &snapshot.endpoints, request: self.request, now: self.now };
-        for turn in 0..PROPOSALS {
-            let proposed = self.shared.pick.propose(&candidates, turn, rng);
-            if let Some(lane) = snapshot.lanes.get(proposed)
-                && !self.second_choice(lane)
-                && let Some(service) = self.try_lane(lane)
-            {
-                return Some((lane, service));
+        let pick = &*self.shared.pick;
+        let prepared = snapshot.prepared.get_or_init(|| pick.prepare(&snapshot.endpoints));
+        let candidates = Candidates::new(&snapshot.endpoints, self.request, headers, self.now).with(prepared.as_ref());
+        order::find(pick, &candidates, &mut fastrand::Rng::new(), |index, last| {
+            let lane = &snapshot.lanes[index];
+            if !last && self.second_choice(lane) {
+                return Asked::Later;
             }
-        }
-        let start = rng.usize(..count);
-        let mut second_choices = false;
-        for lane in (0..count).map(|step| &snapshot.lanes[(start + step) % count]) {
-            if self.second_choice(lane) {
-                second_choices = true;
-            } else if let Some(service) = self.try_lane(lane) {
-                return Some((lane, service));
-            }
-        }
-        if second_choices {
-            for lane in (0..count).map(|step| &snapshot.lanes[(start + step) % count]) {
-                if self.second_choice(lane)
-                    && let Some(service) = self.try_lane(lane)
-                {
-                    return Some((lane, service));
-                }
-            }
-        }
-        None
+            self.try_lane(lane).map_or(Asked::Refused, Asked::Found)
+        })
     }
 
     fn second_choice(&self, lane: &Lane<S>) -> bool {
         filter::is_second_choice(&self.earlier, self.shared.pool.state().is_warm(), &lane.endpoint)
     }
 
-    /// An instance of the lane that said Ready, if it may and can serve.
-    fn try_lane<B>(&mut self, lane: &Lane<S>) -> Option<S>
+    /// The lane's endpoint, if it may and can serve.
+    fn try_lane<B>(&mut self, lane: &Lane<S>) -> Option<Found<S>>
     where
         S: Service<http::Request<B>> + Clone,
         S::Error: Into<BoxError>,
@@ -240,16 +249,25 @@ impl<S, P: Pick> Search<'_, S, P> {
                 self.outlook.returns(at);
                 return None;
             }
+            Fit::Full => {
+                self.outlook.busy = true;
+                return None;
+            }
             Fit::Yes => {}
         }
-        if lane.is_contended() {
+        // who waits for what filters set aside has no place in a lane's line, so must be asked about
+        if lane.is_contended() || (self.newcomer && self.shared.is_waited_for(endpoint)) {
             self.outlook.busy = true;
             return None;
         }
         let mut service = lane.service.clone();
         // an instance that is not ready is dropped at once, so nobody need be woken for it
         match service.poll_ready(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(Ok(())) => Some(service),
+            Poll::Ready(Ok(())) => {
+                let found = self.shared.claim(endpoint, service, self.request, self.now);
+                self.outlook.busy |= found.is_none();
+                found
+            }
             Poll::Pending => {
                 self.outlook.busy = true;
                 None
@@ -271,7 +289,7 @@ impl<S, P: Pick> Search<'_, S, P> {
                 match fit {
                     Fit::No => {}
                     Fit::NotBefore(at) => self.outlook.returns(at.max(back)),
-                    Fit::Yes => self.outlook.returns(back),
+                    Fit::Yes | Fit::Full => self.outlook.returns(back),
                 }
             }
         }

@@ -219,6 +219,27 @@ impl Book {
         self.publish(&mut entries, now);
     }
 
+    /// Ends a rest for a 401 of a key that upstream, `asked` about it since, accepts. A key that is refused again after that
+    /// rests as long as it would otherwise, and one given up for dead starts anew. Says whether a rest has ended.
+    pub(super) fn vouch(&self, endpoint: &Endpoint, asked: Instant, now: Instant) -> bool {
+        if self.idle(0, now) {
+            return false;
+        }
+        let place = Place::Key(endpoint.id());
+        let mut entries = self.entries();
+        let stands = |entry: &&mut Entry| entry.until > now && entry.since <= asked && entry.cause == Cause::InvalidKey;
+        let Some(entry) = entries.get_mut(&place).filter(stands) else { return false };
+        if entry.until > clock::after(now, LONGEST) {
+            entries.remove(&place);
+        } else if entry.strikes == 1 {
+            entry.until = now;
+        } else {
+            return false;
+        }
+        self.publish(&mut entries, now);
+        true
+    }
+
     /// Forgets every rest of the endpoint itself, and of its account and workspace.
     pub(super) fn reset(&self, endpoint: &Endpoint, now: Instant) {
         let account = AccountId::of(endpoint);

@@ -13,7 +13,8 @@ use tokio::time::{Instant, Sleep};
 use tower::{BoxError, Service};
 
 use super::{
-    choose::{Choice, Outlook, Shared},
+    choose::{Choice, Found, Outlook, Shared},
+    claims::Claims,
     pick::Pick,
     pool::Pool,
     waiting::Ticket,
@@ -109,20 +110,25 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         if let StateProject::Looking { looking } = this.state.as_mut().project() {
-            let Looking { context, waiting, .. } = looking.as_mut().expect("taken only to be replaced at once");
+            let Looking { request, context, waiting } = looking.as_mut().expect("taken only to be replaced at once");
             let found = match waiting {
-                None => find(this.shared, context, waiting, cx),
+                None => find(this.shared, request, context, waiting, cx),
                 Some(_) => Poll::Pending,
             };
             let found = match found {
                 Poll::Ready(found) => found,
-                Poll::Pending => ready!(wait(this.shared, context, waiting.as_mut().expect("in line"), cx)),
+                Poll::Pending => ready!(wait(this.shared, request, context, waiting.as_mut().expect("in line"), cx)),
             };
-            *waiting = None;
-            let (endpoint, mut service) = found?;
+            let waited = waiting.take().is_some();
+            let Found { endpoint, mut service, mut claims } = found?;
+            if waited && this.shared.reserves {
+                this.shared.pass_on(&endpoint);
+            }
+            claims.sent();
             let Some(Looking { request, context, .. }) = looking.take() else { unreachable!("it was there above") };
             context.ledger().start(&endpoint);
-            let record = Some(Record { pool: this.shared.pool.clone(), endpoint, context, awaits: None });
+            let record =
+                Some(Record { pool: this.shared.pool.clone(), endpoint, context, cell: None, awaits: false, claims });
             this.state.set(State::Calling { call: service.call(request), record });
         }
         let StateProject::Calling { call, record } = this.state.project() else { unreachable!("set above") };
@@ -134,7 +140,8 @@ where
                 match Verdict::of(&response, classify) {
                     Verdict::Known(outcome) => {
                         record.learn(&response);
-                        record.book(outcome);
+                        record.cell = response.extensions().get().cloned();
+                        record.known(outcome);
                         if let Outcome::Fault(fault) = outcome
                             && fault.retry == Retry::Elsewhere
                             && this.shared.has_elsewhere(fault.scope, &record.context, Instant::now())
@@ -142,46 +149,45 @@ where
                             record.context.ledger().end(outcome, true);
                         }
                     }
-                    Verdict::AtCommit(cell) => record.awaits = Some(cell),
+                    Verdict::AtCommit(cell) => (record.cell, record.awaits) = (Some(cell), true),
                     // what a foreign stream says in its trailers, the breaker and the monitor read
                     Verdict::AtEnd => {}
                 }
-                let record = record.awaits.is_some().then_some(record);
+                let record = (record.awaits || !record.claims.is_empty()).then_some(record);
                 Ok(response.map(|body| Guarded::new(body, record)))
             }
             Err(error) => {
                 let error = error.into();
                 let outcome = classify.error(&*error);
-                record.book(outcome);
+                record.known(outcome);
                 Err(error)
             }
         })
     }
 }
 
-type Found<S> = Result<(Endpoint, S), BoxError>;
-
 /// Looks for an endpoint; joins the line when there is none yet.
 fn find<S, P, B>(
     shared: &Arc<Shared<S, P>>,
+    request: &Request<B>,
     context: &RequestContext,
     waiting: &mut Option<Box<Waiting<S, P>>>,
     cx: &mut Context<'_>,
-) -> Poll<Found<S>>
+) -> Poll<Result<Found<S>, BoxError>>
 where
     S: Service<Request<B>> + Clone + Send + Sync + 'static,
     S::Error: Into<BoxError>,
     P: Pick,
 {
     let now = Instant::now();
-    let outlook = match shared.choose(context, now, true) {
-        Choice::Ready(endpoint, service) => return Poll::Ready(Ok((endpoint, service))),
+    let outlook = match shared.choose(context, request.headers(), now, true, true) {
+        Choice::Ready(found) => return Poll::Ready(Ok(found)),
         Choice::Nobody(outlook) => outlook,
     };
     let patience = clock::after(now, shared.waiting.max_wait);
     let give_up = context.deadline().map_or(patience, |deadline| deadline.min(patience));
     if outlook.is_hopeless(give_up) {
-        return Poll::Ready(last_resort(shared, context, outlook, now));
+        return Poll::Ready(last_resort(shared, request, context, outlook, now));
     }
     let Some(ticket) = Ticket::take(shared, context, cx.waker()) else {
         let detail = format!(
@@ -202,17 +208,18 @@ where
 /// Stands in line.
 fn wait<S, P, B>(
     shared: &Arc<Shared<S, P>>,
+    request: &Request<B>,
     context: &RequestContext,
     waiting: &mut Waiting<S, P>,
     cx: &mut Context<'_>,
-) -> Poll<Found<S>>
+) -> Poll<Result<Found<S>, BoxError>>
 where
     S: Service<Request<B>> + Clone + Send + Sync + 'static,
     S::Error: Into<BoxError>,
     P: Pick,
 {
     loop {
-        let look_again = match waiting.ticket.poll(cx) {
+        let look_again = match waiting.ticket.poll(context, cx) {
             Ok(found) => return Poll::Ready(Ok(found)),
             Err(look_again) => look_again,
         };
@@ -221,13 +228,13 @@ where
             return Poll::Pending;
         }
         let now = Instant::now();
-        match shared.choose(context, now, true) {
-            Choice::Ready(endpoint, service) => return Poll::Ready(Ok((endpoint, service))),
+        match shared.choose(context, request.headers(), now, true, false) {
+            Choice::Ready(found) => return Poll::Ready(Ok(found)),
             Choice::Nobody(outlook) => waiting.outlook = outlook,
         }
         if now >= waiting.give_up || waiting.outlook.is_hopeless(waiting.give_up) {
             let outlook = std::mem::take(&mut waiting.outlook);
-            return Poll::Ready(last_resort(shared, context, outlook, now));
+            return Poll::Ready(last_resort(shared, request, context, outlook, now));
         }
         if let Some(found) = waiting.ticket.line_up(context, now) {
             return Poll::Ready(Ok(found));
@@ -240,10 +247,11 @@ where
 /// given; all else is refused.
 fn last_resort<S, P, B>(
     shared: &Arc<Shared<S, P>>,
+    request: &Request<B>,
     context: &RequestContext,
     outlook: Outlook,
     now: Instant,
-) -> Found<S>
+) -> Result<Found<S>, BoxError>
 where
     S: Service<Request<B>> + Clone + Send + Sync + 'static,
     S::Error: Into<BoxError>,
@@ -251,9 +259,9 @@ where
 {
     if outlook.soft
         && context.deadline().is_none_or(|deadline| deadline > now)
-        && let Choice::Ready(endpoint, service) = shared.choose(context, now, false)
+        && let Choice::Ready(found) = shared.choose(context, request.headers(), now, false, false)
     {
-        return Ok((endpoint, service));
+        return Ok(found);
     }
     Err(outlook.refuse(shared, context, now))
 }
@@ -281,17 +289,36 @@ pub struct Record {
     pool: Pool,
     endpoint: Endpoint,
     context: RequestContext,
-    awaits: Option<OutcomeCell>,
+    cell: Option<OutcomeCell>,
+    /// Whether the outcome is yet to be written.
+    awaits: bool,
+    claims: Claims,
 }
 
 impl Record {
     fn learn<B>(&self, response: &Response<B>) {
-        if let Some(account) = response.extensions().get::<OutcomeCell>().and_then(OutcomeCell::account) {
+        let Some(cell) = response.extensions().get::<OutcomeCell>() else { return };
+        if let Some(account) = cell.account() {
             self.endpoint.learn_account(account);
+        }
+        if let Some(provider) = cell.provider() {
+            self.context.ledger().blame(provider);
         }
     }
 
-    fn book(&self, outcome: Outcome) {
+    /// The outcome is known with the head. A fault is the end of it; what a success cost is known when its body is over.
+    fn known(&mut self, outcome: Outcome) {
+        let seen_to = !outcome.is_success() && self.settle(Some(outcome));
+        self.book(outcome, seen_to);
+    }
+
+    fn settle(&mut self, outcome: Option<Outcome>) -> bool {
+        let usage = self.cell.as_ref().and_then(OutcomeCell::usage);
+        self.claims.settle(outcome, usage)
+    }
+
+    /// Writes the outcome down; a fault that a filter has `seen_to` asks for no rest.
+    fn book(&self, outcome: Outcome, seen_to: bool) {
         self.context.ledger().end(outcome, false);
         match outcome {
             Outcome::Success => {
@@ -303,6 +330,7 @@ impl Record {
             }
             Outcome::Fault(mut fault) => {
                 let now = Instant::now();
+                fault.rest = fault.rest.filter(|_| !seen_to);
                 let suspects = self.endpoint.suspects();
                 if fault.is_suspect()
                     && fault.rest.is_none()
@@ -318,9 +346,16 @@ impl Record {
 }
 
 impl Guard for Record {
-    fn finish(self, _ending: Ending) {
-        if let Some(outcome) = self.awaits.as_ref().and_then(|cell| cell.at_end().or(cell.at_commit())) {
-            self.book(outcome);
+    fn finish(mut self, ending: Ending) {
+        let whole = matches!(ending, Ending::Complete | Ending::HeadOnly).then_some(Outcome::Success);
+        let (commit, end) = match &self.cell {
+            Some(cell) => (cell.at_commit(), cell.at_end()),
+            None => (None, whole),
+        };
+        // what a caller that left early will be billed nobody knows, unless the model never ran
+        let seen_to = self.settle(end.or(commit.filter(|outcome| !outcome.is_success())));
+        if let Some(outcome) = end.or(commit).filter(|_| self.awaits) {
+            self.book(outcome, seen_to);
         }
     }
 }

@@ -1,14 +1,14 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
 };
 
 use tokio::time::Instant;
 
-use super::{pool::Pool, swap::Swap};
+use super::{pick::Prepared, pool::Pool, swap::Swap};
 use crate::{
     clock,
     endpoint::{Endpoint, EndpointId},
@@ -33,6 +33,8 @@ impl<S> Lane<S> {
 pub(super) struct Snapshot<S> {
     pub(super) endpoints: Box<[Endpoint]>,
     pub(super) lanes: Box<[Arc<Lane<S>>]>,
+    /// What the pick made of the endpoints, by the first who asked it: outside the lock, since a pick is foreign code.
+    pub(super) prepared: OnceLock<Option<Prepared>>,
     version: u64,
     /// When the first of those who are out comes back.
     next_return: u64,
@@ -47,7 +49,13 @@ pub(super) struct Lanes<S> {
 
 impl<S> Lanes<S> {
     pub(super) fn new(pool: Pool, make: Box<dyn Fn(&Endpoint) -> S + Send + Sync>) -> Self {
-        let stale = Snapshot { endpoints: Box::default(), lanes: Box::default(), version: u64::MAX, next_return: 0 };
+        let stale = Snapshot {
+            endpoints: Box::default(),
+            lanes: Box::default(),
+            prepared: OnceLock::new(),
+            version: u64::MAX,
+            next_return: 0,
+        };
         Self { pool, make, snapshot: Swap::new(stale, HashMap::new()) }
     }
 
@@ -113,6 +121,6 @@ impl<S> Lanes<S> {
             });
         }
         let endpoints = lanes.iter().map(|lane| lane.endpoint.clone()).collect();
-        Snapshot { endpoints, lanes: lanes.into(), version, next_return }
+        Snapshot { endpoints, lanes: lanes.into(), prepared: OnceLock::new(), version, next_return }
     }
 }

@@ -1,25 +1,82 @@
 //! Picks: which endpoint first?
 //!
 //! A pick proposes endpoints one at a time from an immutable snapshot; filters and readiness judge what it proposes. It need
-//! not find the best of all, nor know who is out: two or three proposals nearly always hit, and if they do not, selection
-//! scans. So no pick looks at more than a few endpoints, and none allocates.
+//! not find the best of all, nor know who is out: a few proposals nearly always hit. So most picks look at one or two
+//! endpoints however many there are, and none allocates.
+//!
+//! Two things would spoil that, and each has a place of its own. What takes a look at all endpoints, such as a table of
+//! weights, is worked out in [`prepare`](Pick::prepare), once for each snapshot: it lies in the snapshot itself, so it can
+//! neither be stale nor be fought over by two selectors that share a pick. And where the proposals have all been refused,
+//! selection looks at everybody; whom first, [`rank`](Pick::rank) says, so that a tier, a weight or a session still holds.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{any::Any, cmp::Ordering, fmt, sync::Arc};
 
 use fastrand::Rng;
+use http::HeaderMap;
 use tokio::time::Instant;
 
 use crate::{endpoint::Endpoint, request::RequestContext};
 
+mod least_in_flight;
+mod most_credit;
+mod round_robin;
+mod sticky;
+
+pub use least_in_flight::LeastInFlight;
+pub use most_credit::MostCredit;
+pub use round_robin::RoundRobin;
+pub use sticky::Sticky;
+
+/// What a [`Pick`] has worked out for a snapshot, of whatever type it likes.
+pub type Prepared = Box<dyn Any + Send + Sync>;
+
 /// What a pick may look at.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
+#[non_exhaustive]
 pub struct Candidates<'a> {
     /// The endpoints that nothing holds back for everybody. Never empty.
     pub endpoints: &'a [Endpoint],
-    /// The request.
+    /// The request, as the stages share it.
     pub request: &'a RequestContext,
+    /// The request's headers.
+    pub headers: &'a HeaderMap,
     /// The time.
     pub now: Instant,
+    prepared: Option<&'a (dyn Any + Send + Sync)>,
+}
+
+impl<'a> Candidates<'a> {
+    /// Candidates for a request, nothing prepared.
+    pub fn new(endpoints: &'a [Endpoint], request: &'a RequestContext, headers: &'a HeaderMap, now: Instant) -> Self {
+        Self { endpoints, request, headers, now, prepared: None }
+    }
+
+    /// The same with what [`Pick::prepare`] made of these endpoints.
+    #[must_use]
+    pub fn with(self, prepared: Option<&'a Prepared>) -> Self {
+        Self { prepared: prepared.map(|prepared| &**prepared), ..self }
+    }
+
+    /// The same request with other endpoints, and what was prepared of them: for a pick that asks another one.
+    #[must_use]
+    pub fn among(self, endpoints: &'a [Endpoint], prepared: Option<&'a Prepared>) -> Self {
+        Self { endpoints, ..self }.with(prepared)
+    }
+
+    /// What the pick prepared, if it is a `T`.
+    pub fn prepared<T: 'static>(&self) -> Option<&'a T> {
+        self.prepared?.downcast_ref()
+    }
+}
+
+impl fmt::Debug for Candidates<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Candidates")
+            .field("endpoints", &self.endpoints)
+            .field("request", &self.request)
+            .field("now", &self.now)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Proposes an endpoint.
@@ -27,6 +84,8 @@ pub struct Candidates<'a> {
 /// What is known of an endpoint is at hand: its [`key`](Endpoint::key) with the weight
 /// ([`weight_of`](crate::ApiKey::weight_of)), and its [`figures`](Endpoint::figures) as a
 /// [`LoadMonitorLayer`](crate::LoadMonitorLayer) writes them.
+///
+/// One that needs nothing but the candidates:
 ///
 /// ```
 /// use tower_openrouter::select::{Candidates, Pick, Rng};
@@ -40,120 +99,154 @@ pub struct Candidates<'a> {
 ///     }
 /// }
 /// ```
+///
+/// One that looks at everybody once for each snapshot, and has an order for those who come after its proposals:
+///
+/// ```
+/// use tower_openrouter::{Endpoint, select::{Candidates, Pick, Prepared, Rank, Rng}};
+///
+/// /// The key whose label comes first in the alphabet, then the others in that order.
+/// struct Alphabetical;
+///
+/// impl Pick for Alphabetical {
+///     fn prepare(&self, endpoints: &[Endpoint]) -> Option<Prepared> {
+///         let mut places: Vec<usize> = (0..endpoints.len()).collect();
+///         places.sort_by_key(|place| endpoints[*place].key().name());
+///         Some(Box::new(places))
+///     }
+///
+///     fn propose(&self, candidates: &Candidates<'_>, turn: usize, _rng: &mut Rng) -> usize {
+///         let order = candidates.prepared::<Vec<usize>>();
+///         order.and_then(|order| order.get(turn).copied()).unwrap_or(usize::MAX)
+///     }
+///
+///     fn rank(&self, candidates: &Candidates<'_>, index: usize, _rng: &mut Rng) -> Option<Rank> {
+///         let order = candidates.prepared::<Vec<usize>>()?;
+///         order.iter().position(|place| *place == index).map(|at| Rank::from(at as f64))
+///     }
+/// }
+/// ```
 pub trait Pick: Send + Sync + 'static {
-    /// The index of the endpoint proposed. `turn` counts the proposals for this attempt, from 0; an index out of bounds
-    /// proposes nobody.
+    /// The index of the endpoint proposed. `turn` counts the proposals for this attempt, from 0; an index out of bounds ends
+    /// them, and [`rank`](Self::rank) takes over.
     fn propose(&self, candidates: &Candidates<'_>, turn: usize, rng: &mut Rng) -> usize;
-}
 
-/// Each endpoint in turn. One counter for all clones, so that the turns are even across them.
-///
-/// ```
-/// use tower_openrouter::select::RoundRobin;
-/// let pick = RoundRobin::default();
-/// # let _ = pick;
-/// ```
-#[derive(Debug, Default)]
-pub struct RoundRobin(AtomicUsize);
+    /// Looks at all endpoints of a new snapshot; proposals find what this makes in [`Candidates::prepared`]. It is called
+    /// whenever somebody joins, leaves, begins or ends a rest, and those who look for a key wait for it. Default: nothing.
+    fn prepare(&self, endpoints: &[Endpoint]) -> Option<Prepared> {
+        let _ = endpoints;
+        None
+    }
 
-impl Pick for RoundRobin {
-    fn propose(&self, candidates: &Candidates<'_>, _turn: usize, _rng: &mut Rng) -> usize {
-        self.0.fetch_add(1, Ordering::Relaxed) % candidates.endpoints.len()
+    /// Where an endpoint stands when all proposals were refused and selection looks at everybody, the lowest rank first.
+    /// Default: `None`, which is any order, evenly mixed, and costs nothing; it must not depend on `index`.
+    fn rank(&self, candidates: &Candidates<'_>, index: usize, rng: &mut Rng) -> Option<Rank> {
+        let _ = (candidates, index, rng);
+        None
     }
 }
 
-/// The less loaded of two endpoints chosen at random (the power of two choices, Mitzenmacher 2001).
-///
-/// Load is what is in flight until the end of its body, and for each failure that speaks, or may speak, against the key one
-/// virtual request that melts away over the hint, at least 5 s and at most 300 s. So a key that refuses fast does not look
-/// idle. It reads what a [`LoadMonitorLayer`](crate::LoadMonitorLayer) in the per-key stack writes.
-///
-/// ```
-/// use tower_openrouter::select::LeastInFlight;
-/// let pick = LeastInFlight::default();
-/// # let _ = pick;
-/// ```
-#[derive(Debug, Default)]
-#[non_exhaustive]
-pub struct LeastInFlight;
+/// A place in the order in which everybody is looked at: the lower tier first, then the lower number.
+#[derive(Debug, Clone, Copy)]
+pub struct Rank {
+    /// The tier; 0 where there are none.
+    pub tier: u32,
+    /// The place within it.
+    pub order: f64,
+}
 
-impl Pick for LeastInFlight {
-    fn propose(&self, candidates: &Candidates<'_>, _turn: usize, rng: &mut Rng) -> usize {
-        let count = candidates.endpoints.len();
-        let one = rng.usize(..count);
-        if count == 1 {
-            return one;
+impl From<f64> for Rank {
+    fn from(order: f64) -> Self {
+        Self { tier: 0, order }
+    }
+}
+
+impl Ord for Rank {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.tier.cmp(&other.tier).then(self.order.total_cmp(&other.order))
+    }
+}
+
+impl PartialOrd for Rank {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Rank {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Rank {}
+
+macro_rules! forward {
+    ($($pointer:ident),*) => { $(
+        /// So that the pick can be chosen while the program runs.
+        impl<P: Pick + ?Sized> Pick for $pointer<P> {
+            fn propose(&self, candidates: &Candidates<'_>, turn: usize, rng: &mut Rng) -> usize {
+                (**self).propose(candidates, turn, rng)
+            }
+
+            fn prepare(&self, endpoints: &[Endpoint]) -> Option<Prepared> {
+                (**self).prepare(endpoints)
+            }
+
+            fn rank(&self, candidates: &Candidates<'_>, index: usize, rng: &mut Rng) -> Option<Rank> {
+                (**self).rank(candidates, index, rng)
+            }
         }
-        // distinct from the first, and uniform among the others
-        let other = (one + rng.usize(1..count)) % count;
-        let load = |index: usize| candidates.endpoints[index].figures().load(candidates.now);
-        if load(other) < load(one) { other } else { one }
+    )* };
+}
+
+forward!(Arc, Box);
+
+/// The index of the cheaper of two endpoints chosen at random (the power of two choices, Mitzenmacher 2001).
+fn cheaper_of_two(count: usize, rng: &mut Rng, cost: impl Fn(usize) -> f64) -> usize {
+    if count < 2 {
+        return 0;
     }
+    let one = rng.usize(..count);
+    // distinct from the first, and uniform among the others
+    let other = (one + rng.usize(1..count)) % count;
+    if cost(other) < cost(one) { other } else { one }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{sync::Arc, time::Duration};
-
+pub(super) mod support {
     use super::*;
     use crate::{
         ApiKey,
-        outcome::{Cause, Fault, Rest, Scope},
+        select::order::{self, Asked},
     };
 
-    fn endpoints(count: usize) -> Vec<Endpoint> {
-        (0..count).map(|index| Endpoint::new(ApiKey::new(format!("key-{index}")).unwrap())).collect()
+    /// As many endpoints, with the weights, labels, … that `with` gives each key.
+    pub(in crate::select) fn endpoints(count: usize, with: impl Fn(usize, ApiKey) -> ApiKey) -> Vec<Endpoint> {
+        let key = |index| ApiKey::new(format!("key-{index}")).unwrap();
+        (0..count).map(|index| Endpoint::new(with(index, key(index)))).collect()
     }
 
-    fn shares(pick: &impl Pick, endpoints: &[Endpoint], picks: usize) -> Vec<usize> {
-        let (request, mut rng) = (RequestContext::new(), Rng::with_seed(7));
-        let candidates = Candidates { endpoints, request: &request, now: Instant::now() };
-        let mut shares = vec![0; endpoints.len()];
-        for _ in 0..picks {
-            shares[pick.propose(&candidates, 0, &mut rng)] += 1;
+    /// What a pick proposes for so many requests in a row, with endpoints that refuse.
+    pub(in crate::select) fn picks(
+        pick: &impl Pick,
+        endpoints: &[Endpoint],
+        count: usize,
+        refuses: impl Fn(usize) -> bool,
+    ) -> Vec<usize> {
+        let (request, headers, rng) = (RequestContext::new(), HeaderMap::new(), &mut Rng::with_seed(7));
+        let prepared = pick.prepare(endpoints);
+        let candidates = Candidates::new(endpoints, &request, &headers, Instant::now()).with(prepared.as_ref());
+        let ask = |index: usize, _| if refuses(index) { Asked::Refused } else { Asked::Found(index) };
+        (0..count).map(|_| order::find(pick, &candidates, rng, ask).expect("somebody is left")).collect()
+    }
+
+    /// How many picks each endpoint got.
+    pub(in crate::select) fn shares(picks: &[usize], endpoints: usize) -> Vec<usize> {
+        let mut shares = vec![0; endpoints];
+        for pick in picks {
+            shares[*pick] += 1;
         }
         shares
-    }
-
-    #[test]
-    fn r013_round_robin_is_even_across_threads() {
-        let (pick, endpoints) = (Arc::new(RoundRobin::default()), endpoints(5));
-        let threads: Vec<_> = (0..8)
-            .map(|_| {
-                let (pick, endpoints) = (pick.clone(), endpoints.clone());
-                std::thread::spawn(move || shares(&*pick, &endpoints, 12_500))
-            })
-            .collect();
-        let mut sum = [0; 5];
-        for thread in threads {
-            for (sum, share) in sum.iter_mut().zip(thread.join().unwrap()) {
-                *sum += share;
-            }
-        }
-        assert_eq!(sum, [20_000; 5]);
-    }
-
-    #[test]
-    fn r013_two_choices_are_even_over_equal_keys() {
-        for share in shares(&LeastInFlight, &endpoints(5), 100_000) {
-            assert!((18_000..=22_000).contains(&share), "{share}");
-        }
-    }
-
-    #[test]
-    fn the_less_loaded_of_two_is_taken() {
-        let endpoints = endpoints(2);
-        endpoints[0].figures().start();
-        assert_eq!(shares(&LeastInFlight, &endpoints, 100), [0, 100]);
-    }
-
-    #[test]
-    fn a_fast_failing_key_looks_busy() {
-        let endpoints = endpoints(2);
-        let fault = Fault::new(Cause::KeyLimit, Scope::Key).rest(Rest::hinted(Duration::from_secs(1)));
-        endpoints[0].figures().start();
-        endpoints[0].figures().leave();
-        endpoints[0].figures().fail(&fault, Duration::from_millis(1), Instant::now());
-        assert_eq!(shares(&LeastInFlight, &endpoints, 100), [0, 100]);
     }
 }

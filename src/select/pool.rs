@@ -1,21 +1,27 @@
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fmt,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use arc_swap::ArcSwap;
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 use super::cooldown::{Book, Resting};
 use crate::{
-    endpoint::{Endpoint, PoolState},
+    endpoint::{Endpoint, PoolState, Prices},
     key::{ApiKey, KeyError},
-    outcome::Fault,
+    outcome::{Cause, Fault},
     request::RequestContext,
 };
 
 /// The keys a selector chooses from, and the book of their rests. Cheap to clone; keys come and go while requests run.
+///
+/// Groups of keys, each with a pick of its own, are pools that [share](Self::share) what is known of their keys; so is a new
+/// set of keys beside the old one, on which requests still run.
 ///
 /// ```
 /// use tower_openrouter::{ApiKey, select::Pool};
@@ -30,15 +36,44 @@ use crate::{
 pub struct Pool(Arc<Inner>);
 
 struct Inner {
-    state: Arc<PoolState>,
     endpoints: ArcSwap<Vec<Endpoint>>,
+    known: Arc<Known>,
+}
+
+/// What pools that share their keys' fate share.
+#[derive(Default)]
+struct Known {
+    state: Arc<PoolState>,
     book: Book,
     watchers: Mutex<Vec<Weak<dyn Watcher>>>,
+    /// How many wait for a key, with any selector.
+    waiters: AtomicUsize,
+    /// For those who keep an eye on the keys without keeping a pool.
+    news: watch::Sender<()>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.known.news.send_replace(());
+    }
+}
+
+/// A pool that is not kept.
+#[derive(Clone)]
+pub(crate) struct WeakPool(Weak<Inner>);
+
+impl WeakPool {
+    pub(crate) fn upgrade(&self) -> Option<Pool> {
+        self.0.upgrade().map(Pool)
+    }
 }
 
 /// Somebody who must know at once when a key was added, removed or reset.
 pub(super) trait Watcher: Send + Sync {
     fn changed(&self);
+
+    /// Something that filters had set aside for a request on `endpoint` was given back.
+    fn freed(&self, endpoint: &Endpoint);
 }
 
 impl Pool {
@@ -47,22 +82,44 @@ impl Pool {
     /// # Errors
     /// When there is none.
     pub fn new(keys: impl IntoIterator<Item = ApiKey>) -> Result<Self, KeyError> {
-        let state = Arc::<PoolState>::default();
+        Self::of(keys, &[], Arc::default())
+    }
+
+    /// Another pool, of these keys, that shares what is known with this one: a key that is here with the same secret and the
+    /// same settings is the same endpoint, with its figures and rests, and a rest written in one pool holds in both. Keys
+    /// added to, or removed from, either pool later are its own.
+    ///
+    /// ```
+    /// use tower_openrouter::{ApiKey, select::Pool};
+    ///
+    /// let (a, b) = (ApiKey::new("sk-or-v1-a")?.label("a"), ApiKey::new("sk-or-v1-b")?.label("b"));
+    /// let all = Pool::new([a.clone(), b])?;
+    /// let group = all.share([a])?;
+    /// assert_eq!(group.endpoints()[0], all.endpoints()[0]);
+    /// # Ok::<(), tower_openrouter::KeyError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// When there is no key.
+    pub fn share(&self, keys: impl IntoIterator<Item = ApiKey>) -> Result<Self, KeyError> {
+        Self::of(keys, &self.endpoints(), self.0.known.clone())
+    }
+
+    fn of(keys: impl IntoIterator<Item = ApiKey>, old: &[Endpoint], known: Arc<Known>) -> Result<Self, KeyError> {
+        let old: HashMap<_, _> = old.iter().map(|endpoint| (endpoint.key().hash(), endpoint)).collect();
         let mut seen = HashSet::new();
         let endpoints: Vec<_> = keys
             .into_iter()
             .filter(|key| seen.insert(key.hash().to_owned()))
-            .map(|key| Endpoint::in_pool(key, state.clone()))
+            .map(|key| match old.get(key.hash()) {
+                Some(endpoint) if *endpoint.key() == key && !endpoint.is_removed() => (*endpoint).clone(),
+                _ => Endpoint::in_pool(key, known.state.clone()),
+            })
             .collect();
         if endpoints.is_empty() {
             return Err(KeyError::NoKeys);
         }
-        Ok(Self(Arc::new(Inner {
-            state,
-            endpoints: ArcSwap::from_pointee(endpoints),
-            book: Book::default(),
-            watchers: Mutex::default(),
-        })))
+        Ok(Self(Arc::new(Inner { endpoints: ArcSwap::from_pointee(endpoints), known })))
     }
 
     /// Adds a key, or finds it if it is there already.
@@ -72,7 +129,7 @@ impl Pool {
             let endpoint = match old.iter().find(|endpoint| endpoint.key().hash() == key.hash()) {
                 Some(endpoint) => endpoint.clone(),
                 None => {
-                    let endpoint = Endpoint::in_pool(key.clone(), self.0.state.clone());
+                    let endpoint = Endpoint::in_pool(key.clone(), self.0.known.state.clone());
                     let all = old.iter().cloned().chain([endpoint.clone()]).collect();
                     found = Some(endpoint);
                     return Arc::new(all);
@@ -106,7 +163,7 @@ impl Pool {
         let endpoints = self.endpoints();
         let mut found = false;
         for endpoint in endpoints.iter().filter(|endpoint| endpoint.key().name() == label) {
-            self.0.book.reset(endpoint, Instant::now());
+            self.0.known.book.reset(endpoint, Instant::now());
             found = true;
         }
         self.changed();
@@ -120,35 +177,90 @@ impl Pool {
 
     /// What rest holds the endpoint back from every request.
     pub fn resting(&self, endpoint: &Endpoint) -> Option<Resting> {
-        self.0.book.out(endpoint, Instant::now())
+        self.0.known.book.out(endpoint, Instant::now())
+    }
+
+    /// What models cost, for all endpoints of the pool; empty until somebody fills it.
+    pub fn prices(&self) -> &Prices {
+        self.0.known.state.prices()
     }
 
     pub(super) fn book(&self) -> &Book {
-        &self.0.book
+        &self.0.known.book
     }
 
     pub(super) fn state(&self) -> &PoolState {
-        &self.0.state
+        &self.0.known.state
     }
 
     pub(super) fn record(&self, endpoint: &Endpoint, request: &RequestContext, fault: &Fault, now: Instant) {
-        let live = self.0.endpoints.load().len();
-        if self.0.book.record(endpoint, request, fault, live, now) {
-            self.0.state.touch();
+        let live = self.0.known.state.live();
+        if self.0.known.book.record(endpoint, request, fault, live, now) {
+            self.0.known.state.touch();
+        }
+        if is_worth_asking_about(fault.cause) {
+            endpoint.doubt();
+            self.0.known.news.send_replace(());
         }
     }
 
+    /// Notes that upstream, asked about the key at `asked`, accepts it: a rest for a 401 before that ends.
+    pub(crate) fn vouch(&self, endpoint: &Endpoint, asked: Instant) {
+        if self.0.known.book.vouch(endpoint, asked, Instant::now()) {
+            self.changed();
+        }
+    }
+
+    pub(crate) fn downgrade(&self) -> WeakPool {
+        WeakPool(Arc::downgrade(&self.0))
+    }
+
+    /// Changes when the set of keys does, when one of them is put in doubt, and when a pool that shares them is gone.
+    pub(crate) fn news(&self) -> watch::Receiver<()> {
+        self.0.known.news.subscribe()
+    }
+
     pub(super) fn watch(&self, watcher: Weak<dyn Watcher>) {
-        let mut watchers = self.0.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut watchers = self.0.known.watchers.lock().unwrap_or_else(PoisonError::into_inner);
         watchers.retain(|watcher| watcher.strong_count() > 0);
         watchers.push(watcher);
     }
 
     fn changed(&self) {
-        self.0.state.touch();
-        let watchers = self.0.watchers.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        watchers.iter().filter_map(Weak::upgrade).for_each(|watcher| watcher.changed());
+        self.0.known.state.touch();
+        self.tell(|watcher| watcher.changed());
+        self.0.known.news.send_replace(());
     }
+
+    /// Counts who waits for a key; before they look whether there is one.
+    pub(super) fn waiters(&self) -> &AtomicUsize {
+        &self.0.known.waiters
+    }
+
+    /// There may be more to spend with `endpoint`, or with others of its account, than there was: who waits for it is told.
+    pub(crate) fn freed(&self, endpoint: &Endpoint) {
+        if self.0.known.waiters.load(Ordering::SeqCst) > 0 {
+            self.tell(|watcher| watcher.freed(endpoint));
+        }
+    }
+
+    fn tell(&self, what: impl Fn(&dyn Watcher)) {
+        let watchers = self.0.known.watchers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        watchers.iter().filter_map(Weak::upgrade).for_each(|watcher| what(&*watcher));
+    }
+}
+
+/// Whether `GET /key` or `GET /credits` can tell more about it (rows 7 and 11 to 14).
+fn is_worth_asking_about(cause: Cause) -> bool {
+    matches!(
+        cause,
+        Cause::InvalidKey
+            | Cause::TooDearForKey
+            | Cause::NoCredit
+            | Cause::KeyLimit
+            | Cause::WorkspaceBudget
+            | Cause::GuardrailBudget
+    )
 }
 
 impl fmt::Debug for Pool {
@@ -159,7 +271,10 @@ impl fmt::Debug for Pool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::outcome::{Cause, Rest, Scope};
 
     fn key(secret: &str) -> ApiKey {
         ApiKey::new(secret).unwrap().label(secret)
@@ -172,6 +287,29 @@ mod tests {
         assert_eq!(pool.endpoints().len(), 2);
         let known = pool.endpoints()[0].clone();
         assert_eq!(pool.add(key("a")), known, "one key, one state");
+    }
+
+    #[test]
+    fn a_shared_pool_has_the_same_endpoints_for_the_same_keys() {
+        let old = Pool::new([key("a"), key("b"), key("c")]).unwrap();
+        let new = old.share([key("c"), key("b").account("acme"), key("d")]).unwrap();
+        let (old_keys, new_keys) = (old.endpoints(), new.endpoints());
+        assert_eq!(new_keys[0], old_keys[2]);
+        assert!(new_keys[1] != old_keys[1], "other settings, another endpoint");
+        assert_eq!(new_keys.iter().map(|endpoint| endpoint.key().name()).collect::<Vec<_>>(), ["c", "b", "d"]);
+        assert_eq!(old.share([]).unwrap_err(), KeyError::NoKeys);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_rest_holds_in_every_pool_that_shares_it() {
+        let old = Pool::new([key("a"), key("b")]).unwrap();
+        let new = old.share([key("b")]).unwrap();
+        let endpoint = &old.endpoints()[1];
+        let fault = Fault::new(Cause::KeyLimit, Scope::Key).rest(Rest::hinted(Duration::from_secs(60)));
+        let version = new.state().version();
+        old.record(endpoint, &RequestContext::new(), &fault, Instant::now());
+        assert!(new.resting(endpoint).is_some() && new.state().version() > version);
+        assert!(new.reset("b") && old.resting(endpoint).is_none());
     }
 
     #[test]

@@ -73,7 +73,7 @@ impl World {
             }
         }
         match key.remaining(now.wall) {
-            Some(left) if left <= DUST => Err(key_limit(key.reset, &key.hash)),
+            Some(left) if left <= DUST => Err(key_limit(key.cap.seen(now.wall).reset, &key.hash)),
             _ => Ok(()),
         }
     }
@@ -119,7 +119,7 @@ impl World {
         };
         let key = &self.keys[key];
         if let Some(left) = key.remaining(now.wall).filter(|left| worst > *left + DUST) {
-            return Err(key_cannot_afford(wanted, affordable(left), key.reset));
+            return Err(key_cannot_afford(wanted, affordable(left), key.cap.seen(now.wall).reset));
         }
         let balance = self.accounts[key.account].balance(now.wall);
         if worst > balance + DUST {

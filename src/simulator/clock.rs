@@ -24,6 +24,11 @@ impl Wall {
         self.0
     }
 
+    /// So many milliseconds later, or earlier when they are negative.
+    pub(super) fn later(self, ms: f64) -> Self {
+        Self(self.0.saturating_add(ms as i64))
+    }
+
     pub(super) const fn seconds(self) -> i64 {
         self.0.div_euclid(SECOND)
     }

@@ -7,7 +7,7 @@ use super::clock::{Clock, Wall};
 use super::faults::FaultState;
 use super::scenario::{Fault, Scenario, ScenarioError, SimKey};
 use super::stats::{Attempt, Counts, Received};
-use super::world::World;
+use super::world::{Cap, World};
 use super::{Shared, SimulatorService};
 
 /// Where the calendar starts unless the scenario says so: a Thursday noon, far from every boundary.
@@ -99,7 +99,10 @@ impl Simulator {
     ///
     /// When no key has this label.
     pub fn disable_key(&self, label: &str, disabled: bool) -> Result<(), ScenarioError> {
-        self.change_key(label, |key| key.disabled = disabled)
+        self.change_key(label, |world, key, now| {
+            let deleted = world.keys[key].deleted;
+            world.set_key(key, disabled, deleted, now);
+        })
     }
 
     /// Sets a key's spending cap, USD; none removes it. What was spent stays spent.
@@ -108,15 +111,18 @@ impl Simulator {
     ///
     /// When no key has this label.
     pub fn set_key_cap(&self, label: &str, cap: Option<f64>) -> Result<(), ScenarioError> {
-        self.change_key(label, |key| key.cap = cap)
+        self.change_key(label, |world, key, now| {
+            let reset = world.keys[key].cap.latest().reset;
+            world.set_cap(key, Cap { limit: cap, reset }, now);
+        })
     }
 
-    fn change_key(&self, label: &str, change: impl FnOnce(&mut super::world::KeyState)) -> Result<(), ScenarioError> {
+    fn change_key(&self, label: &str, change: impl FnOnce(&mut World, usize, Wall)) -> Result<(), ScenarioError> {
         let now = self.shared.clock.now().wall;
         let mut world = self.shared.lock();
         let unknown = || ScenarioError::new("label", format!("no key is called {label:?}"));
         let key = world.key_labelled(label).ok_or_else(unknown)?;
-        change(&mut world.keys[key]);
+        change(&mut world, key, now);
         world.keys[key].updated = Some(now);
         Ok(())
     }
@@ -130,10 +136,8 @@ impl Simulator {
         let now = self.shared.clock.now().wall;
         let mut world = self.shared.lock();
         let unknown = || ScenarioError::new("account", format!("no account is called {account:?}"));
-        let state = world.accounts.iter_mut().find(|a| *a.name == *account).ok_or_else(unknown)?;
-        let more = balance - state.balance(now);
-        state.credits += more;
-        state.ever_purchased += more.max(0.0);
+        let account = world.accounts.iter().position(|a| *a.name == *account).ok_or_else(unknown)?;
+        world.set_balance(account, balance, now);
         Ok(())
     }
 

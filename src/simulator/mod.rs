@@ -71,8 +71,8 @@
 //! # What it does not do
 //!
 //! Models do not think: replies are words drawn from the seed. Prompt tokens are bytes divided by four.
-//! Changes take effect at once, without the stale caches of the real edge. Providers are asked in a strict
-//! order rather than a weighted random one.
+//! Changes take effect at once unless [`Stale`] delays them. Providers are asked in a strict order rather than a
+//! weighted random one.
 
 mod admission;
 mod attempt;
@@ -93,6 +93,7 @@ mod routing;
 mod scenario;
 mod serve;
 mod service;
+mod stale;
 mod stats;
 mod ticket;
 mod trace;
@@ -102,7 +103,7 @@ pub use body::SimulatorBody;
 pub use control::{SimulatedKey, Simulator, utc_date};
 pub use scenario::{
     Account, Budget, Fault, InBand, InFlight, Keep, Model, Pool, PoolKind, ProviderEndpoint, Reason, Reply, Reset,
-    RetryAfter, Scenario, ScenarioError, SimKey, What, Wire, Workspace,
+    RetryAfter, Scenario, ScenarioError, SimKey, Stale, What, Wire, Workspace,
 };
 pub use serve::serve;
 pub use service::{SimulatorFuture, SimulatorService};

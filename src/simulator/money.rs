@@ -1,37 +1,62 @@
-//! Spending per UTC day, week and month, as `/key` reports it and caps count it.
+//! Spending per UTC day, week and month, as caps count it, and as `/key` reports it somewhat later.
 
 use super::clock::Wall;
 use super::scenario::Reset;
+use super::stale::Delayed;
 
 /// Sums of binary fractions miss the decimal sum they stand for by less than this, USD.
 pub(super) const DUST: f64 = 1e-9;
 
-/// USD spent, in total and in the current periods.
-#[derive(Clone, Copy, Debug, Default)]
+/// USD spent, as it is and as it is shown.
+#[derive(Clone, Debug)]
 pub(super) struct Spend {
+    shown: Delayed<Sums>,
+    lag_ms: f64,
+}
+
+impl Spend {
+    /// Spending from before the simulation, counted into the current periods. What is added is shown after `lag_ms`.
+    pub(super) fn starting_with(amount: f64, now: Wall, lag_ms: f64) -> Self {
+        let mut sums = Sums::default();
+        sums.add(amount, now);
+        Self { shown: Delayed::new(sums), lag_ms }
+    }
+
+    pub(super) fn add(&mut self, amount: f64, now: Wall) {
+        let mut sums = self.shown.latest();
+        sums.add(amount, now);
+        self.shown.set(sums, now, self.lag_ms);
+    }
+
+    /// What was spent since the last reset.
+    pub(super) fn since(&self, reset: Reset, now: Wall) -> f64 {
+        self.shown.latest().since(reset, now)
+    }
+
+    /// The same as counters show it: as it was when they were last brought up to date.
+    pub(super) fn shown_since(&self, reset: Reset, now: Wall) -> f64 {
+        self.shown.seen(now).since(reset, now.later(-self.lag_ms))
+    }
+}
+
+/// Sums of the current periods.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sums {
     total: f64,
     day: (i64, f64),
     week: (i64, f64),
     month: (i64, f64),
 }
 
-impl Spend {
-    /// Spending from before the simulation, counted into the current periods.
-    pub(super) fn starting_with(amount: f64, now: Wall) -> Self {
-        let mut spend = Self::default();
-        spend.add(amount, now);
-        spend
-    }
-
-    pub(super) fn add(&mut self, amount: f64, now: Wall) {
+impl Sums {
+    fn add(&mut self, amount: f64, now: Wall) {
         self.total += amount;
         roll(&mut self.day, now.day(), amount);
         roll(&mut self.week, now.week(), amount);
         roll(&mut self.month, now.month(), amount);
     }
 
-    /// What was spent since the last reset.
-    pub(super) fn since(&self, reset: Reset, now: Wall) -> f64 {
+    fn since(&self, reset: Reset, now: Wall) -> f64 {
         match reset {
             Reset::None => self.total,
             Reset::Daily => current(self.day, now.day()),

@@ -10,7 +10,8 @@ use super::generation::Generation;
 use super::ids;
 use super::money::Spend;
 use super::pool::PoolState;
-use super::scenario::{Account, Budget, InFlight, Reset, Scenario, ScenarioError, SimKey};
+use super::scenario::{Account, Budget, InFlight, Reset, Scenario, ScenarioError, SimKey, Stale};
+use super::stale::Delayed;
 use super::stats::Ledger;
 
 /// One account's state.
@@ -20,7 +21,7 @@ pub(super) struct AccountState {
     /// `org_…` or `user_…`, also the `user_id` of errors.
     pub(super) owner: String,
     pub(super) organization: bool,
-    pub(super) credits: f64,
+    pub(super) credits: Delayed<f64>,
     pub(super) ever_purchased: f64,
     pub(super) spend: Spend,
     pub(super) free: FreeQuota,
@@ -31,19 +32,20 @@ pub(super) struct AccountState {
 }
 
 impl AccountState {
-    fn new(account: &Account, seed: u64, now: Wall) -> Self {
+    fn new(account: &Account, seed: u64, stale: &Stale, now: Wall) -> Self {
         Self {
             name: account.name.as_str().into(),
             owner: ids::owner(seed, &account.name, account.organization),
             organization: account.organization,
-            credits: account.credits,
+            credits: Delayed::new(account.credits),
             ever_purchased: account.ever_purchased.unwrap_or(account.credits),
-            spend: Spend::starting_with(account.used, now),
+            spend: Spend::starting_with(account.used, now, stale.counters_ms),
             free: FreeQuota {
                 per_minute: account.free_per_minute,
                 per_day: account.free_per_day,
                 minute: (0, 0),
-                day: (0, 0),
+                day: Delayed::default(),
+                lag_ms: stale.counters_ms,
             },
             in_flight: account.in_flight.clone(),
             holds: Vec::new(),
@@ -53,7 +55,7 @@ impl AccountState {
     }
 
     pub(super) fn balance(&self, now: Wall) -> f64 {
-        self.credits - self.spend.since(Reset::None, now)
+        self.credits.seen(now) - self.spend.since(Reset::None, now)
     }
 
     /// 1000 a day are granted from nine credits ever bought.
@@ -73,12 +75,13 @@ pub(super) struct Hold {
 }
 
 /// The account's `:free` counters: (minute, requests) and (day, requests).
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct FreeQuota {
     pub(super) per_minute: u64,
     per_day: Option<u64>,
     minute: (i64, u64),
-    day: (i64, u64),
+    day: Delayed<(i64, u64)>,
+    lag_ms: f64,
 }
 
 /// What the free quota says to one more request.
@@ -92,25 +95,26 @@ pub(super) enum FreeVerdict {
 impl FreeQuota {
     /// Counts a request. Refused ones count for the day too, so retrying makes it worse.
     pub(super) fn take(&mut self, daily: u64, now: Wall) -> FreeVerdict {
-        if self.day.0 != now.day() {
-            self.day = (now.day(), 0);
-        }
+        let before = self.day.latest();
+        let asked = if before.0 == now.day() { before.1 + 1 } else { 1 };
+        self.day.set((now.day(), asked), now, self.lag_ms);
         if self.minute.0 != now.minute() {
             self.minute = (now.minute(), 0);
         }
-        self.day.1 += 1;
         if self.minute.1 >= self.per_minute {
             return FreeVerdict::MinuteFull;
         }
-        if self.day.1 > daily {
+        if asked > daily {
             return FreeVerdict::DayFull;
         }
         self.minute.1 += 1;
         FreeVerdict::Granted
     }
 
+    /// As the counter shows it.
     pub(super) fn used_today(&self, now: Wall) -> u64 {
-        if self.day.0 == now.day() { self.day.1 } else { 0 }
+        let (day, asked) = self.day.seen(now);
+        if day == now.later(-self.lag_ms).day() { asked } else { 0 }
     }
 }
 
@@ -134,13 +138,14 @@ pub(super) struct KeyState {
     pub(super) hash: String,
     pub(super) account: usize,
     pub(super) workspace: usize,
-    pub(super) cap: Option<f64>,
-    pub(super) reset: Reset,
+    pub(super) cap: Delayed<Cap>,
     pub(super) include_byok: bool,
     pub(super) spend: Spend,
     pub(super) expires: Option<Wall>,
     pub(super) disabled: bool,
     pub(super) deleted: bool,
+    /// Whether the edge knows it as a key that works.
+    known: Delayed<bool>,
     pub(super) management: bool,
     pub(super) allowed_models: Vec<String>,
     pub(super) created: Wall,
@@ -148,13 +153,28 @@ pub(super) struct KeyState {
     pub(super) last_used: Option<Wall>,
 }
 
+/// A key's spending cap: USD, and when it starts anew.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Cap {
+    pub(super) limit: Option<f64>,
+    pub(super) reset: Reset,
+}
+
+impl Cap {
+    /// What is left of it, by this count of what was spent.
+    pub(super) fn left(self, spent: impl FnOnce(Reset) -> f64) -> Option<f64> {
+        self.limit.map(|limit| limit - spent(self.reset))
+    }
+}
+
 impl KeyState {
+    /// What is left under the cap the edge knows.
     pub(super) fn remaining(&self, now: Wall) -> Option<f64> {
-        self.cap.map(|cap| cap - self.spend.since(self.reset, now))
+        self.cap.seen(now).left(|reset| self.spend.since(reset, now))
     }
 
     pub(super) fn accepted(&self, now: Wall) -> bool {
-        !self.deleted && !self.disabled && self.expires.is_none_or(|end| now < end)
+        self.known.seen(now) && self.expires.is_none_or(|end| now < end)
     }
 }
 
@@ -177,6 +197,7 @@ pub(super) struct World {
     pub(super) faults: Vec<FaultState>,
     pub(super) generations: VecDeque<Generation>,
     pub(super) ledger: Ledger,
+    stale: Stale,
     pub(super) rng: fastrand::Rng,
     pub(super) next_generation: u64,
     pub(super) next_answer: u64,
@@ -186,7 +207,8 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(scenario: &Scenario, now: Wall) -> Result<Self, ScenarioError> {
         let seed = scenario.seed;
-        let accounts: Vec<_> = scenario.accounts.iter().map(|a| AccountState::new(a, seed, now)).collect();
+        let accounts: Vec<_> =
+            scenario.accounts.iter().map(|a| AccountState::new(a, seed, &scenario.stale, now)).collect();
         let mut world = Self {
             ledger: Ledger::new(scenario.keep.clone(), accounts.len()),
             accounts,
@@ -198,6 +220,7 @@ impl World {
                 .iter()
                 .map(|e| EndpointState { pool: e.pool.clone().map(PoolState::new), failed: None })
                 .collect(),
+            stale: scenario.stale.clone(),
             faults: scenario.faults.iter().map(|f| FaultState::new(f.clone(), Duration::ZERO)).collect(),
             generations: VecDeque::new(),
             rng: ids::rng(seed, "faults", 0),
@@ -206,22 +229,24 @@ impl World {
             next_hold: 0,
         };
         for workspace in &scenario.workspaces {
-            world.add_workspace(seed, &workspace.account, &workspace.name, workspace.budgets.clone());
+            world.add_workspace(seed, &workspace.account, &workspace.name, workspace.budgets.clone(), now);
         }
         for key in &scenario.keys {
-            world.add_key(seed, key, now)?;
+            let index = world.add_key(seed, key, now)?;
+            // it was there before the simulation began
+            world.keys[index].known = Delayed::new(!key.disabled);
         }
         Ok(world)
     }
 
-    fn add_workspace(&mut self, seed: u64, account: &str, name: &str, budgets: Vec<Budget>) -> usize {
+    fn add_workspace(&mut self, seed: u64, account: &str, name: &str, budgets: Vec<Budget>, now: Wall) -> usize {
         let index = self.accounts.iter().position(|a| &*a.name == account).unwrap_or_default();
         self.workspaces.push(WorkspaceState {
             name: name.to_owned(),
             id: ids::workspace(seed, account, name),
             account: index,
             budgets,
-            spend: Spend::default(),
+            spend: Spend::starting_with(0.0, now, self.stale.counters_ms),
         });
         self.workspaces.len() - 1
     }
@@ -238,12 +263,14 @@ impl World {
         let found = self.workspaces.iter().position(|w| w.account == account && w.name == name);
         let workspace = match found {
             Some(index) => index,
-            None if name == "default" => self.add_workspace(seed, &key.account, name, Vec::new()),
+            None if name == "default" => self.add_workspace(seed, &key.account, name, Vec::new(), now),
             None => {
                 let problem = format!("{name:?} is no workspace of {:?}", key.account);
                 return Err(ScenarioError::new("key.workspace", problem));
             }
         };
+        let mut known = Delayed::new(false);
+        known.set(!key.disabled, now, self.stale.key_ms);
         self.by_secret.insert(secret.clone(), self.keys.len());
         self.keys.push(KeyState {
             label: key.label.as_str().into(),
@@ -252,13 +279,13 @@ impl World {
             secret,
             account,
             workspace,
-            cap: key.cap,
-            reset: key.reset,
+            cap: Delayed::new(Cap { limit: key.cap, reset: key.reset }),
             include_byok: false,
-            spend: Spend::starting_with(key.used, now),
+            spend: Spend::starting_with(key.used, now, self.stale.counters_ms),
             expires: key.expires.as_deref().and_then(Wall::parse),
             disabled: key.disabled,
             deleted: false,
+            known,
             management: key.management,
             allowed_models: key.allowed_models.clone(),
             created: now,
@@ -275,6 +302,25 @@ impl World {
 
     pub(super) fn key_labelled(&self, label: &str) -> Option<usize> {
         self.keys.iter().position(|key| *key.label == *label)
+    }
+
+    /// Disables a key or enables it, and deletes it for good.
+    pub(super) fn set_key(&mut self, index: usize, disabled: bool, deleted: bool, now: Wall) {
+        let key = &mut self.keys[index];
+        (key.disabled, key.deleted) = (disabled, deleted);
+        key.known.set(!disabled && !deleted, now, self.stale.key_ms);
+    }
+
+    pub(super) fn set_cap(&mut self, index: usize, cap: Cap, now: Wall) {
+        self.keys[index].cap.set(cap, now, self.stale.cap_ms);
+    }
+
+    /// Sets an account's balance by changing its credits.
+    pub(super) fn set_balance(&mut self, account: usize, balance: f64, now: Wall) {
+        let account = &mut self.accounts[account];
+        let credits = balance + account.spend.since(Reset::None, now);
+        account.ever_purchased += (credits - account.credits.latest()).max(0.0);
+        account.credits.set(credits, now, self.stale.credits_ms);
     }
 
     /// Charges a key, its workspace and its account.

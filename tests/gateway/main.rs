@@ -1,6 +1,8 @@
 //! The gateway as a process: what its clients, its upstream and its operator see.
 
 mod api;
+mod check;
 mod process;
+mod reload;
 mod secrets;
 mod support;

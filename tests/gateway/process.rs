@@ -91,8 +91,8 @@ fn what_keeps_it_from_starting_is_told_with_what_to_do() {
         (vec!["--upstream", "http://127.0.0.1:1"], vec![], vec!["--upstream", "OPENROUTER_API_KEY"]),
         ([&["--upstream", "ftp://x"], &port[..]].concat(), vec![key], vec!["--upstream", "http"]),
         (vec!["--config", "/no/such/file.toml"], vec![], vec!["--config", "/no/such/file.toml"]),
-        (vec!["--access-token", ""], vec![], vec!["access_token is empty"]),
-        (vec!["--deadline", "0s"], vec![], vec!["deadline is 0"]),
+        (vec!["--access-token", ""], vec![], vec!["access_token: the token is empty"]),
+        (vec!["--attempts", "1", "--admin-token", "é"], vec![], vec!["admin_token: the token holds"]),
     ] {
         let said = refused(&flags, &variables);
         assert!(said.starts_with("error: ") && told.iter().all(|told| said.contains(told)), "{flags:?} {said}");

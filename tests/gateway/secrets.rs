@@ -70,8 +70,11 @@ async fn r099_no_key_and_no_token_shows_however_much_is_logged() {
         stream.write_all(answer.as_bytes()).unwrap();
     });
     let path = std::env::temp_dir().join(format!("tower-openrouter-secrets-{}.toml", std::process::id()));
-    fs::write(&path, format!("max_wait = \"0s\"\nadmin_token = \"{OPERATOR}\"\n[[keys]]\nkey = \"{FILE_KEY}\"\n"))
-        .unwrap();
+    fs::write(
+        &path,
+        format!("select.max_wait = \"0s\"\nadmin_token = \"{OPERATOR}\"\n[[keys]]\nkey = \"{FILE_KEY}\"\n"),
+    )
+    .unwrap();
     let mut gateway = Gateway::start(
         &["--config", path.to_str().unwrap(), "--upstream", &upstream.base()],
         &[("OPENROUTER_API_KEY", ENV_KEY), ("TOWER_OPENROUTER_ACCESS_TOKEN", CLIENT), ("RUST_LOG", "trace")],

@@ -9,5 +9,6 @@ mod pools;
 mod routing;
 mod served;
 mod spending;
+mod stale;
 mod stream;
 mod support;

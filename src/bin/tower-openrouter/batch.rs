@@ -141,7 +141,7 @@ pub(crate) struct Arguments {
 
 /// Hides what only a server can use.
 fn of_batch(argument: clap::Arg) -> clap::Arg {
-    let serves = argument.get_help_heading() == Some("Listeners");
+    let serves = argument.get_help_heading() == Some("Listeners") || argument.get_id() == "check";
     argument.hide(serves)
 }
 
@@ -164,7 +164,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode, Box<dyn Error>> {
 async fn batch(arguments: Arguments, mut progress: Progress) -> Result<u8, Box<dyn Error>> {
     let Arguments { out, concurrency, sort, retry_failed, patience: Span(patience), .. } = arguments;
     let concurrency = concurrency.get();
-    let stack = Stack::open(arguments.gateway, concurrency)?;
+    let stack = Stack::open(&arguments.gateway, concurrency)?;
     let defaults =
         Defaults { model: arguments.model.or_else(|| stack.simulated.clone()), max_tokens: arguments.max_tokens };
     let input = Input::new(arguments.input, arguments.format, defaults);
@@ -202,7 +202,6 @@ async fn batch(arguments: Arguments, mut progress: Progress) -> Result<u8, Box<d
         patience,
         stop: watch::Sender::new(None),
         held: Held::default(),
-        refused: Mutex::default(),
         answered: Mutex::default(),
     });
     let run = Run { desk: desk.clone(), output: &output, input: &input, concurrency, start: Instant::now() };
@@ -360,7 +359,7 @@ impl Run<'_> {
         loop {
             tokio::select! {
                 biased;
-                () = signals.next() => {
+                _ = signals.next() => {
                     if self.desk.is_over() {
                         return Ok(());
                     }
@@ -377,6 +376,7 @@ impl Run<'_> {
                     }
                 },
                 _ = show.tick() => {
+                    self.desk.look_at_keys();
                     let total = self.desk.balancer.handle().snapshot().total;
                     progress.show(total.cost_usd, &self.desk.held);
                 }

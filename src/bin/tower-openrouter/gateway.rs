@@ -4,45 +4,49 @@ use std::{
     env,
     error::Error,
     io::{self, IsTerminal, Write},
-    net::SocketAddr,
     thread,
     time::Duration,
 };
 
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
 use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
     time::{sleep, timeout},
 };
-use tower::ServiceExt;
-use tower_openrouter::{ApiKey, OpenRouter};
-use tracing::{info, warn};
+use tower::{BoxError, Service, ServiceExt};
+use tower_openrouter::{buffer::ReplayBody, openrouter::HyperTransport};
+use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
 mod access;
 mod admin;
 mod app;
-pub(crate) mod balancer;
+mod balancer;
 mod banner;
+mod check;
 mod config;
 mod drain;
 mod headers;
-pub(crate) mod keys;
+mod live;
 mod proxy;
 mod refusal;
+mod reload;
 mod server;
-mod span;
 
-pub(crate) use config::Arguments;
-pub(crate) use span::Span;
+pub(crate) use balancer::{Stack, Upstream, leaf};
+pub(crate) use config::{Arguments, Span, Trouble};
 
 use access::Access;
-use admin::{Admin, Local};
-use balancer::Upstream;
+use admin::Local;
 use banner::Banner;
-use config::Settings;
+use check::Plan;
+use config::Configuration;
 use drain::Drain;
 use proxy::Shared;
+use reload::Runner;
 use server::Server;
 
 /// How long cut connections have to pass their last words on.
@@ -50,7 +54,15 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// Runs until stopped by a signal.
 pub(crate) fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
-    let settings = arguments.settle()?;
+    let variables = env::vars_os().collect();
+    let mut configuration = arguments.load(&variables)?;
+    if arguments.check {
+        let upstream = Upstream::choose(&mut configuration)?;
+        let tried = Stack::build(&configuration, None).and_then(|_| balancer::leaf(&configuration.settings, ()));
+        tried.map_err(|trouble| configuration.tell(&trouble))?;
+        let plan = Plan { configuration: &configuration, simulated: matches!(upstream, Upstream::Simulated(..)) };
+        return Ok(write!(io::stdout(), "{plan}")?);
+    }
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")))
         .with_writer(io::stderr)
@@ -62,94 +74,105 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
         _ => tokio::runtime::Builder::new_multi_thread(),
     };
     let runtime = runtime.enable_all().build()?;
-    let outcome = runtime.block_on(gateway(settings));
+    let outcome = runtime.block_on(async {
+        match Upstream::choose(&mut configuration)? {
+            Upstream::Real => gateway(arguments, configuration, HyperTransport::<ReplayBody>::new(), None).await,
+            Upstream::Simulated(simulator, model) => {
+                gateway(arguments, configuration, simulator.service(), Some(model)).await
+            }
+        }
+    });
     // a name look-up that hangs must not hold up the end
     runtime.shutdown_background();
     outcome
 }
 
-async fn gateway(settings: Settings) -> Result<(), Box<dyn Error>> {
-    let keys = keys::load(&settings.keys, &settings.folder, &env::vars_os().collect())?;
-    let (upstream, keys) = Upstream::choose(&settings, keys)?;
+/// Serves what is configured through `transport`, until stopped. `simulated` is a model to try when that is the simulator.
+async fn gateway<T, B>(
+    arguments: Arguments,
+    configuration: Configuration,
+    transport: T,
+    simulated: Option<String>,
+) -> Result<(), Box<dyn Error>>
+where
+    T: Service<Request<ReplayBody>, Response = Response<B>> + Clone + Send + Sync + 'static,
+    T::Error: Into<BoxError>,
+    T::Future: Send,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError> + Send,
+{
     let drain = Drain::new();
-    let shared = Shared {
-        access: Access(settings.access_token.clone()),
-        drain: drain.clone(),
-        balancer_headers: settings.balancer_headers,
-        simulated: upstream.is_simulated(),
-    };
-    let balancer = balancer::builder(&settings, keys.clone())?;
     let mut signals = Signals::new()?;
-    let listener = bind(settings.listen, "listen").await?;
-    let admin_listener = bind(settings.admin_listen, "admin-listen").await?;
+    let settings = &configuration.settings;
+    let header_timeout = settings.header_timeout.get();
+    let (listen, admin_listen, asks_token) = (settings.listen, settings.admin_listen, settings.access_token.is_some());
+    let (draining, is_simulated) = (drain.clone(), simulated.is_some());
+    let make = move |Configuration { settings, .. }: &Configuration, stack: &Stack| {
+        let shared = Shared {
+            access: Access(settings.access_token.clone()),
+            drain: draining.clone(),
+            balancer_headers: settings.balancer_headers,
+            simulated: is_simulated,
+        };
+        Ok(app::app(stack.builder.service(balancer::leaf(settings, transport.clone())?), shared))
+    };
+    let mut runner = Runner::new(arguments, configuration, make, drain.clone(), is_simulated)?;
+    let listener = bind(listen, "listen").await?;
+    let admin_listener = bind(admin_listen, "admin-listen").await?;
     let (listen, admin_listen) = (listener.local_addr()?, admin_listener.local_addr()?);
 
     let (alive, mut ended) = mpsc::channel(1);
-    let server = Server { header_timeout: settings.header_timeout, stop: drain.watch(), _alive: alive };
+    let server = Server { header_timeout, stop: drain.watch(), _alive: alive };
     // it answers until the very end; nobody waits for it
     let never = watch::Sender::new(false);
     let admin_server = Server { stop: never.subscribe(), _alive: mpsc::channel(1).0, ..server.clone() };
 
-    let admin =
-        Admin { balancer: balancer.handle(), drain: drain.clone(), access: Access(settings.admin_token.clone()) };
-    let admin = admin::app(admin);
-    // the stacks as they are, with nothing boxed
-    match &upstream {
-        Upstream::Real(url) => {
-            let app = app::app(balancer.service(Upstream::leaf(url)?), shared);
-            tokio::spawn(server.serve(listener, move |_| app.clone()));
-        }
-        Upstream::Simulated(simulator, _) => {
-            let app = app::app(balancer.service(OpenRouter::new(simulator.service())), shared);
-            tokio::spawn(server.serve(listener, move |_| app.clone()));
-        }
-    }
+    let (api, admin) = (runner.api(), admin::app(runner.admin()));
+    tokio::spawn(server.serve(listener, move |_| {
+        let api = api.clone();
+        move || api.now()
+    }));
     tokio::spawn(admin_server.serve(admin_listener, move |local| {
-        admin.clone().map_request(move |mut request: http::Request<_>| {
-            request.extensions_mut().insert(Local(local));
-            request
-        })
+        let admin = admin.clone();
+        move || {
+            admin.clone().map_request(move |mut request: Request<_>| {
+                request.extensions_mut().insert(Local(local));
+                request
+            })
+        }
     }));
 
+    let configuration = runner.configuration();
     let banner = Banner {
         listen,
         admin_listen,
-        upstream: upstream.name(),
-        simulated: upstream.simulated_model(),
-        keys: &keys,
-        asks_token: settings.access_token.is_some(),
+        upstream: configuration.settings.upstream(),
+        simulated: simulated.as_deref(),
+        keys: &configuration.keys,
+        asks_token,
     };
     // nobody may be reading
     let _ = write!(io::stdout(), "{banner}").and_then(|()| io::stdout().flush());
-    caution(&settings, &upstream, listen, &keys);
 
-    signals.next().await;
-    info!(for_at_most = ?settings.drain_timeout, "stopping: nothing new is taken, what runs is finished; a second signal ends it at once");
+    while let Asked::Reload = signals.next().await {
+        if let Err(why) = runner.reload() {
+            error!("the configuration was read again and is not used, what ran before runs on: {why}");
+        }
+    }
+    let drain_timeout = runner.configuration().settings.drain_timeout.0;
+    info!(for_at_most = ?drain_timeout, "stopping: nothing new is taken, what runs is finished; a second signal ends it at once");
     drain.start();
     tokio::select! {
         _ = ended.recv() => return Ok(()),
-        () = sleep(settings.drain_timeout) => warn!("the drain timeout has passed: what still runs is cut"),
-        () = signals.next() => warn!("second signal: what still runs is cut"),
+        () = sleep(drain_timeout) => warn!("the drain timeout has passed: what still runs is cut"),
+        () = signals.stop() => warn!("second signal: what still runs is cut"),
     }
     drain.cut();
     let _ = timeout(LAST_WORDS, ended.recv()).await;
     Ok(())
 }
 
-/// Says what is allowed and probably not meant.
-fn caution(settings: &Settings, upstream: &Upstream, listen: SocketAddr, keys: &[ApiKey]) {
-    if upstream.is_simulated() {
-        return;
-    }
-    for key in keys.iter().filter(|key| !key.looks_like_openrouter()) {
-        warn!(key = key.name(), "this key does not start with sk-or-: is it one of OpenRouter's?");
-    }
-    if !listen.ip().is_loopback() && settings.access_token.is_none() {
-        warn!(%listen, "whoever reaches this address can spend your keys: set --access-token");
-    }
-}
-
-async fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener, String> {
+async fn bind(address: std::net::SocketAddr, flag: &str) -> Result<TcpListener, String> {
     TcpListener::bind(address).await.map_err(|error| {
         let what_to_do = match error.kind() {
             io::ErrorKind::AddrInUse => "something else listens there: stop it, or choose another port",
@@ -161,29 +184,40 @@ async fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener, String> {
     })
 }
 
-/// What asks the process to stop.
+/// What the process is asked by a signal.
+pub(crate) enum Asked {
+    Stop,
+    #[cfg_attr(not(unix), expect(dead_code, reason = "there is no such signal"))]
+    Reload,
+}
+
 #[cfg(unix)]
 pub(crate) struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
+    hangup: tokio::signal::unix::Signal,
 }
 
 #[cfg(unix)]
 impl Signals {
     pub(crate) fn new() -> io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
     }
 
-    pub(crate) async fn next(&mut self) {
+    pub(crate) async fn next(&mut self) -> Asked {
         tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => Asked::Stop,
+            _ = self.interrupt.recv() => Asked::Stop,
+            _ = self.hangup.recv() => Asked::Reload,
         }
     }
 }
 
-/// What asks the process to stop.
 #[cfg(not(unix))]
 pub(crate) struct Signals;
 
@@ -193,10 +227,18 @@ impl Signals {
         Ok(Self)
     }
 
-    pub(crate) async fn next(&mut self) {
+    pub(crate) async fn next(&mut self) -> Asked {
         if tokio::signal::ctrl_c().await.is_err() {
             // nothing can ask: it runs until it is killed
             std::future::pending().await
         }
+        Asked::Stop
+    }
+}
+
+impl Signals {
+    /// Resolves once it is asked to stop.
+    async fn stop(&mut self) {
+        while !matches!(self.next().await, Asked::Stop) {}
     }
 }

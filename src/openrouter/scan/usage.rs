@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use memchr::{memchr2, memmem};
+use memchr::memmem;
 
 use crate::outcome::Usage;
 
@@ -35,43 +35,52 @@ pub(super) fn has_member(document: &[u8], quoted: &Finder) -> bool {
     })
 }
 
-/// Reads the numbers of the object at the start of `text`; what is nested in it, and what follows it, is passed over. Every
-/// answer pays for this, and a parser that checks all of the object takes five times as long.
+/// Reads the numbers of the object at the start of `text`; what is nested in it, and what follows it, is passed over, and so
+/// is the rest once all numbers are known. Every answer pays for this, and a parser that checks all of the object takes many
+/// times as long.
 fn read(text: &[u8]) -> Option<Usage> {
-    let mut usage = Usage::default();
+    let (mut prompt, mut completion, mut cost) = (None, None, None);
     let (mut depth, mut at) = (0_usize, 0);
-    loop {
+    while prompt.is_none() || completion.is_none() || cost.is_none() {
         match text.get(at)? {
             b'{' | b'[' => depth += 1,
-            b'}' | b']' if depth == 1 => return Some(usage),
+            b'}' | b']' if depth == 1 => break,
             b'}' | b']' => depth -= 1,
             b'"' => {
-                let length = length_of_string(&text[at + 1..])?;
-                let name = &text[at + 1..][..length];
-                at += length + 1;
-                if depth == 1
-                    && let Some(value) = value_after(&text[at + 1..])
-                    && !value.starts_with(b"null")
-                {
-                    match name {
-                        b"prompt_tokens" | b"input_tokens" => usage.prompt_tokens = count(value)?,
-                        b"completion_tokens" | b"output_tokens" => usage.completion_tokens = count(value)?,
-                        b"cost" => usage.cost = number(value)?,
-                        _ => {}
-                    }
+                let start = at + 1;
+                at = end_of_string(text, start)?;
+                let after = &text[at + 1..];
+                match &text[start..at] {
+                    _ if depth > 1 => {}
+                    b"prompt_tokens" | b"input_tokens" => note(&mut prompt, after, count)?,
+                    b"completion_tokens" | b"output_tokens" => note(&mut completion, after, count)?,
+                    b"cost" => note(&mut cost, after, number)?,
+                    _ => {}
                 }
             }
             _ => {}
         }
         at += 1;
     }
+    Some(Usage {
+        prompt_tokens: prompt.unwrap_or_default(),
+        completion_tokens: completion.unwrap_or_default(),
+        cost: cost.unwrap_or_default(),
+    })
 }
 
-/// How long a string is whose opening quote has been read.
-fn length_of_string(text: &[u8]) -> Option<usize> {
-    let mut at = 0;
+/// Notes the value after a name, unless it is null; `None` when it cannot be read.
+fn note<T>(member: &mut Option<T>, after: &[u8], read: fn(&[u8]) -> Option<T>) -> Option<()> {
+    if let Some(value) = value_after(after).filter(|value| !value.starts_with(b"null")) {
+        *member = Some(read(value)?);
+    }
+    Some(())
+}
+
+/// Where the quote stands that ends the string that begins at `at`. Names are too short for a vector search to pay.
+fn end_of_string(text: &[u8], mut at: usize) -> Option<usize> {
     loop {
-        at += memchr2(b'"', b'\\', text.get(at..)?)?;
+        at += text.get(at..)?.iter().position(|byte| matches!(byte, b'"' | b'\\'))?;
         if text[at] == b'"' {
             return Some(at);
         }
@@ -81,23 +90,38 @@ fn length_of_string(text: &[u8]) -> Option<usize> {
 
 /// The number at the start of `text`, if there is one; 0 for what no tokens or money can be.
 fn number(text: &[u8]) -> Option<f64> {
+    if let Some((digits, scale)) = plain(text) {
+        // both are exact, so the one division rounds as a parser would
+        return Some(digits as f64 / 10_f64.powi(scale));
+    }
     let is_part = |byte: &&u8| matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E');
     let digits = &text[..text.iter().take_while(is_part).count()];
     let number: f64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
     Some(if number.is_finite() { number.max(0.0) } else { 0.0 })
 }
 
-/// The same for what is counted, which nearly always is a plain number.
+/// The same for what is counted.
 fn count(text: &[u8]) -> Option<u64> {
-    let mut count = 0_u64;
-    for (at, byte) in text.iter().enumerate() {
+    match plain(text) {
+        Some((digits, 0)) => Some(digits),
+        _ => number(text).map(|number| number as u64),
+    }
+}
+
+/// The digits of a number, and how many of them stand after the point; `None` unless it is short and plain, as nearly all are.
+fn plain(text: &[u8]) -> Option<(u64, i32)> {
+    let (mut digits, mut point) = (0_u64, None);
+    for (at, byte) in text.iter().enumerate().take(16) {
         match byte {
-            b'0'..=b'9' if at < 18 => count = count * 10 + u64::from(byte - b'0'),
-            b',' | b'}' | b' ' | b'\t' | b'\r' | b'\n' => return Some(count),
-            _ => break,
+            b'0'..=b'9' => digits = digits * 10 + u64::from(byte - b'0'),
+            b'.' if point.is_none() && at > 0 => point = Some(at + 1),
+            b',' | b'}' | b' ' | b'\t' | b'\r' | b'\n' if at > 0 => {
+                return Some((digits, point.map_or(0, |point| (at - point) as i32)));
+            }
+            _ => return None,
         }
     }
-    number(text).map(|number| number as u64)
+    None
 }
 
 #[cfg(test)]
@@ -114,6 +138,11 @@ mod tests {
             (r#"{"details":{"cost":9,"list":[{"prompt_tokens":9}]},"cost":1.5e-3}"#, usage(0, 0, 0.0015)),
             (r#"{"a\"}\\":"}","note":"\\\"cost\":9","prompt_tokens":3e2,"prompt_tokens":null}"#, usage(300, 0, 0.0)),
             (r#"{"prompt_tokens":-1,"completion_tokens":99999999999999999999,"cost":1e999}"#, usage(0, u64::MAX, 0.0)),
+            (r#"{"prompt_tokens":17,"cost":0.00014725}"#, usage(17, 0, 0.00014725)),
+            (
+                r#"{"prompt_tokens":123456789012345,"cost":999999999999.99}"#,
+                usage(123_456_789_012_345, 0, 999_999_999_999.99),
+            ),
             (r#"{"prompt_tokens":"3"}"#, None),
             (r#"{"cost":0.25"#, None),
             (r#"{"cost"#, None),

@@ -172,3 +172,35 @@ fn a_limit_of_unknown_owner_is_the_accounts_once_a_second_model_meets_it() {
     assert!(desk.out(&one).is_some() && desk.out(&two).is_some());
     assert_eq!(desk.out(&other), None);
 }
+
+#[test]
+fn a_key_refused_by_mistake_is_back_once_upstream_vouches_for_it() {
+    let mut desk = Desk::new();
+    let endpoint = key("one", "a");
+    let refused = fault(Cause::InvalidKey, Scope::Key, Rest::guessed(SECOND * 60));
+    desk.note(&endpoint, &asking("m"), refused);
+    assert!(!desk.book.vouch(&endpoint, desk.now - SECOND, desk.now), "asked before the refusal");
+    assert!(desk.book.vouch(&endpoint, desk.now, desk.now));
+    assert_eq!(desk.out(&endpoint), None);
+
+    desk.now += SECOND;
+    desk.note(&endpoint, &asking("m"), refused);
+    assert!(!desk.book.vouch(&endpoint, desk.now, desk.now), "the live answer is believed the second time");
+    assert_eq!(desk.out(&endpoint), Some(SECOND * 60));
+
+    desk.now += DEAD_AFTER;
+    desk.note(&endpoint, &asking("m"), refused);
+    assert!(desk.out(&endpoint) > Some(LONGEST), "given up for dead");
+    assert!(desk.book.vouch(&endpoint, desk.now, desk.now));
+    assert_eq!(desk.out(&endpoint), None);
+}
+
+#[test]
+fn vouching_ends_no_other_rest() {
+    let desk = Desk::new();
+    let endpoint = key("one", "a");
+    assert!(!desk.book.vouch(&endpoint, desk.now, desk.now));
+    desk.note(&endpoint, &asking("m"), fault(Cause::KeyLimit, Scope::Key, Rest::hinted(SECOND)));
+    assert!(!desk.book.vouch(&endpoint, desk.now, desk.now));
+    assert_eq!(desk.out(&endpoint), Some(SECOND));
+}

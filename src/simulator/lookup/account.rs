@@ -24,12 +24,14 @@ pub(super) fn key(world: &World, index: usize, now: Wall) -> Value {
         .find(|budget| left(budget) <= 0.0)
         .or_else(|| budgets.iter().min_by(|a, b| left(a).total_cmp(&left(b))))
         .cloned();
-    let mut data = usage(world, index, now);
+    let cap = key.cap.seen(now);
+    let shown = |reset| key.spend.shown_since(reset, now);
+    let mut data = usage(shown);
     let more = json!({
         "label": ids::masked(&key.secret),
-        "limit": key.cap,
-        "limit_remaining": key.remaining(now).map(|left| left.max(0.0)),
-        "limit_reset": key.reset.name(),
+        "limit": cap.limit,
+        "limit_remaining": cap.left(shown).map(|left| left.max(0.0)),
+        "limit_reset": cap.reset.name(),
         "include_byok_in_limit": key.include_byok,
         "is_free_tier": account.ever_purchased <= 0.0,
         "is_management_key": key.management,
@@ -66,13 +68,12 @@ pub(super) fn ids_of_creator(world: &World, index: usize) -> String {
 }
 
 /// Spending members, shared by `/key` and `/keys`.
-pub(super) fn usage(world: &World, index: usize, now: Wall) -> Value {
-    let spend = &world.keys[index].spend;
+pub(super) fn usage(spent: impl Fn(Reset) -> f64) -> Value {
     json!({
-        "usage": spend.since(Reset::None, now),
-        "usage_daily": spend.since(Reset::Daily, now),
-        "usage_weekly": spend.since(Reset::Weekly, now),
-        "usage_monthly": spend.since(Reset::Monthly, now),
+        "usage": spent(Reset::None),
+        "usage_daily": spent(Reset::Daily),
+        "usage_weekly": spent(Reset::Weekly),
+        "usage_monthly": spent(Reset::Monthly),
         "byok_usage": 0,
         "byok_usage_daily": 0,
         "byok_usage_weekly": 0,
@@ -100,8 +101,9 @@ fn budgets(world: &World, index: usize, now: Wall) -> Vec<Value> {
     let shared = workspace
         .budgets
         .iter()
-        .map(|budget| layer("workspace", budget.limit, workspace.spend.since(budget.reset, now), budget.reset));
-    let own = key.cap.map(|cap| layer("key_limit", cap, key.spend.since(key.reset, now), key.reset));
+        .map(|budget| layer("workspace", budget.limit, workspace.spend.shown_since(budget.reset, now), budget.reset));
+    let cap = key.cap.seen(now);
+    let own = cap.limit.map(|limit| layer("key_limit", limit, key.spend.shown_since(cap.reset, now), cap.reset));
     shared.chain(own).collect()
 }
 
@@ -112,8 +114,8 @@ pub(super) fn credits(shared: &Shared, world: &World, index: usize, now: Wall) -
         return Err(Refusal { message, ..of_status(403) });
     }
     let account = &world.accounts[key.account];
-    let used = account.spend.since(Reset::None, now);
-    Ok(json!({"data": {"total_credits": account.credits, "total_usage": used}}))
+    let used = account.spend.shown_since(Reset::None, now);
+    Ok(json!({"data": {"total_credits": account.credits.seen(now), "total_usage": used}}))
 }
 
 /// Moves the members of one object into another.

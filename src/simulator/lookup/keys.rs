@@ -10,7 +10,7 @@ use crate::simulator::clock::Wall;
 use crate::simulator::ids;
 use crate::simulator::refusal::{Refusal, bad_request, not_found, of_status};
 use crate::simulator::scenario::{Reset, SimKey};
-use crate::simulator::world::World;
+use crate::simulator::world::{Cap, World};
 
 /// Keys per page.
 const PAGE: usize = 100;
@@ -75,7 +75,8 @@ pub(super) fn answer(
             Ok(private(json!({"data": item(world, index, now)})))
         }
         "DELETE" => {
-            world.keys[index].deleted = true;
+            let disabled = world.keys[index].disabled;
+            world.set_key(index, disabled, true, now);
             Ok(private(json!({"deleted": true})))
         }
         _ => Err(not_found("Not Found")),
@@ -144,11 +145,19 @@ fn change(world: &mut World, index: usize, fields: Fields, now: Wall) -> Result<
     let key = &mut world.keys[index];
     key.workspace = workspace;
     key.name = fields.name.unwrap_or_else(|| key.name.clone());
-    key.disabled = fields.disabled.unwrap_or(key.disabled);
-    key.cap = fields.limit.unwrap_or(key.cap);
-    key.reset = fields.limit_reset.map_or(key.reset, Option::unwrap_or_default);
     key.include_byok = fields.include_byok_in_limit.unwrap_or(key.include_byok);
     key.updated = Some(now);
+    let (before, disabled) = (key.cap.latest(), key.disabled);
+    let cap = Cap {
+        limit: fields.limit.unwrap_or(before.limit),
+        reset: fields.limit_reset.map_or(before.reset, Option::unwrap_or_default),
+    };
+    if cap != before {
+        world.set_cap(index, cap, now);
+    }
+    if let Some(disabled) = fields.disabled.filter(|wanted| *wanted != disabled) {
+        world.set_key(index, disabled, false, now);
+    }
     Ok(())
 }
 
@@ -159,15 +168,18 @@ fn workspace_named(world: &World, account: usize, id: &str) -> Result<usize, Ref
 
 fn item(world: &World, index: usize, now: Wall) -> Value {
     let key = &world.keys[index];
-    let mut item = usage(world, index, now);
+    // the database itself, not the edge's copy of it
+    let cap = key.cap.latest();
+    let spent = |reset| key.spend.since(reset, now);
+    let mut item = usage(spent);
     let more = json!({
         "hash": key.hash,
         "name": key.name,
         "label": ids::masked(&key.secret),
         "disabled": key.disabled,
-        "limit": key.cap,
-        "limit_remaining": key.remaining(now).map(|left| left.max(0.0)),
-        "limit_reset": key.reset.name(),
+        "limit": cap.limit,
+        "limit_remaining": cap.left(spent).map(|left| left.max(0.0)),
+        "limit_reset": cap.reset.name(),
         "include_byok_in_limit": key.include_byok,
         "created_at": key.created.to_string(),
         "updated_at": key.updated.map(|at| at.to_string()),

@@ -11,7 +11,7 @@ mod wire;
 pub use catalogue::{Model, Pool, PoolKind, ProviderEndpoint, RetryAfter};
 pub use fault::{Fault, InBand, Reason, What};
 pub use validate::ScenarioError;
-pub use wire::{Keep, Reply, Wire};
+pub use wire::{Keep, Reply, Stale, Wire};
 
 use serde::{Deserialize, Serialize};
 
@@ -56,6 +56,8 @@ pub struct Scenario {
     pub reply: Reply,
     /// Switches for forms of the wire that differ between reports, and for keep-alives.
     pub wire: Wire,
+    /// How late the edge notices changes.
+    pub stale: Stale,
     /// How much of what happened is kept for [`Simulator::log`](super::Simulator::log) and friends.
     pub keep: Keep,
     /// What goes wrong, and when.
@@ -250,6 +252,7 @@ impl Scenario {
             endpoints: Vec::new(),
             reply: Reply::default(),
             wire: Wire::default(),
+            stale: Stale::default(),
             keep: Keep::default(),
             faults: Vec::new(),
         }

@@ -58,6 +58,10 @@ impl Scenario {
         not_negative("wire.comment_every_ms", self.wire.comment_every_ms)?;
         not_negative("wire.padding_every_ms", self.wire.padding_every_ms)?;
         not_negative("wire.generation_delay_ms", self.wire.generation_delay_ms)?;
+        not_negative("stale.key_ms", self.stale.key_ms)?;
+        not_negative("stale.cap_ms", self.stale.cap_ms)?;
+        not_negative("stale.credits_ms", self.stale.credits_ms)?;
+        not_negative("stale.counters_ms", self.stale.counters_ms)?;
         for (index, fault) in self.faults.iter().enumerate() {
             self.validate_fault(&format!("faults[{index}]"), fault)?;
         }

@@ -58,6 +58,22 @@ impl Default for Wire {
     }
 }
 
+/// How late the edge notices changes, for it answers from caches. Times in ms; default 0: at once.
+///
+/// What a request spends counts against caps and balances at once, as OpenRouter says of keys and accounts near their end.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Stale {
+    /// A key made, disabled, enabled or deleted while the simulation runs.
+    pub key_ms: f64,
+    /// A key's new cap, or its new reset.
+    pub cap_ms: f64,
+    /// An account's new balance.
+    pub credits_ms: f64,
+    /// The counters of `/key` and `/credits`: spending, what is left, and free requests of the day.
+    pub counters_ms: f64,
+}
+
 /// How much history is kept; older entries go first.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]

@@ -6,7 +6,6 @@
 //! may have run upstream is never repeated: that is the caller's decision (`--retry-failed`).
 
 use std::{
-    collections::HashSet,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -26,7 +25,7 @@ use tokio::{
 use tower::ServiceExt;
 use tower_openrouter::{
     Balancer, Outcome, RequestContext,
-    endpoint::EndpointId,
+    monitor::Measures,
     outcome::{Cause, Fault, OutcomeCell, Retry, Scope},
     select::Resting,
 };
@@ -40,6 +39,9 @@ use super::{
 /// The shortest and the longest pause before a row is sent again when nobody says how long.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
+/// How often a request is looked at that runs while the batch ends.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
 /// Where rows are sent from.
 #[derive(Debug)]
 pub(super) struct Desk {
@@ -50,8 +52,6 @@ pub(super) struct Desk {
     /// Why the batch ends early, once it does.
     pub(super) stop: watch::Sender<Option<Stop>>,
     pub(super) held: Held,
-    /// The keys that were refused as none.
-    pub(super) refused: Mutex<HashSet<EndpointId>>,
     /// When the latest good answer came.
     pub(super) answered: Mutex<Option<Instant>>,
 }
@@ -137,7 +137,12 @@ impl Desk {
             return answer;
         }
         for time in 0.. {
-            let sent = self.send(ask).await;
+            let context = RequestContext::new();
+            let sent = tokio::select! {
+                biased;
+                sent = self.send(ask, &context) => sent,
+                () = self.ended_without(&context) => break,
+            };
             answer.attempts += sent.attempts;
             answer.took = start.elapsed();
             if sent.error.is_none() {
@@ -149,9 +154,7 @@ impl Desk {
             (answer.key, answer.cost) = (sent.key.or(answer.key), sent.cost.or(answer.cost));
             let Some(pause) = pause else { return answer };
             let left = self.patience.saturating_sub(start.elapsed());
-            if let Some(why) = self.all_out() {
-                self.end(Stop::NoKey(why));
-            } else if left.is_zero() {
+            if left.is_zero() {
                 if lock(&self.answered).is_some_and(|answered| answered >= start) {
                     // others are served, so this is the row's own trouble
                     return answer;
@@ -201,12 +204,11 @@ impl Desk {
         self.stop.borrow().is_some()
     }
 
-    /// What keeps every key out for longer than the batch waits, if something does.
-    fn all_out(&self) -> Option<String> {
+    /// Ends the batch if something keeps every key out for longer than it waits.
+    pub(super) fn look_at_keys(&self) {
         let patience_ends = Instant::now() + self.patience;
         // when all are refused at once that looks like the platform's trouble, but not if none has ever been good
         let none_was_good = lock(&self.answered).is_none();
-        let refused = lock(&self.refused);
         let pool = self.balancer.handle().pool();
         let endpoints = pool.endpoints();
         let each = endpoints.iter().map(|endpoint| {
@@ -214,20 +216,38 @@ impl Desk {
                 // nobody says of a bad key when it will be good
                 Some(Resting { cause: cause @ (Cause::InvalidKey | Cause::ManagementKey), .. }) => cause,
                 Some(Resting { cause, until, .. }) if until > patience_ends => cause,
-                _ if none_was_good && refused.contains(&endpoint.id()) => Cause::InvalidKey,
+                _ if none_was_good => {
+                    let outcomes = Measures::of(endpoint.figures()).outcomes;
+                    outcomes.contains_key(Cause::InvalidKey.as_str()).then_some(Cause::InvalidKey)?
+                }
                 _ => return None,
             };
             Some(format!("{} {cause}", endpoint.key().name()))
         });
-        each.collect::<Option<Vec<_>>>().map(|each| each.join(", "))
+        if let Some(each) = each.collect::<Option<Vec<_>>>() {
+            self.end(Stop::NoKey(each.join(", ")));
+        }
     }
 
-    async fn send(&self, ask: &Ask) -> Sent {
+    /// Resolves when the batch has ended and the request runs nowhere: it waits for a key, or to be tried again.
+    async fn ended_without(&self, context: &RequestContext) {
+        let runs = || {
+            let ledger = context.ledger();
+            ledger.attempts().last().is_some_and(|last| last.outcome.is_none_or(|outcome| outcome.is_success()))
+        };
+        // fails only when nobody is left to end it
+        let _ = self.stop.subscribe().wait_for(Option::is_some).await;
+        while runs() {
+            sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    async fn send(&self, ask: &Ask, context: &RequestContext) -> Sent {
         let mut request = Request::new(Full::from(ask.body.clone()));
         *request.method_mut() = http::Method::POST;
         *request.uri_mut() = http::Uri::from_static(ask.path);
         request.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
-        let context = RequestContext::of(&mut request);
+        request.extensions_mut().insert(context.clone());
         let Ok(response) = self.balancer.clone().oneshot(request).await;
         let (head, body) = response.into_parts();
         let body = body.collect().await.map(http_body_util::Collected::to_bytes);
@@ -235,11 +255,6 @@ impl Desk {
         let cell = head.extensions.get::<OutcomeCell>();
         let ledger = context.ledger();
         let last = ledger.attempts().last();
-        for attempt in ledger.attempts() {
-            if let Some(Outcome::Fault(Fault { cause: Cause::InvalidKey, .. })) = attempt.outcome {
-                lock(&self.refused).insert(attempt.endpoint.id());
-            }
-        }
         let outcome = cell.and_then(OutcomeCell::at_end).or_else(|| last.and_then(|attempt| attempt.outcome));
         let fault = outcome.and_then(|outcome| outcome.fault().copied());
         let status = head.status.as_u16();

@@ -4,13 +4,9 @@ use std::{env, error::Error};
 
 use bytes::Bytes;
 use http_body_util::Full;
-use tower_openrouter::{Balancer, OpenRouter};
+use tower_openrouter::{Balancer, OpenRouter, openrouter::HyperTransport};
 
-use crate::gateway::{
-    Arguments,
-    balancer::{Upstream, builder},
-    keys,
-};
+use crate::gateway::{self, Arguments, Trouble, Upstream, leaf};
 
 /// What stands behind a batch.
 pub(super) struct Stack {
@@ -21,15 +17,17 @@ pub(super) struct Stack {
 
 impl Stack {
     /// As the gateway's would be. All of `concurrency` may wait for a key at once.
-    pub(super) fn open(arguments: Arguments, concurrency: usize) -> Result<Self, Box<dyn Error>> {
-        let settings = arguments.settle()?;
-        let keys = keys::load(&settings.keys, &settings.folder, &env::vars_os().collect())?;
-        let (upstream, keys) = Upstream::choose(&settings, keys)?;
-        let builder = builder(&settings, keys)?.max_waiters(concurrency);
-        let balancer = match &upstream {
-            Upstream::Real(url) => builder.build(Upstream::leaf(url)?),
-            Upstream::Simulated(simulator, _) => builder.build(OpenRouter::new(simulator.service())),
+    pub(super) fn open(arguments: &Arguments, concurrency: usize) -> Result<Self, Box<dyn Error>> {
+        let mut configuration = arguments.load(&env::vars_os().collect())?;
+        let upstream = Upstream::choose(&mut configuration)?;
+        let told = |trouble: Trouble| configuration.tell(&trouble);
+        let builder = gateway::Stack::build(&configuration, None).map_err(told)?.builder.max_waiters(concurrency);
+        let (balancer, simulated) = match upstream {
+            Upstream::Real => {
+                (builder.build(leaf(&configuration.settings, HyperTransport::new()).map_err(told)?), None)
+            }
+            Upstream::Simulated(simulator, model) => (builder.build(OpenRouter::new(simulator.service())), Some(model)),
         };
-        Ok(Self { balancer, simulated: upstream.simulated_model().map(str::to_owned) })
+        Ok(Self { balancer, simulated })
     }
 }

@@ -22,7 +22,7 @@ use serde_json::json;
 use tokio::time::Instant;
 use tower_openrouter::stack::BalancerHandle;
 
-use super::{access::Access, drain::Drain, refusal::Dialect};
+use super::{access::Access, drain::Drain, live::Live, refusal::Dialect};
 
 /// What the operator may ask about.
 #[derive(Debug, Clone)]
@@ -32,12 +32,14 @@ pub(super) struct Admin {
     pub(super) access: Access,
 }
 
+type Asked = State<Live<Admin>>;
+
 /// The address the client has connected to.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Local(pub(super) SocketAddr);
 
 /// The admin application. Each request must carry [`Local`] in its extensions.
-pub(super) fn app(admin: Admin) -> Router {
+pub(super) fn app(admin: Live<Admin>) -> Router {
     Router::new()
         .route("/healthz", get(async || Json(json!({"alive": true}))))
         .route("/readyz", get(ready))
@@ -52,7 +54,8 @@ fn refuse(status: StatusCode, message: &str) -> Response<Body> {
     Dialect::OpenRouter.refuse(status, message)
 }
 
-async fn guard(State(admin): State<Admin>, request: Request, next: Next) -> Response<Body> {
+async fn guard(State(admin): Asked, request: Request, next: Next) -> Response<Body> {
+    let admin = admin.now();
     let Some(Local(local)) = request.extensions().get().copied() else {
         return refuse(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error");
     };
@@ -95,8 +98,8 @@ fn origin_is_same(headers: &HeaderMap, host: Option<&Authority>) -> bool {
 }
 
 /// Whether it makes sense to send requests here.
-async fn ready(State(admin): State<Admin>) -> Response<Body> {
-    let now = Instant::now();
+async fn ready(State(admin): Asked) -> Response<Body> {
+    let (admin, now) = (admin.now(), Instant::now());
     let pool = admin.balancer.pool();
     let usable = pool.endpoints().iter().any(|key| pool.resting(key).is_none() && key.shut_until(now).is_none());
     let why = match (admin.drain.is_draining(), usable) {
@@ -107,7 +110,8 @@ async fn ready(State(admin): State<Admin>) -> Response<Body> {
     (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"ready": false, "why": why}))).into_response()
 }
 
-async fn stats(State(admin): State<Admin>, headers: HeaderMap) -> Response<Body> {
+async fn stats(State(admin): Asked, headers: HeaderMap) -> Response<Body> {
+    let admin = admin.now();
     if !admin.access.allows(&headers) {
         return refuse(StatusCode::UNAUTHORIZED, "Missing or wrong admin token");
     }

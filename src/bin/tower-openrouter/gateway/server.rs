@@ -49,9 +49,11 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Accepts until told to stop; connections are tasks of their own. `app` gets the address a client has connected to.
-    pub(super) async fn serve<S, B>(mut self, listener: TcpListener, app: impl Fn(SocketAddr) -> S)
+    /// Accepts until told to stop; connections are tasks of their own. `app` gets the address a client has connected to, and
+    /// gives what is asked for the service of each request.
+    pub(super) async fn serve<F, S, B>(mut self, listener: TcpListener, app: impl Fn(SocketAddr) -> F)
     where
+        F: Fn() -> S + Send + 'static,
         S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
         S::Future: Send,
         B: http_body::Body<Data = Bytes> + Send + 'static,
@@ -81,7 +83,7 @@ impl Server {
         }
     }
 
-    async fn connection<S, B>(mut self, stream: TcpStream, app: S)
+    async fn connection<S, B>(mut self, stream: TcpStream, app: impl Fn() -> S + Send + 'static)
     where
         S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
         S::Future: Send,
@@ -93,7 +95,7 @@ impl Server {
             let asked = asked.clone();
             move |request| {
                 asked.store(true, Ordering::Relaxed);
-                app.clone().oneshot(request)
+                app().oneshot(request)
             }
         });
         let mut builder = auto::Builder::new(TokioExecutor::new());

@@ -3,10 +3,12 @@
 use std::{collections::HashSet, ffi::OsString, fmt, fs, path::Path};
 
 use serde::Deserialize;
-use tower_openrouter::ApiKey;
+use tower_openrouter::{ApiKey, KeyError};
 
-/// A key in the configuration file.
-#[derive(Default, Deserialize)]
+use super::{Variables, trouble::Trouble};
+
+/// A key, or a file of them, in the configuration file.
+#[derive(Clone, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct KeyEntry {
     label: Option<String>,
@@ -34,30 +36,37 @@ struct Found {
     place: String,
 }
 
-/// Variables as [`std::env::vars_os`] gives them.
-pub(crate) type Variables = Vec<(OsString, OsString)>;
-
 /// Reads every key; one found twice is used once, as it was found first. Relative paths start at `folder`.
-pub(crate) fn load(entries: &[KeyEntry], folder: &Path, variables: &Variables) -> Result<Vec<ApiKey>, String> {
-    let mut keys = Vec::new();
+pub(super) fn load(entries: &[KeyEntry], folder: &Path, variables: &Variables) -> Result<Vec<ApiKey>, Trouble> {
+    // each with where it was found, and its entry if it has one
+    let mut keys: Vec<(ApiKey, String, Option<usize>)> = Vec::new();
+    let (mut secrets, mut labels) = (HashSet::new(), HashSet::new());
     for (at, entry) in entries.iter().enumerate() {
-        for found in entry.secrets(at + 1, folder, variables)? {
+        let trouble = |what| Trouble::in_entry("keys", at, what);
+        for found in entry.secrets(at + 1, folder, variables).map_err(trouble)? {
             let place = found.place.clone();
-            keys.push((entry.dress(key(found)?).map_err(|trouble| format!("{place}: {trouble}"))?, place));
+            let key = entry.dress(key(found).map_err(trouble)?).map_err(|error| match error {
+                // it could be a key in the wrong place
+                KeyError::BadPattern(_) => {
+                    trouble(format!("{place}: a pattern in models is empty or holds white space"))
+                }
+                error => trouble(format!("{place}: {error}")),
+            })?;
+            keys.push((key, place, Some(at)));
         }
     }
     for found in in_environment(variables)? {
         let place = found.place.clone();
-        keys.push((key(found)?, place));
+        keys.push((key(found)?, place, None));
     }
-    let (mut secrets, mut labels) = (HashSet::new(), HashSet::new());
-    keys.retain(|(key, _)| secrets.insert(key.hash().to_owned()));
-    for (key, place) in &keys {
+    keys.retain(|(key, ..)| secrets.insert(key.hash().to_owned()));
+    for (key, place, entry) in &keys {
         if !labels.insert(key.name()) {
-            return Err(format!("{place}: two keys have the label `{}`: give one of them another", key.name()));
+            let what = format!("{place}: two keys have the label `{}`: give one of them another", key.name());
+            return Err(entry.map_or_else(|| what.clone().into(), |at| Trouble::in_entry("keys", at, &what)));
         }
     }
-    Ok(keys.into_iter().map(|(key, _)| key).collect())
+    Ok(keys.into_iter().map(|(key, ..)| key).collect())
 }
 
 fn key(found: Found) -> Result<ApiKey, String> {
@@ -66,6 +75,9 @@ fn key(found: Found) -> Result<ApiKey, String> {
     if label.is_empty() || label.trim() != label || label.chars().any(char::is_control) {
         return Err(format!("{place}: the label is empty, or holds control characters or white space around it"));
     }
+    if label.contains("sk-or-") {
+        return Err(format!("{place}: the label looks like a key: it is shown in answers and logs, so give a name"));
+    }
     Ok(ApiKey::new(secret).map_err(|error| format!("{place}: {error}"))?.label(label))
 }
 
@@ -73,8 +85,8 @@ impl KeyEntry {
     /// Its secrets: one, or those of its file.
     fn secrets(&self, number: usize, folder: &Path, variables: &Variables) -> Result<Vec<Found>, String> {
         let place = match &self.label {
-            Some(label) => format!("[[keys]] number {number}, `{}`", label.escape_debug()),
-            None => format!("[[keys]] number {number}"),
+            Some(label) if !label.contains("sk-or-") => format!("[[keys]] number {number}, `{}`", label.escape_debug()),
+            _ => format!("[[keys]] number {number}"),
         };
         let label = |default: String| self.label.clone().unwrap_or(default);
         match (&self.key, &self.key_env, &self.key_file) {
@@ -83,14 +95,18 @@ impl KeyEntry {
             }
             (None, Some(name), None) => {
                 let Some((_, value)) = variables.iter().find(|(variable, _)| variable == name.as_str()) else {
-                    return Err(format!("{place}: the variable {name} it names is not set"));
+                    // who mixes up key and key_env writes a key here
+                    let is_name = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_';
+                    let name = if name.bytes().all(is_name) { &**name } else { "that key_env names" };
+                    return Err(format!("{place}: the variable {name} is not set: set it, or name another in key_env"));
                 };
                 let place = format!("{place}, {name}");
                 Ok(vec![Found { secret: text_of(value, &place)?, label: label(label_of(name)), place }])
             }
             (None, None, Some(path)) => {
+                let place =
+                    if path.contains("sk-or-") { format!("{place}, key_file") } else { format!("{place}, {path}") };
                 let path = folder.join(path);
-                let place = format!("{place}, {}", path.display());
                 let text = fs::read_to_string(&path).map_err(|error| format!("{place}: {error}"))?;
                 let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
                 in_file(&text, &label(stem), &place)
@@ -100,7 +116,7 @@ impl KeyEntry {
     }
 
     /// Gives a key the rest of what the entry says.
-    fn dress(&self, mut key: ApiKey) -> Result<ApiKey, tower_openrouter::KeyError> {
+    fn dress(&self, mut key: ApiKey) -> Result<ApiKey, KeyError> {
         if let Some(weight) = self.weight {
             key = key.weight(weight)?;
         }
@@ -207,7 +223,7 @@ mod tests {
     }
 
     fn from_environment(pairs: &[(&str, &str)]) -> Result<Vec<(String, String)>, String> {
-        let keys = load(&[], Path::new(""), &variables(pairs))?;
+        let keys = load(&[], Path::new(""), &variables(pairs)).map_err(|trouble| trouble.to_string())?;
         Ok(keys.iter().map(|key| (key.name().to_owned(), key.expose_secret().to_owned())).collect())
     }
 
@@ -216,7 +232,8 @@ mod tests {
         struct File {
             keys: Vec<KeyEntry>,
         }
-        load(&toml::from_str::<File>(text).unwrap().keys, Path::new(""), &variables(pairs))
+        let entries = toml::from_str::<File>(text).unwrap().keys;
+        load(&entries, Path::new(""), &variables(pairs)).map_err(|trouble| trouble.to_string())
     }
 
     #[test]
@@ -272,7 +289,8 @@ mod tests {
     fn a_variable_that_is_not_text_is_refused() {
         use std::os::unix::ffi::OsStringExt;
         let variables = vec![("OPENROUTER_API_KEY".into(), OsString::from_vec(vec![b'k', 0xff]))];
-        assert_eq!(load(&[], Path::new(""), &variables).unwrap_err(), "OPENROUTER_API_KEY: the value is not text");
+        let trouble = load(&[], Path::new(""), &variables).unwrap_err().to_string();
+        assert_eq!(trouble, "OPENROUTER_API_KEY: the value is not text");
     }
 
     #[test]
@@ -309,7 +327,9 @@ mod tests {
             ("label = \"a\"", "[[keys]] number 1, `a`: give exactly one of key, key_env and key_file"),
             ("key = \"a\"\nkey_env = \"B\"", "[[keys]] number 1: give exactly one of"),
             ("key = \"\"", "[[keys]] number 1: the key is empty"),
-            ("key_env = \"NOWHERE\"", "[[keys]] number 1: the variable NOWHERE it names is not set"),
+            ("key_env = \"NOWHERE\"", "[[keys]] number 1: the variable NOWHERE is not set: set it"),
+            ("key_env = \"nowhere\"", "[[keys]] number 1: the variable that key_env names is not set"),
+            ("key = \"a\"\nlabel = \"sk-or-v1-a\"", "[[keys]] number 1: the label looks like a key"),
             ("key_env = \"EMPTY\"", "[[keys]] number 1, EMPTY is set but empty"),
             ("key_file = \"no-such-file\"", "[[keys]] number 1, no-such-file: "),
             ("key = \"a\"\nweight = -1.0", "[[keys]] number 1: "),

@@ -1,0 +1,256 @@
+//! What can be set, and what holds where nothing is: the shape of the configuration file.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    num::{NonZeroU32, NonZeroUsize},
+};
+
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Deserializer, de};
+use tower_openrouter::{RetryLayer, openrouter::BASE_URL, retry::RetryBudget};
+
+use super::{
+    keys::KeyEntry,
+    trouble::Trouble,
+    values::{Size, Span, Time},
+};
+
+/// Everything that can be set. Its default is what holds without a file.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Settings {
+    pub(crate) listen: SocketAddr,
+    pub(crate) admin_listen: SocketAddr,
+    pub(crate) access_token: Option<Token>,
+    pub(crate) admin_token: Option<Token>,
+    pub(crate) header_timeout: Time,
+    pub(crate) drain_timeout: Span,
+    pub(crate) balancer_headers: bool,
+    /// `None`: OpenRouter, or the simulator when there is no key either.
+    pub(crate) upstream: Option<String>,
+    pub(crate) deadline: Time,
+    pub(crate) select: Select,
+    pub(crate) breaker: Breaker,
+    pub(crate) retry: Retry,
+    pub(crate) limits: Limits,
+    pub(crate) keys: Vec<KeyEntry>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            listen: ([127, 0, 0, 1], 8080).into(),
+            admin_listen: ([127, 0, 0, 1], 9090).into(),
+            access_token: None,
+            admin_token: None,
+            header_timeout: Time::seconds(30),
+            drain_timeout: Span::seconds(30),
+            balancer_headers: true,
+            upstream: None,
+            deadline: Time::seconds(600),
+            select: Select::default(),
+            breaker: Breaker::default(),
+            retry: Retry::default(),
+            limits: Limits::default(),
+            keys: Vec::new(),
+        }
+    }
+}
+
+/// `[select]`: which key, and how long to wait for one.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Select {
+    pub(crate) pick: PickName,
+    pub(crate) max_wait: Span,
+    pub(crate) max_waiters: usize,
+}
+
+impl Default for Select {
+    fn default() -> Self {
+        Self { pick: PickName::default(), max_wait: Span::seconds(30), max_waiters: 1024 }
+    }
+}
+
+/// How a key is picked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum PickName {
+    #[default]
+    LeastInFlight,
+    RoundRobin,
+}
+
+impl fmt::Display for PickName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::LeastInFlight => "least-in-flight",
+            Self::RoundRobin => "round-robin",
+        })
+    }
+}
+
+/// `[breaker]`: when a key is left alone.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Breaker {
+    pub(crate) failures: NonZeroU32,
+    pub(crate) window: Time,
+    pub(crate) cooldown: Time,
+    /// `None`: 5 minutes, or the cooldown where that is longer.
+    pub(crate) max_cooldown: Option<Time>,
+}
+
+impl Default for Breaker {
+    fn default() -> Self {
+        Self {
+            failures: const { NonZeroU32::new(3).unwrap() },
+            window: Time::seconds(60),
+            cooldown: Time::seconds(60),
+            max_cooldown: None,
+        }
+    }
+}
+
+impl Breaker {
+    /// The longest it stays open.
+    pub(crate) fn longest(&self) -> Time {
+        self.max_cooldown.unwrap_or_else(|| self.cooldown.max(Time::seconds(300)))
+    }
+}
+
+/// `[retry]`: what is tried again.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Retry {
+    #[serde(deserialize_with = "attempts")]
+    pub(crate) attempts: u32,
+    pub(crate) min_backoff: Time,
+    pub(crate) max_backoff: Time,
+    pub(crate) longest_hint: Span,
+    #[serde(deserialize_with = "ratio")]
+    pub(crate) budget_ratio: f64,
+    pub(crate) budget_per_second: u32,
+    pub(crate) unclear: bool,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self {
+            attempts: 3,
+            min_backoff: Time::millis(500),
+            max_backoff: Time::seconds(30),
+            longest_hint: Span::seconds(120),
+            budget_ratio: 0.2,
+            budget_per_second: 10,
+            unclear: false,
+        }
+    }
+}
+
+fn attempts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let attempts = u32::deserialize(deserializer)?;
+    RetryLayer::new().attempts(attempts).map_err(de::Error::custom)?;
+    Ok(attempts)
+}
+
+fn ratio<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    let ratio = f64::deserialize(deserializer)?;
+    RetryBudget::new(ratio, 0).map_err(de::Error::custom)?;
+    Ok(ratio)
+}
+
+/// `[limits]`: how much at once.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Limits {
+    /// On one key, unless it has its own; `None`: any number.
+    pub(crate) max_in_flight: Option<NonZeroUsize>,
+    pub(crate) body_limit: Size,
+    pub(crate) replay_cap: Size,
+    pub(crate) memory: Size,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { max_in_flight: None, body_limit: Size::mib(64), replay_cap: Size::mib(16), memory: Size::mib(1024) }
+    }
+}
+
+impl Settings {
+    /// Where requests are sent, unless to the simulator.
+    pub(crate) fn upstream(&self) -> &str {
+        self.upstream.as_deref().unwrap_or(BASE_URL)
+    }
+
+    /// What one value alone cannot show.
+    pub(super) fn check(&self) -> Result<(), Trouble> {
+        if !self.admin_listen.ip().is_loopback() && self.admin_token.is_none() {
+            return Err(Trouble::with(
+                "admin_listen",
+                format_args!(
+                    "other machines can reach {}: set --admin-token (TOWER_OPENROUTER_ADMIN_TOKEN, admin_token), or keep \
+                     --admin-listen on 127.0.0.1",
+                    self.admin_listen
+                ),
+            ));
+        }
+        if self.breaker.longest() < self.breaker.cooldown {
+            let what = format_args!(
+                "{} is shorter than the first cooldown, {}: make it at least that",
+                self.breaker.longest(),
+                self.breaker.cooldown
+            );
+            return Err(Trouble::with("breaker.max_cooldown", what));
+        }
+        if self.retry.max_backoff < self.retry.min_backoff {
+            let what = format_args!(
+                "{} is shorter than min_backoff, {}: make it at least that",
+                self.retry.max_backoff, self.retry.min_backoff
+            );
+            return Err(Trouble::with("retry.max_backoff", what));
+        }
+        if self.limits.memory < self.limits.replay_cap {
+            let what = format_args!(
+                "{} is less than replay_cap, {}: a body between the two could never be let in",
+                self.limits.memory, self.limits.replay_cap
+            );
+            return Err(Trouble::with("limits.memory", what));
+        }
+        Ok(())
+    }
+}
+
+/// A token somebody must show.
+#[derive(Debug, Clone)]
+pub(crate) struct Token(SecretString);
+
+impl Token {
+    /// Reads one; what is wrong with it is told without it.
+    pub(crate) fn new(text: &str) -> Result<Self, &'static str> {
+        if text.is_empty() {
+            return Err("the token is empty: give one, or leave it out");
+        }
+        if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err("the token holds white space or other characters that a header cannot carry");
+        }
+        Ok(Self(text.into()))
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.0.expose_secret().as_bytes()
+    }
+}
+
+impl PartialEq for Token {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes() == other.bytes()
+    }
+}
+
+impl<'de> Deserialize<'de> for Token {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::new(&String::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
+}
