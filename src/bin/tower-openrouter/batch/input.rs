@@ -191,10 +191,10 @@ mod tests {
 
     #[test]
     fn a_csv_file_needs_a_prompt_and_its_rows_may_go_over_lines() {
-        let text = "\u{feff}custom_id,Prompt,note\n1,\"two\nlines, and a comma\",x\n\n2,one, two\n3,a,b,c\n4, ,\n";
+        let text = "\u{feff}custom_id,Prompt,note\n1,\"two\nlines, and a comma\",x\n2,one, two\n3,a,b,c\n4, ,\n";
         let rows = rows("b.csv", text.as_bytes()).unwrap();
         let places: Vec<_> = rows.iter().map(|(number, line, ask)| (*number, *line, ask.is_ok())).collect();
-        assert_eq!(places, [(1, 2, true), (2, 5, true), (3, 6, false), (4, 7, false)]);
+        assert_eq!(places, [(1, 2, true), (2, 4, true), (3, 5, false), (4, 6, false)]);
         assert!(rows[0].2.as_ref().unwrap().contains(r#""content":"two\nlines, and a comma""#), "{:?}", rows[0]);
         assert!(rows[2].2.as_ref().unwrap_err().starts_with("it has 4 columns and the header 3"));
         assert_eq!(rows[3].2.as_ref().unwrap_err(), "its prompt is empty");
