@@ -198,6 +198,7 @@ async fn batch(arguments: Arguments, mut progress: Progress) -> Result<u8, Box<d
     progress.start(total, finished);
     let desk = Arc::new(Desk {
         balancer: stack.balancer,
+        handle: stack.handle,
         journal,
         patience,
         stop: watch::Sender::new(None),
@@ -212,7 +213,7 @@ async fn batch(arguments: Arguments, mut progress: Progress) -> Result<u8, Box<d
     output.sync()?;
     let stop = desk.stop.borrow().clone();
     let took = run.start.elapsed();
-    let snapshot = desk.balancer.handle().snapshot();
+    let snapshot = desk.handle.snapshot();
     let is_done = tally.sum() == total;
     if is_done {
         if sort {
@@ -377,7 +378,7 @@ impl Run<'_> {
                 },
                 _ = show.tick() => {
                     self.desk.look_at_keys();
-                    let total = self.desk.balancer.handle().snapshot().total;
+                    let total = self.desk.handle.snapshot().total;
                     progress.show(total.cost_usd, &self.desk.held);
                 }
             }

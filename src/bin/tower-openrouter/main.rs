@@ -2,6 +2,7 @@
 
 mod batch;
 mod gateway;
+mod keys;
 mod simulator;
 
 use std::process::ExitCode;
@@ -11,7 +12,7 @@ use clap::{Parser, Subcommand};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Balance LLM requests over many OpenRouter keys, or simulate OpenRouter.
+/// Balance LLM requests over many OpenRouter keys, ask what they may spend, or simulate OpenRouter.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Cli {
@@ -23,6 +24,7 @@ struct Cli {
 enum Command {
     Gateway(Box<gateway::Arguments>),
     Batch(Box<batch::Arguments>),
+    Keys(keys::Arguments),
     Simulator(simulator::Arguments),
 }
 
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Gateway(arguments) => gateway::run(*arguments).map(|()| ExitCode::SUCCESS),
         Command::Batch(arguments) => batch::run(*arguments),
+        Command::Keys(arguments) => keys::run(arguments).map(|()| ExitCode::SUCCESS),
         Command::Simulator(arguments) => simulator::run(arguments).map(|()| ExitCode::SUCCESS),
     };
     match outcome {

@@ -24,16 +24,18 @@ use tokio::{
 };
 use tower::ServiceExt;
 use tower_openrouter::{
-    Balancer, Outcome, RequestContext,
+    Outcome, RequestContext,
     monitor::Measures,
     outcome::{Cause, Fault, OutcomeCell, Retry, Scope},
     select::Resting,
+    stack::BalancerHandle,
 };
 
 use super::{
     journal::Journal,
     output::{BAD_ROW, Failure, Response},
     row::{Ask, Row},
+    stack::Balancer,
 };
 
 /// The shortest and the longest pause before a row is sent again when nobody says how long.
@@ -43,9 +45,9 @@ const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Where rows are sent from.
-#[derive(Debug)]
 pub(super) struct Desk {
-    pub(super) balancer: Balancer<Full<Bytes>>,
+    pub(super) balancer: Balancer,
+    pub(super) handle: BalancerHandle,
     pub(super) journal: Journal,
     /// How long a row is held back at most.
     pub(super) patience: Duration,
@@ -209,7 +211,7 @@ impl Desk {
         let patience_ends = Instant::now() + self.patience;
         // when all are refused at once that looks like the platform's trouble, but not if none has ever been good
         let none_was_good = lock(&self.answered).is_none();
-        let pool = self.balancer.handle().pool();
+        let pool = self.handle.pool();
         let endpoints = pool.endpoints();
         let each = endpoints.iter().map(|endpoint| {
             let cause = match pool.resting(endpoint) {
