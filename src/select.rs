@@ -94,8 +94,8 @@ pub use fastrand::Rng;
 pub use filter::{CreditFloor, CreditLimit, Ended, Filter, FilterFn, Fit, RequireTags, filter_fn};
 pub use future::{KeySelectFuture, Record};
 pub use pick::{
-    Candidates, LeastInFlight, MostCredit, PeakEwma, Pick, PickFn, Prepared, PriorityTiers, Rank, Rendezvous, RoundRobin,
-    SmoothWeighted, Sticky, WeightedRandom, pick_fn,
+    Candidates, LeastInFlight, MostCredit, PeakEwma, Pick, PickFn, Prepared, PriorityTiers, Rank, Rendezvous,
+    RoundRobin, SmoothWeighted, Sticky, WeightedRandom, pick_fn,
 };
 pub use pool::Pool;
 pub(crate) use pool::WeakPool;

@@ -19,7 +19,6 @@ mod credit_floor;
 mod credit_limit;
 mod tags;
 
-
 pub(super) use built_in::{built_in, is_second_choice};
 pub use closure::{FilterFn, filter_fn};
 pub use credit_floor::CreditFloor;

@@ -4,15 +4,12 @@ use std::{
     collections::HashMap,
     error::Error,
     io::{self, Write},
-    num::NonZeroUsize,
-    path::PathBuf,
     pin::pin,
     process::ExitCode,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use clap::Args;
 use futures_util::StreamExt;
 use tokio::{
     sync::watch,
@@ -22,6 +19,7 @@ use tower::service_fn;
 use tower_openrouter::Batch;
 use tracing_subscriber::EnvFilter;
 
+mod arguments;
 mod ask;
 mod file;
 mod input;
@@ -33,9 +31,11 @@ mod row;
 mod stack;
 mod summary;
 
-use crate::gateway::{self, Signals, Span};
+pub(crate) use arguments::Arguments;
+
+use crate::gateway::{Signals, Span};
 use ask::{Answer, Desk, Held, Stop};
-use input::{Format, Input, Rows};
+use input::{Input, Rows};
 use journal::Journal;
 use output::{Kind, Line, Output, Written};
 use progress::Progress;
@@ -57,94 +57,6 @@ const NO_KEY: u8 = 4;
 /// As of a shell, for what ctrl-c ended.
 const INTERRUPTED: u8 = 130;
 
-const HELP: &str = r#"A line of a JSONL input is one of
-
-  "Why is the sky blue?"                                           a prompt
-  {"prompt": "…", "system": "…", "temperature": 0}                 a prompt, with anything else a chat request may have
-  {"model": "…", "messages": [{"role": "user", "content": "…"}]}   the body of a chat request
-  {"custom_id": "a-1", "url": "/v1/embeddings", "body": {…}}       a line of OpenAI's batch format
-
-with "custom_id" in any of the objects. A CSV input (a name that ends with .csv, or --format csv) has a header with a column
-prompt, and system, model and custom_id if wanted; other columns are left alone. An answer is always written whole: "stream"
-is left out. An example of a configuration file is in the help of `gateway`. A row that is none of these is bad: it is told by its line, written as an error, and does not stop the rest.
-
-A line of the output is one finished row, written at once when it is finished:
-
-  {"row": 7, "custom_id": "a-1", "response": {"status_code": 200, "body": {…}}, "error": null,
-   "key": "team-a", "attempts": 1, "seconds": 1.2, "cost": 0.00034, "mark": "…"}
-
-"error" is null, or {"code": …, "message": …} where the row failed. "mark" stands for what the row asked: a run whose rows
-ask something else than the output answers is refused, except that rows may be added at the end.
-
-To go on after a stop or a crash, run the same command again. FILE.running, beside the output, says which rows were sent; it
-keeps a second run out, and is gone when all is done. A row that was on its way when the process was killed is sent again
-and may be billed twice; the summary says how many those are. The first ctrl-c takes nothing new and waits for what is on
-its way, the second stops at once.
-
-Exit codes:
-  0    every row was answered
-  1    it could not run: a bad setting, key, input or output, or a disk that is full
-  2    unknown or missing arguments
-  3    every row is finished, and some failed or were bad (--retry-failed asks for those again)
-  4    stopped, as no key can serve: mend that, and run the same command again
-  130  stopped by ctrl-c or SIGTERM: run the same command again to go on
-"#;
-
-/// Ask for many answers at once: rows of a JSONL or CSV file in, a line of JSON for each out.
-///
-/// Keys, upstream and balancing are those of the gateway: the same configuration file, variables and flags. Without any key,
-/// an OpenRouter simulated inside this process answers, so that everything can be tried at no cost.
-#[derive(Debug, Args)]
-#[command(after_long_help = HELP, mut_args(of_batch))]
-#[group(skip)]
-pub(crate) struct Arguments {
-    /// File of rows, JSONL or CSV
-    input: PathBuf,
-
-    /// File the answers are added to, one line a row, in the order in which they come
-    #[arg(short, long, value_name = "FILE")]
-    out: PathBuf,
-
-    /// How many rows are under way at once
-    #[arg(short = 'n', long, value_name = "N", default_value = "32")]
-    concurrency: NonZeroUsize,
-
-    /// Model of rows that name none
-    #[arg(short, long, value_name = "MODEL")]
-    model: Option<String>,
-
-    /// Most tokens of an answer, for rows that set no limit
-    #[arg(long, value_name = "N")]
-    max_tokens: Option<u64>,
-
-    /// Put the output into the order of the input once every row is finished
-    #[arg(long)]
-    sort: bool,
-
-    /// Ask again for rows that an earlier run wrote as failed or bad
-    #[arg(long)]
-    retry_failed: bool,
-
-    /// How the input is written [default: csv for names that end with .csv, else jsonl]
-    #[arg(long, value_name = "FORMAT")]
-    format: Option<Format>,
-
-    /// How long a row is held back, and sent again, while keys or its provider are at their limits
-    ///
-    /// When no row is answered for so long, or no key can come back within it, the batch stops.
-    #[arg(long, value_name = "TIME", default_value = "5m")]
-    patience: Span,
-
-    #[command(flatten)]
-    gateway: gateway::Arguments,
-}
-
-/// Hides what only a server can use.
-fn of_batch(argument: clap::Arg) -> clap::Arg {
-    let serves = argument.get_help_heading() == Some("Listeners") || argument.get_id() == "check";
-    argument.hide(serves)
-}
-
 /// Runs until every row is finished, or as many as can be.
 pub(crate) fn run(arguments: Arguments) -> Result<ExitCode, Box<dyn Error>> {
     let progress = Progress::new();
@@ -164,9 +76,10 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode, Box<dyn Error>> {
 async fn batch(arguments: Arguments, mut progress: Progress) -> Result<u8, Box<dyn Error>> {
     let Arguments { out, concurrency, sort, retry_failed, patience: Span(patience), .. } = arguments;
     let concurrency = concurrency.get();
-    let stack = Stack::open(&arguments.gateway, concurrency)?;
+    let Stack { balancer, handle, simulated, polling: _polling } = Stack::open(&arguments.gateway, concurrency)?;
+    let is_simulated = simulated.is_some();
     let defaults =
-        Defaults { model: arguments.model.or_else(|| stack.simulated.clone()), max_tokens: arguments.max_tokens };
+        Defaults { model: arguments.model.or(simulated), max_tokens: arguments.max_tokens, simulated: is_simulated };
     let input = Input::new(arguments.input, arguments.format, defaults);
     let mut rows = input.rows()?;
     let place = Output::place(&out)?;
@@ -175,16 +88,16 @@ async fn batch(arguments: Arguments, mut progress: Progress) -> Result<u8, Box<d
     }
     let journal = Journal::open(&place)?;
     let (mut output, mut written) = Output::open(&place)?;
+    let lost = journal.lost(|row| written.contains_key(&row));
     if retry_failed && written.values().any(|written| written.kind != Kind::Answered) {
         for (row, _) in written.iter().filter(|(row, written)| written.kind == Kind::Failed && journal.has(**row)) {
             journal.take_back(*row)?;
         }
         output.retain(&mut written, |written| written.kind == Kind::Answered)?;
     }
-    let lost = journal.lost(|row| written.contains_key(&row));
     let total = look_over(&mut rows, &input, &written, &out.display().to_string(), &progress)?;
 
-    if stack.simulated.is_some() {
+    if is_simulated {
         progress.say(
             "SIMULATED inside this process, because no key was given: answers are made up and cost nothing. To use \
              OpenRouter, set OPENROUTER_API_KEY, and choose another --out.",
@@ -197,8 +110,8 @@ async fn batch(arguments: Arguments, mut progress: Progress) -> Result<u8, Box<d
     }
     progress.start(total, finished);
     let desk = Arc::new(Desk {
-        balancer: stack.balancer,
-        handle: stack.handle,
+        balancer,
+        handle,
         journal,
         patience,
         stop: watch::Sender::new(None),
@@ -261,8 +174,8 @@ fn look_over(
         match (written.get(&number), ask) {
             (Some(written), _) if written.mark != mark => {
                 return Err(format!(
-                    "{out} line {} answers row {number}, but {name} line {line} now asks something else (the row changed, or \
-                     --model or --max-tokens): undo that, or choose another --out{}",
+                    "{out} line {} answers row {number}, but {name} line {line} now asks something else: the row changed, or \
+                     --model or --max-tokens, or one of both is simulated; undo that, or choose another --out{}",
                     written.line,
                     if written.kind == Kind::Answered { "" } else { ", or give --retry-failed" }
                 ));
@@ -378,8 +291,7 @@ impl Run<'_> {
                 },
                 _ = show.tick() => {
                     self.desk.look_at_keys();
-                    let total = self.desk.handle.snapshot().total;
-                    progress.show(total.cost_usd, &self.desk.held);
+                    progress.show(self.desk.cost(), &self.desk.held);
                 }
             }
         }

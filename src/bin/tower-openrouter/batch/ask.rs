@@ -13,7 +13,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use http::{Request, header::CONTENT_TYPE, header::RETRY_AFTER};
 use http_body_util::{BodyExt, Full};
 use serde::Deserialize;
@@ -133,8 +132,8 @@ impl Desk {
                 return answer;
             }
         };
-        if let Err(error) = self.journal.sending(number) {
-            self.end(Stop::Journal(error.to_string()));
+        if let Err(what) = self.journal.sending(number) {
+            self.end(Stop::Journal(what));
             answer.is_unsent = true;
             return answer;
         }
@@ -168,8 +167,8 @@ impl Desk {
             }
         }
         answer.is_unsent = true;
-        if let Err(error) = self.journal.take_back(number) {
-            self.end(Stop::Journal(error.to_string()));
+        if let Err(what) = self.journal.take_back(number) {
+            self.end(Stop::Journal(what));
         }
         answer
     }
@@ -200,6 +199,11 @@ impl Desk {
             stop.get_or_insert(why);
             first
         });
+    }
+
+    /// What all attempts so far have cost.
+    pub(super) fn cost(&self) -> f64 {
+        self.handle.pool().endpoints().iter().map(|endpoint| endpoint.figures().usage().cost).sum()
     }
 
     pub(super) fn is_over(&self) -> bool {
@@ -233,10 +237,10 @@ impl Desk {
 
     /// Resolves when the batch has ended and the request runs nowhere: it waits for a key, or to be tried again.
     async fn ended_without(&self, context: &RequestContext) {
-        let runs = || {
-            let ledger = context.ledger();
-            ledger.attempts().last().is_some_and(|last| last.outcome.is_none_or(|outcome| outcome.is_success()))
+        let ran_nowhere = |outcome: Outcome| {
+            outcome.fault().is_some_and(|fault| matches!(fault.retry, Retry::Elsewhere | Retry::Backoff))
         };
+        let runs = || !context.ledger().attempts().iter().all(|attempt| attempt.outcome.is_some_and(ran_nowhere));
         // fails only when nobody is left to end it
         let _ = self.stop.subscribe().wait_for(Option::is_some).await;
         while runs() {
@@ -294,11 +298,12 @@ impl Sent {
                 matches!(status, Some(429 | 503 | 504)).then_some(())?;
             }
             Some(fault) => {
-                // it has not run, and neither is it asked too much
-                let elsewhere = matches!(fault.retry, Retry::Elsewhere | Retry::Backoff);
-                let too_much =
-                    matches!(fault.cause, Cause::TooDearForAccount | Cause::TooDearForKey | Cause::Unroutable);
-                (elsewhere && !too_much && fault.scope != Scope::Request).then_some(())?;
+                let has_not_run = matches!(fault.retry, Retry::Elsewhere | Retry::Backoff);
+                let is_of_the_row = matches!(
+                    fault.cause,
+                    Cause::TooDearForAccount | Cause::TooDearForKey | Cause::Unroutable | Cause::ServerError
+                );
+                (has_not_run && !is_of_the_row && fault.scope != Scope::Request).then_some(())?;
             }
             None => return None,
         }

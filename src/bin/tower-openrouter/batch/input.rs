@@ -170,7 +170,7 @@ mod tests {
     fn rows(name: &str, content: &[u8]) -> Result<Vec<(u64, u64, Result<String, String>)>, String> {
         let path = std::env::temp_dir().join(format!("tower-openrouter-rows-{}-{name}", std::process::id()));
         std::fs::write(&path, content).unwrap();
-        let defaults = Defaults { model: Some("a/b".into()), max_tokens: None };
+        let defaults = Defaults { model: Some("a/b".into()), ..Defaults::default() };
         let rows = Input::new(path.clone(), None, defaults).rows();
         let _ = std::fs::remove_file(&path);
         let rows = rows.map_err(|said| said.split_once(name).unwrap().1.to_owned())?;

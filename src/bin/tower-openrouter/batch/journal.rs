@@ -78,13 +78,18 @@ impl Journal {
     }
 
     /// Notes that a row is about to be sent.
-    pub(super) fn sending(&self, row: u64) -> io::Result<()> {
-        file::append(&self.file, format!("+{row}\n").as_bytes())
+    pub(super) fn sending(&self, row: u64) -> Result<(), String> {
+        self.write(format!("+{row}\n"))
     }
 
     /// Notes that a row that was sent has not run, or that its answer was thrown away on purpose.
-    pub(super) fn take_back(&self, row: u64) -> io::Result<()> {
-        file::append(&self.file, format!("-{row}\n").as_bytes())
+    pub(super) fn take_back(&self, row: u64) -> Result<(), String> {
+        self.write(format!("-{row}\n"))
+    }
+
+    fn write(&self, line: String) -> Result<(), String> {
+        file::append(&self.file, line.as_bytes())
+            .map_err(|error| format!("{}: {error}; mend that, and run the same command again", self.path.display()))
     }
 
     /// Whether a row was sent.

@@ -61,6 +61,8 @@ impl fmt::Display for Mark {
 pub(super) struct Defaults {
     pub(super) model: Option<String>,
     pub(super) max_tokens: Option<u64>,
+    /// Whether the answers are made up, and not to be mixed with others.
+    pub(super) simulated: bool,
 }
 
 const CHAT: &str = "/v1/chat/completions";
@@ -78,7 +80,7 @@ const ENDPOINTS: [(&str, Option<&str>); 5] = [
 pub(super) fn from_json(number: u64, line: u64, text: &[u8], defaults: &Defaults) -> Row {
     let mut custom_id = None;
     let ask = read(text, &mut custom_id, defaults);
-    Row { number, line, custom_id, mark: mark(&ask, &[text]), ask }
+    Row { number, line, custom_id, mark: mark(&ask, &[text], defaults), ask }
 }
 
 /// A row of a CSV file.
@@ -100,18 +102,18 @@ impl Cells<'_> {
         let ask = prompt(self.prompt, system, rest).and_then(|body| finish(CHAT, body, defaults));
         let custom_id = Some(self.custom_id).filter(|id| !id.is_empty()).and_then(|id| raw(&id));
         let text = [self.prompt, self.system, self.model, self.custom_id].map(str::as_bytes);
-        Row { number, line, custom_id, mark: mark(&ask, &text), ask }
+        Row { number, line, custom_id, mark: mark(&ask, &text, defaults), ask }
     }
 }
 
 /// A row that could not even be taken apart.
 pub(super) fn broken(number: u64, line: u64, text: &[u8], what: String) -> Row {
-    let ask = Err(what);
-    Row { number, line, custom_id: None, mark: mark(&ask, &[text]), ask }
+    Row { number, line, custom_id: None, mark: Mark::of(&[text]), ask: Err(what) }
 }
 
-fn mark(ask: &Result<Ask, String>, text: &[&[u8]]) -> Mark {
+fn mark(ask: &Result<Ask, String>, text: &[&[u8]], defaults: &Defaults) -> Mark {
     match ask {
+        Ok(ask) if defaults.simulated => Mark::of(&[b"simulated", ask.path.as_bytes(), &ask.body]),
         Ok(ask) => Mark::of(&[ask.path.as_bytes(), &ask.body]),
         Err(_) => Mark::of(text),
     }
@@ -232,7 +234,7 @@ mod tests {
     use super::*;
 
     fn row(text: &str) -> Row {
-        let defaults = Defaults { model: Some("acme/swift-1".into()), max_tokens: None };
+        let defaults = Defaults { model: Some("acme/swift-1".into()), ..Defaults::default() };
         from_json(1, 1, text.as_bytes(), &defaults)
     }
 
@@ -291,7 +293,7 @@ mod tests {
 
     #[test]
     fn a_limit_for_all_is_called_as_each_endpoint_calls_it_and_leaves_a_rows_own_alone() {
-        let defaults = Defaults { model: Some("a/b".into()), max_tokens: Some(9) };
+        let defaults = Defaults { model: Some("a/b".into()), max_tokens: Some(9), simulated: false };
         for (text, limit) in [
             (r#"{"prompt":"Hi"}"#, r#""max_tokens":9"#),
             (r#"{"prompt":"Hi","max_tokens":5}"#, r#""max_tokens":5"#),
@@ -316,7 +318,9 @@ mod tests {
         assert_ne!(mark("bad"), mark("worse"));
         assert_eq!(Mark::parse(&mark("bad").to_string()), Some(mark("bad")));
         let cells = Cells { prompt: "Hi", ..Cells::default() };
-        let defaults = Defaults { model: Some("acme/swift-1".into()), max_tokens: None };
+        let defaults = Defaults { model: Some("acme/swift-1".into()), ..Defaults::default() };
         assert_eq!(cells.row(1, 2, &defaults).mark, mark(r#""Hi""#));
+        let simulated = Defaults { simulated: true, ..defaults };
+        assert_ne!(cells.row(1, 2, &simulated).mark, mark(r#""Hi""#));
     }
 }

@@ -37,9 +37,7 @@ impl Stack {
         *waiters = concurrency.max(*waiters);
         let opened = match upstream {
             Upstream::Real => Self::before(&configuration, HyperTransport::<ReplayBody>::new(), None),
-            Upstream::Simulated(simulator, model) => {
-                Self::before(&configuration, simulator.service(), Some(model))
-            }
+            Upstream::Simulated(simulator, model) => Self::before(&configuration, simulator.service(), Some(model)),
         };
         Ok(opened.map_err(|trouble| configuration.tell(&trouble))?)
     }

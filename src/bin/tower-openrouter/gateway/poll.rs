@@ -34,7 +34,8 @@ where
         return Ok(None);
     }
     let leaf = leaf.map_request(|request: Request<Empty<Bytes>>| request.map(|_| ReplayBody::empty()));
-    let poller =
-        AccountPoller::new(pool, leaf).interval(interval).map_err(|error| Trouble::with("credit.poll_interval", error))?;
+    let poller = AccountPoller::new(pool, leaf)
+        .interval(interval)
+        .map_err(|error| Trouble::with("credit.poll_interval", error))?;
     Ok(Some(Polling(tokio::spawn(poller.run()).abort_handle())))
 }

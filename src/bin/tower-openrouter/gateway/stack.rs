@@ -11,8 +11,8 @@ use tower_openrouter::{
     endpoint::Money,
     retry::{Backoff, RetryBudget},
     select::{
-        CreditFloor, CreditLimit, LeastInFlight, MostCredit, PeakEwma, Pick, Pool, PriorityTiers, Rendezvous, RoundRobin,
-        SmoothWeighted, Sticky, WeightedRandom,
+        CreditFloor, CreditLimit, LeastInFlight, MostCredit, PeakEwma, Pick, Pool, PriorityTiers, Rendezvous,
+        RoundRobin, SmoothWeighted, Sticky, WeightedRandom,
     },
     stack::{BalancerBuilder, BalancerHandle},
 };

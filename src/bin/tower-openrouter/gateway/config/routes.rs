@@ -53,7 +53,11 @@ impl RouteEntry {
     }
 
     fn kinds(&self) -> [Kind<'_>; 3] {
-        [Kind("keys", "label", &self.keys), Kind("accounts", "account", &self.accounts), Kind("tags", "tag", &self.tags)]
+        [
+            Kind("keys", "label", &self.keys),
+            Kind("accounts", "account", &self.accounts),
+            Kind("tags", "tag", &self.tags),
+        ]
     }
 
     /// Refuses names that no key has, which are spelled wrong as a rule, and a route without a key.
