@@ -28,7 +28,7 @@ use crate::{clock, endpoint::Endpoint, outcome::Outcome};
 pub struct RequestContext(Arc<Inner>);
 
 struct Inner {
-    /// The context this one differs from by its body only: deadline and ledger are there.
+    /// The context this one differs from by its body only: deadline, demands and ledger are there.
     root: Option<Arc<Inner>>,
     /// When the request came, if the stage that made the context had looked at the clock.
     arrived: Option<Instant>,
