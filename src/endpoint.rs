@@ -37,7 +37,7 @@ struct Inner {
     key: ApiKey,
     figures: Figures,
     account: OnceLock<Box<str>>,
-    // made when first asked for: most pools count no money
+    // made when first asked for
     credit: OnceLock<Box<Credit>>,
     shut_until: AtomicU64,
     /// How many snapshots use it although it is shut.
@@ -51,6 +51,13 @@ struct Inner {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EndpointId(u64);
 
+impl EndpointId {
+    /// As a number, from 1 on.
+    pub(crate) fn get(self) -> u64 {
+        self.0
+    }
+}
+
 /// What all endpoints of a pool share.
 #[derive(Debug, Default)]
 pub(crate) struct PoolState {
@@ -61,9 +68,9 @@ pub(crate) struct PoolState {
     /// How many endpoints there are that were not removed, in all pools that share this.
     live: AtomicUsize,
     suspects: Suspects,
-    panic_picks: AtomicU64,
     purses: credit::Purses,
     prices: Prices,
+    panic_picks: AtomicU64,
 }
 
 impl PoolState {
@@ -93,16 +100,16 @@ impl PoolState {
         &self.suspects
     }
 
+    pub(crate) fn prices(&self) -> &Prices {
+        &self.prices
+    }
+
     pub(crate) fn panic_picks(&self) -> u64 {
         self.panic_picks.load(Ordering::Relaxed)
     }
 
     pub(crate) fn count_panic_pick(&self) {
         self.panic_picks.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn prices(&self) -> &Prices {
-        &self.prices
     }
 }
 
@@ -170,6 +177,11 @@ impl Endpoint {
         credit
     }
 
+    /// The same where anybody has asked for it before: most pools count no money.
+    pub(crate) fn counted_credit(&self) -> Option<&Credit> {
+        self.0.credit.get().map(|_| self.credit())
+    }
+
     /// What models cost, for all endpoints of the pool.
     pub fn prices(&self) -> &Prices {
         self.0.pool.prices()
@@ -216,9 +228,10 @@ impl Endpoint {
         self.0.pool.touch();
     }
 
-    /// Marks it as one that an answer has put in doubt, so that whoever asks about keys asks about this one soon.
-    pub(crate) fn doubt(&self) {
-        self.0.doubted.store(true, Ordering::Release);
+    /// Marks it as one that an answer has put in doubt, so that whoever asks about keys asks about this one soon. Says
+    /// whether that is new.
+    pub(crate) fn doubt(&self) -> bool {
+        !self.0.doubted.swap(true, Ordering::AcqRel)
     }
 
     /// Whether it was in doubt; from here on it is not.
@@ -236,6 +249,14 @@ impl Endpoint {
     }
 }
 
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if !*self.removed.get_mut() {
+            self.pool.live.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
 /// Says that an endpoint is used although it is shut; see [`Endpoint::is_forced`].
 #[derive(Debug)]
 pub(crate) struct Forced(Endpoint);
@@ -243,14 +264,6 @@ pub(crate) struct Forced(Endpoint);
 impl Drop for Forced {
     fn drop(&mut self) {
         self.0.0.forced.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        if !*self.removed.get_mut() {
-            self.pool.live.fetch_sub(1, Ordering::Relaxed);
-        }
     }
 }
 

@@ -23,6 +23,8 @@ pub struct Rejected {
 pub enum Why {
     /// No key can serve it in time: all rest, are out, or are busy.
     NoKey,
+    /// No route serves the request's model.
+    NoRoute,
     /// Too many requests wait already.
     QueueFull,
     /// The concurrency limit is reached.
@@ -46,6 +48,7 @@ impl Why {
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::NoKey => "no_key",
+            Self::NoRoute => "no_route",
             Self::QueueFull => "queue_full",
             Self::LimitReached => "limit_reached",
             Self::BreakerOpen => "breaker_open",

@@ -14,6 +14,7 @@
 //! deadline      one instant over waits, attempts and body
 //! buffer        the body in memory, so that it can be sent again
 //! retry         on another key at once, or after a wait, or not at all
+//! provider      which providers may serve, for requests that do not say
 //! select        filter the keys, pick one, wait when none can serve
 //!   ╎ for each key:
 //!   ╎ monitor     in flight, times, tokens, cost, outcomes
@@ -32,6 +33,8 @@
 //! - [`deadline`]: one instant by which a request must be over, whatever it waits for.
 //! - [`buffer`]: request bodies that can be sent more than once, and read for what they ask.
 //! - [`retry`]: which failures to repeat, where, when, and within which budget.
+//! - [`route`]: a stack of its own for each family of models.
+//! - [`openrouter::provider`]: which providers may serve, put into requests that do not say.
 //! - [`select`]: the pool of keys, the rests of those that are out, filters, picks, and the line of those who wait.
 //! - [`monitor`]: what becomes of every attempt on a key, measured to the end of its body.
 //! - [`breaker`]: a circuit breaker whose open state is *not ready*.
@@ -222,6 +225,7 @@ pub mod respond;
 pub mod deadline;
 pub mod buffer;
 pub mod retry;
+pub mod route;
 pub mod select;
 pub mod monitor;
 pub mod breaker;
@@ -251,6 +255,7 @@ pub use poller::AccountPoller;
 pub use request::RequestContext;
 pub use respond::RespondLayer;
 pub use retry::RetryLayer;
+pub use route::ModelRouter;
 pub use select::{EndpointLayer, KeySelect, KeySelectLayer, Pool, endpoint_fn};
 pub use stack::Balancer;
 

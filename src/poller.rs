@@ -259,10 +259,12 @@ where
                 endpoint.credit().report_key(report, asked);
                 schedule.add(About::Balance(Owner::of(&endpoint)), Instant::now());
                 pool.vouch(&endpoint, asked);
+                pool.freed(&endpoint);
                 Reply::Told(self.interval)
             }
             Answer::Balance(endpoint, Ok(credits)) => {
                 endpoint.credit().report_balance(Spendable::Money(credits.balance()), asked);
+                pool.freed(&endpoint);
                 Reply::Told(self.interval)
             }
             Answer::Prices(Ok(models)) => {

@@ -32,7 +32,7 @@ struct Inner {
     root: Option<Arc<Inner>>,
     /// When the request came, if the stage that made the context had looked at the clock.
     arrived: Option<Instant>,
-    /// In nanoseconds; the largest number when there is none.
+    /// A [`Deadline`].
     deadline: AtomicU64,
     body: OnceLock<Bytes>,
     asks: OnceLock<Asks>,
@@ -50,7 +50,7 @@ impl RequestContext {
         Self(Arc::new(Inner {
             root: None,
             arrived,
-            deadline: AtomicU64::new(u64::MAX),
+            deadline: AtomicU64::new(Deadline::default().0),
             body: OnceLock::new(),
             asks: OnceLock::new(),
             required: OnceLock::new(),
@@ -105,8 +105,12 @@ impl RequestContext {
 
     /// The instant by which everything must be over; `None` when there is none.
     pub fn deadline(&self) -> Option<Instant> {
-        let nanos = self.root().deadline.load(Ordering::Relaxed);
-        (nanos != u64::MAX).then(|| clock::instant(nanos))
+        self.deadline_of().instant()
+    }
+
+    /// The same, as small as it is kept.
+    pub(crate) fn deadline_of(&self) -> Deadline {
+        Deadline(self.root().deadline.load(Ordering::Relaxed))
     }
 
     /// Sets the deadline, unless an earlier one stands.
@@ -168,6 +172,26 @@ impl fmt::Debug for RequestContext {
             .field("deadline", &self.deadline())
             .field("ledger", &*self.ledger())
             .finish_non_exhaustive()
+    }
+}
+
+/// A deadline in nanoseconds; the largest number when there is none. Guards carry it, so it should be small.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Deadline(u64);
+
+impl Deadline {
+    pub(crate) fn instant(self) -> Option<Instant> {
+        (self.0 != u64::MAX).then(|| clock::instant(self.0))
+    }
+
+    pub(crate) fn is_over(self, now: Instant) -> bool {
+        self.0 <= clock::nanos(now)
+    }
+}
+
+impl Default for Deadline {
+    fn default() -> Self {
+        Self(u64::MAX)
     }
 }
 
@@ -408,6 +432,7 @@ mod tests {
         second.ledger().start(&endpoint);
         second.ledger().turn();
         first.ledger().start(&endpoint);
-        assert_eq!((first.ledger().attempts().len(), second.ledger().current().len()), (2, 1));
+        assert_eq!(first.ledger().attempts().len(), 2);
+        assert_eq!(second.ledger().current().len(), 1);
     }
 }

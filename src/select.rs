@@ -80,6 +80,7 @@ use http_body::Body;
 use tower::{BoxError, Layer, Service};
 
 mod choose;
+mod claims;
 mod cooldown;
 mod ejection;
 mod filter;
@@ -95,11 +96,11 @@ pub use cooldown::Resting;
 pub use ejection::SelectError;
 /// The random numbers a [`Pick`] is given.
 pub use fastrand::Rng;
-pub use filter::{Filter, FilterFn, Fit, RequireTags, filter_fn};
+pub use filter::{CreditFloor, CreditLimit, Ended, Filter, FilterFn, Fit, RequireTags, filter_fn};
 pub use future::{KeySelectFuture, Record};
 pub use pick::{
-    Candidates, LeastInFlight, PeakEwma, Pick, PickFn, Prepared, PriorityTiers, Rank, Rendezvous, RoundRobin,
-    SmoothWeighted, WeightedRandom, pick_fn,
+    Candidates, LeastInFlight, MostCredit, PeakEwma, Pick, PickFn, Prepared, PriorityTiers, Rank, Rendezvous,
+    RoundRobin, SmoothWeighted, Sticky, WeightedRandom, pick_fn,
 };
 pub use pool::Pool;
 pub(crate) use pool::WeakPool;
@@ -313,6 +314,7 @@ where
             pool: self.pool.clone(),
             lanes: Lanes::new(self.pool.clone(), make, self.ejection),
             pick: self.pick.clone(),
+            reserves: self.filters.iter().any(|filter| filter.reserves()),
             filters: self.filters.clone(),
             room: waiting::Room::default(),
             waiting: self.waiting,

@@ -9,6 +9,7 @@
 //! deadline     one instant over waits, attempts and body
 //! buffer       the body in memory, replayable
 //! retry        another key at once, or a wait, or give up
+//! provider     which providers may serve, for requests that do not say
 //! select       filter the keys, pick one, wait when none can serve
 //!   ╎ per key:
 //!   monitor    in flight, times, tokens, cost, outcomes
@@ -44,9 +45,11 @@ use crate::{
     breaker::{BreakerHandle, BreakerPolicy},
     buffer::ReplayBody,
     endpoint::EndpointId,
-    openrouter::AuthorizeLayer,
+    openrouter::{AuthorizeLayer, ProviderLayer},
+    respond::RespondBody,
     retry::RetryHandle,
-    select::{Filter, LeastInFlight, Pick, Pool, SelectError, endpoint_fn},
+    route::Routes,
+    select::{CreditLimit, Filter, LeastInFlight, MostCredit, Pick, Pool, SelectError, endpoint_fn},
     sync::{Mutex, lock},
 };
 
@@ -158,6 +161,30 @@ impl<B> Service<Request<B>> for Balancer<B> {
     }
 }
 
+/// What goes above a [`ModelRouter`](crate::ModelRouter): refusals become answers, and the body is collected, so that its
+/// model can be read. Cannot fail, as axum and tonic want it; `B` is the body of the requests one calls it with.
+///
+/// The buffer is the default one; whoever wants another writes these two layers. Deadlines are those of the routes: the
+/// first that a request meets holds for all models that are tried.
+pub fn front<S, B, ResB>(
+    routes: Routes<S>,
+) -> impl Service<Request<B>, Response = Response<RespondBody<ResB>>, Error = Infallible, Future: Send>
++ Clone
++ Send
++ Sync
++ use<S, B, ResB>
+where
+    S: Service<Request<ReplayBody>, Response = Response<ResB>> + Clone + Send + Sync + 'static,
+    S::Error: Into<BoxError>,
+    S::Future: Send,
+    ResB: 'static,
+    B: Body + Unpin + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<BoxError>,
+{
+    ServiceBuilder::new().layer(RespondLayer::new()).layer(BufferLayer::new()).service(routes)
+}
+
 /// Settings of the default stack; [`build`](Self::build) or [`service`](Self::service) ends them.
 #[must_use]
 pub struct BalancerBuilder<P = LeastInFlight> {
@@ -166,6 +193,7 @@ pub struct BalancerBuilder<P = LeastInFlight> {
     breaker: BreakerPolicy,
     max_in_flight: usize,
     retry: RetryLayer,
+    provider: ProviderLayer,
     buffer: BufferLayer,
     deadline: DeadlineLayer,
     kept: Kept,
@@ -189,6 +217,7 @@ impl BalancerBuilder {
             breaker: BreakerPolicy::default(),
             max_in_flight: usize::MAX,
             retry: RetryLayer::default(),
+            provider: ProviderLayer::default(),
             buffer: BufferLayer::default(),
             deadline: DeadlineLayer::default(),
             kept: Kept::default(),
@@ -199,8 +228,9 @@ impl BalancerBuilder {
 impl<P: Pick> BalancerBuilder<P> {
     /// Sets the pick; default [`LeastInFlight`].
     pub fn pick<Q: Pick>(self, pick: Q) -> BalancerBuilder<Q> {
-        let Self { pool, select, breaker, max_in_flight, retry, buffer, deadline, kept } = self;
-        BalancerBuilder { select: select.pick(pick), pool, breaker, max_in_flight, retry, buffer, deadline, kept }
+        let Self { pool, select, breaker, max_in_flight, retry, provider, buffer, deadline, kept } = self;
+        let select = select.pick(pick);
+        BalancerBuilder { pool, select, breaker, max_in_flight, retry, provider, buffer, deadline, kept }
     }
 
     /// Adds a filter, asked after the built-in ones: model patterns, tags, earlier attempts, rests. All must agree.
@@ -225,6 +255,16 @@ impl<P: Pick> BalancerBuilder<P> {
         kept.retain(|id, _| ids.contains(id));
         lock(&self.kept).extend(kept);
         self
+    }
+
+    /// Counts money: requests go only where their worst case can be paid, what runs is set aside, an account's cost in flight
+    /// is limited as its refusals teach, and the key with the [most credit](MostCredit) is preferred. Off by default; a
+    /// [`pick`](Self::pick) set after this one replaces that part of it.
+    ///
+    /// It knows what answers tell. Run an [`AccountPoller`](crate::AccountPoller) beside it, so that it also knows caps,
+    /// balances and prices.
+    pub fn credit(self, limit: CreditLimit) -> BalancerBuilder<MostCredit> {
+        self.pick(MostCredit::default()).filter(limit)
     }
 
     /// Sets how long a request may wait for a key, besides its deadline; default 30 s. Zero never waits.
@@ -281,6 +321,12 @@ impl<P: Pick> BalancerBuilder<P> {
     /// Sets when, and how often, to try again; default [`RetryLayer::new`].
     pub fn retry(mut self, retry: RetryLayer) -> Self {
         self.retry = retry;
+        self
+    }
+
+    /// Sets what is put into requests that do not say which providers may serve; default nothing.
+    pub fn provider(mut self, provider: ProviderLayer) -> Self {
+        self.provider = provider;
         self
     }
 
@@ -348,6 +394,7 @@ impl<P: Pick> BalancerBuilder<P> {
             .layer(self.deadline.clone())
             .layer(self.buffer.clone())
             .layer(self.retry.clone())
+            .layer(self.provider.clone())
             .layer(self.select.clone().per_key(per_key))
             .service(leaf)
     }
@@ -380,6 +427,7 @@ impl<P> Clone for BalancerBuilder<P> {
             breaker: self.breaker.clone(),
             max_in_flight: self.max_in_flight,
             retry: self.retry.clone(),
+            provider: self.provider.clone(),
             buffer: self.buffer.clone(),
             deadline: self.deadline.clone(),
             kept: self.kept.clone(),

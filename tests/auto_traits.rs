@@ -8,8 +8,8 @@ use http_body_util::{BodyExt, Full};
 use static_assertions::assert_impl_all;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, layer::util::Identity, service_fn};
 use tower_openrouter::{
-    ApiKey, Balancer, BufferLayer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint, KeyError,
-    KeySelect, KeySelectLayer, LoadMonitorLayer, OpenRouter, Outcome, Rejected, RequestContext, RespondLayer,
+    AccountPoller, ApiKey, Balancer, BufferLayer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint,
+    KeyError, KeySelect, KeySelectLayer, LoadMonitorLayer, OpenRouter, Outcome, Rejected, RequestContext, RespondLayer,
     RetryLayer, Snapshot,
     breaker::{Admission, BreakerHandle, BreakerPolicy, CircuitBreaker, CircuitBreakerFuture, TripPolicy},
     buffer::{Buffer, BufferFuture, ReplayBody},
@@ -19,7 +19,9 @@ use tower_openrouter::{
     error::UpstreamError,
     limit::{ConcurrencyLimit, LimitFuture, LimitHandle, LimitPermit},
     monitor::{LoadMonitor, LoadMonitorFuture, MonitorHandle},
-    openrouter::{Authorize, AuthorizeLayer, OpenRouterBody, OpenRouterFuture, ReqwestTransport},
+    openrouter::{
+        AccountClient, Authorize, AuthorizeLayer, HyperTransport, OpenRouterBody, OpenRouterFuture, ReqwestTransport,
+    },
     outcome::{Grpc, OutcomeCell},
     respond::{Respond, RespondBody, RespondFuture},
     retry::{Backoff, Retry, RetryBudget, RetryFuture, RetryHandle},
@@ -57,7 +59,7 @@ assert_layers_and_services! {
     LoadMonitorLayer, LoadMonitor<Plain>,
     ConcurrencyLimitLayer, ConcurrencyLimit<Plain>,
     AuthorizeLayer, Authorize<Plain>,
-    OpenRouter<Plain>, ReqwestTransport,
+    OpenRouter<Plain>, ReqwestTransport, AccountClient<Plain>,
     CircuitBreakerLayer,
     Balancer<Body>, BalancerBuilder, BalancerBuilder<RoundRobin>, BalancerHandle,
     BreakerHandle, LimitHandle, MonitorHandle, RetryHandle,
@@ -69,7 +71,7 @@ assert_layers_and_services! {
 assert_layers_and_services!(tower_openrouter::openrouter::HyperTransport<Body>);
 assert_impl_all!(CircuitBreaker<Plain>: Clone, Debug, Send, Sync);
 
-assert_handles!(Figures, UpstreamError, LimitPermit, Admission);
+assert_handles!(AccountPoller<Plain>, Figures, UpstreamError, LimitPermit, Admission);
 assert_handles!(RoundRobin, LeastInFlight, SmoothWeighted, WeightedRandom, PeakEwma, Rendezvous, PriorityTiers);
 assert_handles!(Candidates<'_>, Rank, SelectError, RequireTags);
 assert_impl_all!(Box<dyn Pick>: Pick);
@@ -274,4 +276,15 @@ fn a_stack_ends_infallible_whatever_the_error_of_what_is_inside() {
     with_error!(tonic::Status);
     with_error!(tonic::transport::Error);
     with_error!(reqwest::Error);
+}
+
+#[tokio::test]
+async fn the_poller_can_be_spawned_over_every_transport() {
+    let pool = Pool::new([ApiKey::new("sk-or-v1-a").unwrap()]).unwrap();
+    let reqwest = ReqwestTransport::default_client().unwrap();
+    let hyper = tokio::spawn(AccountPoller::new(&pool, OpenRouter::new(HyperTransport::new())).run());
+    let reqwest = tokio::spawn(AccountPoller::new(&pool, OpenRouter::new(reqwest)).run());
+    drop(pool);
+    hyper.await.unwrap();
+    reqwest.await.unwrap();
 }

@@ -18,6 +18,8 @@ use tokio::time::Instant;
 use crate::clock;
 
 mod brake;
+#[cfg(all(test, tower_openrouter_loom))]
+mod model;
 mod money;
 mod prices;
 mod purse;
@@ -179,6 +181,16 @@ impl Credit {
         self.open_account(at).purse.report(balance, None, at);
     }
 
+    /// When the narrowest of cap, budget and balance changes by itself, such as with a new period of the cap; `None` when
+    /// nobody knows.
+    pub fn turns_at(&self, now: Instant) -> Option<Instant> {
+        let least = self.spendable(now).money()?;
+        let taking = Taking::open(self, now);
+        let purses = [Some(&taking.key), taking.workspace.as_ref(), Some(&taking.account)];
+        let narrowest = purses.into_iter().flatten().map(|open| &open.purse);
+        narrowest.filter(|purse| purse.spendable() == Spendable::Money(least)).find_map(purse::Purse::turns_at)
+    }
+
     /// What the last poll of the key said, and when it was sent.
     pub fn report(&self) -> Option<(Arc<KeyReport>, Instant)> {
         lock(&self.report).clone()
@@ -233,24 +245,26 @@ impl Credit {
         if workspace && enough(&self.key, least) && enough(self.wallet(), amount) {
             return Fits::Yes;
         }
-        Taking::open(self, now).fits(amount)
+        Taking::open(self, now).fits(amount, now)
     }
 
     /// Reserves `amount` if it may go now.
     pub(crate) fn take(&self, amount: Money, now: Instant) -> bool {
         let mut taking = Taking::open(self, now);
-        let fits = taking.fits(amount) == Fits::Yes;
+        let fits = taking.fits(amount, now) == Fits::Yes;
         if fits {
             taking.each(|purse| purse.take(amount));
         }
         fits
     }
 
-    /// Ends a reservation of `amount`, made at `taken`, whose request cost `cost`.
-    pub(crate) fn settle(&self, amount: Money, cost: Money, paid: Paid, taken: Instant, now: Instant) {
+    /// Ends a reservation of `amount`, made at `taken`, whose request cost `cost`. Gives what the account has in flight
+    /// besides it.
+    pub(crate) fn settle(&self, amount: Money, cost: Money, paid: Paid, taken: Instant, now: Instant) -> Money {
         let mut open = Taking::open(self, now);
-        let in_flight = open.account.purse.reserved();
+        let in_flight = open.account.in_flight(now);
         open.each(|purse| purse.settle(amount, cost, now));
+        open.account.brake.bill(cost, now);
         let until = |span| clock::after(now, span);
         match paid {
             Paid::Nothing => {}
@@ -264,6 +278,7 @@ impl Credit {
             }
             Paid::AccountSpent(span) => open.account.purse.spent_out(until(span), now),
         }
+        in_flight - amount
     }
 }
 
@@ -283,15 +298,20 @@ impl<'a> Taking<'a> {
         }
     }
 
-    fn fits(&self, amount: Money) -> Fits {
+    fn fits(&self, amount: Money, now: Instant) -> Fits {
         let least = amount.max(LEAST);
         let money = [
             Some(self.key.purse.fits(least)),
             self.workspace.as_ref().map(|workspace| workspace.purse.fits(least)),
             Some(self.account.purse.fits(amount)),
         ];
-        let braked = !self.account.brake.admits(self.account.purse.reserved(), amount);
-        money.into_iter().flatten().fold(if braked { Fits::Held } else { Fits::Yes }, Fits::and)
+        let brake = &self.account.brake;
+        let in_flight = match (brake.admits(self.account.in_flight(now), amount), brake.eases_at(now)) {
+            (true, _) => Fits::Yes,
+            (false, None) => Fits::Held,
+            (false, at) => Fits::Short(at),
+        };
+        money.into_iter().flatten().fold(in_flight, Fits::and)
     }
 
     fn each(&mut self, change: impl Fn(&mut purse::Purse)) {

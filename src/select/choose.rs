@@ -13,6 +13,7 @@ use tower::{BoxError, Service};
 
 use super::{
     WaitPolicy,
+    claims::Claims,
     filter::{self, Filter, Fit},
     lanes::{Lane, Lanes, Snapshot},
     order::{self, Asked},
@@ -33,15 +34,26 @@ pub(super) struct Shared<S, P> {
     pub(super) lanes: Lanes<S>,
     pub(super) pick: Arc<P>,
     pub(super) filters: Vec<Arc<dyn Filter>>,
+    /// Whether any of the filters sets something aside.
+    pub(super) reserves: bool,
     pub(super) room: Room<S>,
     pub(super) waiting: WaitPolicy,
     pub(super) classify: Arc<dyn Classify>,
 }
 
+/// An endpoint for a request.
+pub(super) struct Found<S> {
+    pub(super) endpoint: Endpoint,
+    /// An instance that said Ready.
+    pub(super) service: S,
+    /// What filters have set aside for it.
+    pub(super) claims: Claims,
+}
+
 /// What looking for an endpoint came to.
 pub(super) enum Choice<S> {
-    /// This one, with an instance that said Ready.
-    Ready(Endpoint, S),
+    /// This one.
+    Ready(Found<S>),
     /// Nobody now.
     Nobody(Outlook),
 }
@@ -66,9 +78,8 @@ impl Outlook {
 }
 
 impl<S, P: Pick> Shared<S, P> {
-    /// Whether the lane's endpoint may serve the request, whatever its readiness.
-    pub(super) fn fits(&self, lane: &Lane<S>, earlier: &[Attempt], request: &RequestContext, now: Instant) -> Fit {
-        let endpoint = &lane.endpoint;
+    /// Whether an endpoint may serve the request, whatever its readiness.
+    pub(super) fn fits(&self, endpoint: &Endpoint, earlier: &[Attempt], request: &RequestContext, now: Instant) -> Fit {
         if let Some(resting) = self.pool.book().upstream_out(endpoint, request, now) {
             return Fit::NotBefore(resting.until);
         }
@@ -80,17 +91,19 @@ impl<S, P: Pick> Shared<S, P> {
         let built_in = filter::built_in(self.pool.book(), earlier, endpoint, request, now);
         self.filters.iter().fold(built_in, |fit, filter| match fit {
             Fit::No => Fit::No,
-            fit => narrower(fit, filter.judge(endpoint, request, now)),
+            fit => fit.and(filter.judge(endpoint, request, now)),
         })
     }
 
-    /// Looks for an endpoint that can serve now. Who is not `patient` tries an upstream that fails rather than none.
+    /// Looks for an endpoint that can serve now. Who is not `patient` tries an upstream that fails rather than none; those
+    /// who have stood in line longer than `behind`, the number of one's own place, come first.
     pub(super) fn choose<B>(
         &self,
         request: &RequestContext,
         headers: &HeaderMap,
         now: Instant,
         patient: bool,
+        behind: u64,
     ) -> Choice<S>
     where
         S: Service<http::Request<B>> + Clone,
@@ -98,7 +111,7 @@ impl<S, P: Pick> Shared<S, P> {
     {
         let snapshot = self.lanes.current(now);
         let mut search =
-            Search { shared: self, request, earlier: Vec::new(), now, patient, outlook: Outlook::default() };
+            Search { shared: self, request, earlier: Vec::new(), now, patient, behind, outlook: Outlook::default() };
         {
             let ledger = request.ledger();
             if !ledger.current().is_empty() {
@@ -106,12 +119,27 @@ impl<S, P: Pick> Shared<S, P> {
             }
         }
         match search.run(&snapshot, headers) {
-            Some((lane, service)) => Choice::Ready(lane.endpoint.clone(), service),
+            Some(found) => Choice::Ready(found),
             None => {
                 search.add_those_out();
                 Choice::Nobody(search.outlook)
             }
         }
+    }
+
+    /// Has filters set aside what the request needs. If there is not enough, the readied instance is dropped.
+    pub(super) fn claim(
+        &self,
+        endpoint: &Endpoint,
+        service: S,
+        request: &RequestContext,
+        now: Instant,
+    ) -> Option<Found<S>> {
+        let claims = match self.reserves {
+            true => Claims::take(&self.filters, &self.pool, endpoint, request, now)?,
+            false => Claims::default(),
+        };
+        Some(Found { endpoint: endpoint.clone(), service, claims })
     }
 
     /// Whether an endpoint outside `scope` of the latest attempt fits the request, busy or not.
@@ -120,7 +148,7 @@ impl<S, P: Pick> Shared<S, P> {
         let all_out = matches!(scope, Scope::Request | Scope::Pool | Scope::Egress);
         !all_out
             && self.lanes.current(now).lanes.iter().any(|lane| {
-                self.fits(lane, &earlier, request, now) == Fit::Yes
+                self.fits(&lane.endpoint, &earlier, request, now) == Fit::Yes
                     && earlier.iter().all(|attempt| attempt.endpoint != lane.endpoint)
             })
     }
@@ -141,15 +169,22 @@ impl<S, P> Shared<S, P> {
                 book.out_for(endpoint, request, now),
             ];
             let resting = resting.into_iter().flatten().max_by_key(|resting| resting.until);
-            let back = resting.map(|resting| resting.until).max(endpoint.shut_until(now));
+            let mut back = resting.map(|resting| resting.until).max(endpoint.shut_until(now));
+            let filtered =
+                self.filters.iter().map(|filter| filter.judge(endpoint, request, now)).fold(Fit::Yes, Fit::and);
+            if let Fit::NotBefore(at) = filtered {
+                back = back.max(Some(at));
+            }
             let reason = match resting {
                 _ if filter::built_in(book, &[], endpoint, request, now) == Fit::No => "other_models_tags_or_drained",
                 Some(resting) => resting.cause.as_str(),
+                None if filtered != Fit::Yes => "kept_back_by_a_filter",
                 None if back.is_some() => "breaker_open",
                 None => "busy_or_tried",
             };
             *reasons.entry(reason).or_default() += 1;
             if reason != "other_models_tags_or_drained"
+                && filtered != Fit::No
                 && let Some(back) = back
             {
                 earliest = Some(earliest.map_or(back, |earliest| earliest.min(back)));
@@ -161,25 +196,19 @@ impl<S, P> Shared<S, P> {
     }
 }
 
-fn narrower(one: Fit, other: Fit) -> Fit {
-    match (one, other) {
-        (Fit::No, _) | (_, Fit::No) => Fit::No,
-        (Fit::Yes, fit) | (fit, Fit::Yes) => fit,
-        (Fit::NotBefore(one), Fit::NotBefore(other)) => Fit::NotBefore(one.max(other)),
-    }
-}
-
 struct Search<'a, S, P> {
     shared: &'a Shared<S, P>,
     request: &'a RequestContext,
     earlier: Vec<Attempt>,
     now: Instant,
     patient: bool,
+    /// Those in line with lower numbers come first.
+    behind: u64,
     outlook: Outlook,
 }
 
 impl<S, P: Pick> Search<'_, S, P> {
-    fn run<'s, B>(&mut self, snapshot: &'s Snapshot<S>, headers: &HeaderMap) -> Option<(&'s Lane<S>, S)>
+    fn run<B>(&mut self, snapshot: &Snapshot<S>, headers: &HeaderMap) -> Option<Found<S>>
     where
         S: Service<http::Request<B>> + Clone,
         S::Error: Into<BoxError>,
@@ -192,7 +221,7 @@ impl<S, P: Pick> Search<'_, S, P> {
             if !last && self.second_choice(lane) {
                 return Asked::Later;
             }
-            self.try_lane(lane).map_or(Asked::Refused, |service| Asked::Found((&**lane, service)))
+            self.try_lane(lane).map_or(Asked::Refused, Asked::Found)
         })
     }
 
@@ -200,8 +229,8 @@ impl<S, P: Pick> Search<'_, S, P> {
         filter::is_second_choice(&self.earlier, self.shared.pool.state().is_warm(), &lane.endpoint)
     }
 
-    /// An instance of the lane that said Ready, if it may and can serve.
-    fn try_lane<B>(&mut self, lane: &Lane<S>) -> Option<S>
+    /// The lane's endpoint, if it may and can serve.
+    fn try_lane<B>(&mut self, lane: &Lane<S>) -> Option<Found<S>>
     where
         S: Service<http::Request<B>> + Clone,
         S::Error: Into<BoxError>,
@@ -221,16 +250,25 @@ impl<S, P: Pick> Search<'_, S, P> {
                 self.outlook.returns(at);
                 return None;
             }
+            Fit::Full => {
+                self.outlook.busy = true;
+                return None;
+            }
             Fit::Yes => {}
         }
-        if lane.is_contended() {
+        // who waits for what filters set aside has no place in a lane's line, so must be asked about
+        if lane.is_contended() || self.shared.is_waited_for(endpoint, self.behind) {
             self.outlook.busy = true;
             return None;
         }
         let mut service = lane.service.clone();
         // an instance that is not ready is dropped at once, so nobody need be woken for it
         match service.poll_ready(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(Ok(())) => Some(service),
+            Poll::Ready(Ok(())) => {
+                let found = self.shared.claim(endpoint, service, self.request, self.now);
+                self.outlook.busy |= found.is_none();
+                found
+            }
             Poll::Pending => {
                 self.outlook.busy = true;
                 None
@@ -252,7 +290,7 @@ impl<S, P: Pick> Search<'_, S, P> {
                 match fit {
                     Fit::No => {}
                     Fit::NotBefore(at) => self.outlook.returns(at.max(back)),
-                    Fit::Yes => self.outlook.returns(back),
+                    Fit::Yes | Fit::Full => self.outlook.returns(back),
                 }
             }
         }

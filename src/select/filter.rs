@@ -7,16 +7,23 @@
 
 use tokio::time::Instant;
 
-use crate::{endpoint::Endpoint, request::RequestContext};
+use crate::{
+    endpoint::Endpoint,
+    outcome::{Outcome, Usage},
+    request::RequestContext,
+};
 
 mod built_in;
 mod closure;
+mod credit_floor;
+mod credit_limit;
 mod tags;
 
-pub use closure::{FilterFn, filter_fn};
-pub use tags::RequireTags;
-
 pub(super) use built_in::{built_in, is_second_choice};
+pub use closure::{FilterFn, filter_fn};
+pub use credit_floor::CreditFloor;
+pub use credit_limit::CreditLimit;
+pub use tags::RequireTags;
 
 /// What a filter says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,9 +34,43 @@ pub enum Fit {
     No,
     /// It may, from this instant on.
     NotBefore(Instant),
+    /// It may, once another request gives back what the filter has [reserved](Filter::reserve) for it.
+    Full,
+}
+
+impl Fit {
+    /// What two judges that must both agree come to.
+    pub(super) fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::No, _) | (_, Self::No) => Self::No,
+            (Self::Yes, fit) | (fit, Self::Yes) => fit,
+            (Self::NotBefore(one), Self::NotBefore(other)) => Self::NotBefore(one.max(other)),
+            (later @ Self::NotBefore(_), Self::Full) | (Self::Full, later @ Self::NotBefore(_)) => later,
+            (Self::Full, Self::Full) => Self::Full,
+        }
+    }
+}
+
+/// How a request ended for which a filter had reserved something.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct Ended {
+    /// When it was reserved.
+    pub since: Instant,
+    /// The time.
+    pub now: Instant,
+    /// Whether the request was sent at all.
+    pub sent: bool,
+    /// What became of it; `None` when the caller left, or the exchange broke off, before that was known.
+    pub outcome: Option<Outcome>,
+    /// What it reports to have used.
+    pub usage: Option<Usage>,
 }
 
 /// Says whether an endpoint may serve a request. Small, pure, quick: it runs for each proposal, under no lock of its own.
+///
+/// What several endpoints share, or what a request uses up, a filter can also set aside: judging alone would let two requests
+/// at once have the same last dollar. It then [reserves](Self::reserves); those that do not cost nothing for it.
 ///
 /// ```
 /// use tower_openrouter::{Endpoint, RequestContext, select::{Filter, Fit}};
@@ -48,4 +89,24 @@ pub enum Fit {
 pub trait Filter: Send + Sync + 'static {
     /// Judges.
     fn judge(&self, endpoint: &Endpoint, request: &RequestContext, now: Instant) -> Fit;
+
+    /// Whether the filter sets anything aside. Asked often, so it should just say so; default no.
+    fn reserves(&self) -> bool {
+        false
+    }
+
+    /// Sets aside what the request needs, in one step with the check that there is enough. Asked once the endpoint has said
+    /// that it is ready; `None` passes it by. An amount of 0 need not be given back.
+    fn reserve(&self, endpoint: &Endpoint, request: &RequestContext, now: Instant) -> Option<u64> {
+        let _ = (endpoint, request, now);
+        Some(0)
+    }
+
+    /// Takes back an amount, once for each that was reserved: when the request failed, when its body ended, or when it was
+    /// dropped. Says whether the filter itself keeps the fault, if it was one, from coming again, so that nobody need rest
+    /// for it.
+    fn settle(&self, endpoint: &Endpoint, amount: u64, ended: &Ended) -> bool {
+        let _ = (endpoint, amount, ended);
+        false
+    }
 }

@@ -13,7 +13,8 @@ use tokio::time::{Instant, Sleep};
 use tower::{BoxError, Service};
 
 use super::{
-    choose::{Choice, Outlook, Shared},
+    choose::{Choice, Found, Outlook, Shared},
+    claims::Claims,
     pick::Pick,
     pool::Pool,
     waiting::Ticket,
@@ -118,51 +119,38 @@ where
                 Poll::Ready(found) => found,
                 Poll::Pending => ready!(wait(this.shared, request, context, waiting.as_mut().expect("in line"), cx)),
             };
-            *waiting = None;
-            let (endpoint, mut service) = found?;
+            let waited = waiting.take().is_some();
+            let Found { endpoint, mut service, mut claims } = found?;
+            if waited && this.shared.reserves {
+                this.shared.pass_on(&endpoint);
+            }
+            claims.sent();
             let Some(Looking { request, context, .. }) = looking.take() else { unreachable!("it was there above") };
             context.ledger().start(&endpoint);
             if endpoint.is_forced() {
                 this.shared.pool.state().count_panic_pick();
             }
-            let record = Some(Record { pool: this.shared.pool.clone(), endpoint, context, awaits: None });
+            let record =
+                Some(Record { pool: this.shared.pool.clone(), endpoint, context, cell: None, awaits: false, claims });
             this.state.set(State::Calling { call: service.call(request), record });
         }
         let StateProject::Calling { call, record } = this.state.project() else { unreachable!("set above") };
-        let result = ready!(call.poll(cx));
-        let mut record = record.take().expect("a future is not polled after it resolved");
-        let classify = &*this.shared.classify;
-        Poll::Ready(match result {
-            Ok(response) => {
-                match Verdict::of(&response, classify) {
-                    Verdict::Known(outcome) => {
-                        record.learn(&response);
-                        record.book(outcome);
-                        if let Outcome::Fault(fault) = outcome
-                            && fault.retry == Retry::Elsewhere
-                            && this.shared.has_elsewhere(fault.scope, &record.context, Instant::now())
-                        {
-                            record.context.ledger().end(outcome, true);
-                        }
-                    }
-                    Verdict::AtCommit(cell) => record.awaits = Some(cell),
-                    // what a foreign stream says in its trailers, the breaker and the monitor read
-                    Verdict::AtEnd => {}
-                }
-                let record = record.awaits.is_some().then_some(record);
-                Ok(response.map(|body| Guarded::new(body, record)))
+        match call.poll(cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Ok(response)) => {
+                let record = record.take().expect("a future is not polled after it resolved");
+                let record = record.answered(&response, this.shared);
+                Poll::Ready(Ok(response.map(|body| Guarded::new(body, record))))
             }
-            Err(error) => {
+            Poll::Ready(Err(error)) => {
                 let error = error.into();
-                let outcome = classify.error(&*error);
-                record.book(outcome);
-                Err(error)
+                let mut record = record.take().expect("a future is not polled after it resolved");
+                record.known(this.shared.classify.error(&*error));
+                Poll::Ready(Err(error))
             }
-        })
+        }
     }
 }
-
-type Found<S> = Result<(Endpoint, S), BoxError>;
 
 /// Looks for an endpoint; joins the line when there is none yet.
 fn find<S, P, B>(
@@ -171,15 +159,15 @@ fn find<S, P, B>(
     context: &RequestContext,
     waiting: &mut Option<Box<Waiting<S, P>>>,
     cx: &mut Context<'_>,
-) -> Poll<Found<S>>
+) -> Poll<Result<Found<S>, BoxError>>
 where
     S: Service<Request<B>> + Clone + Send + Sync + 'static,
     S::Error: Into<BoxError>,
     P: Pick,
 {
     let now = Instant::now();
-    let outlook = match shared.choose(context, request.headers(), now, true) {
-        Choice::Ready(endpoint, service) => return Poll::Ready(Ok((endpoint, service))),
+    let outlook = match shared.choose(context, request.headers(), now, true, u64::MAX) {
+        Choice::Ready(found) => return Poll::Ready(Ok(found)),
         Choice::Nobody(outlook) => outlook,
     };
     let patience = clock::after(now, shared.waiting.max_wait);
@@ -210,14 +198,14 @@ fn wait<S, P, B>(
     context: &RequestContext,
     waiting: &mut Waiting<S, P>,
     cx: &mut Context<'_>,
-) -> Poll<Found<S>>
+) -> Poll<Result<Found<S>, BoxError>>
 where
     S: Service<Request<B>> + Clone + Send + Sync + 'static,
     S::Error: Into<BoxError>,
     P: Pick,
 {
     loop {
-        let look_again = match waiting.ticket.poll(cx) {
+        let look_again = match waiting.ticket.poll(context, cx) {
             Ok(found) => return Poll::Ready(Ok(found)),
             Err(look_again) => look_again,
         };
@@ -226,8 +214,8 @@ where
             return Poll::Pending;
         }
         let now = Instant::now();
-        match shared.choose(context, request.headers(), now, true) {
-            Choice::Ready(endpoint, service) => return Poll::Ready(Ok((endpoint, service))),
+        match shared.choose(context, request.headers(), now, true, waiting.ticket.number()) {
+            Choice::Ready(found) => return Poll::Ready(Ok(found)),
             Choice::Nobody(outlook) => waiting.outlook = outlook,
         }
         if now >= waiting.give_up || waiting.outlook.is_hopeless(waiting.give_up) {
@@ -249,7 +237,7 @@ fn last_resort<S, P, B>(
     context: &RequestContext,
     outlook: Outlook,
     now: Instant,
-) -> Found<S>
+) -> Result<Found<S>, BoxError>
 where
     S: Service<Request<B>> + Clone + Send + Sync + 'static,
     S::Error: Into<BoxError>,
@@ -257,9 +245,9 @@ where
 {
     if outlook.soft
         && context.deadline().is_none_or(|deadline| deadline > now)
-        && let Choice::Ready(endpoint, service) = shared.choose(context, request.headers(), now, false)
+        && let Choice::Ready(found) = shared.choose(context, request.headers(), now, false, u64::MAX)
     {
-        return Ok((endpoint, service));
+        return Ok(found);
     }
     Err(outlook.refuse(shared, context, now))
 }
@@ -287,10 +275,34 @@ pub struct Record {
     pool: Pool,
     endpoint: Endpoint,
     context: RequestContext,
-    awaits: Option<OutcomeCell>,
+    cell: Option<OutcomeCell>,
+    /// Whether the outcome is yet to be written.
+    awaits: bool,
+    claims: Claims,
 }
 
 impl Record {
+    /// Takes in the head; the guard goes on with the body while that may still tell more.
+    fn answered<S, P: Pick, B>(mut self, response: &Response<B>, shared: &Shared<S, P>) -> Option<Self> {
+        match Verdict::of(response, &*shared.classify) {
+            Verdict::Known(outcome) => {
+                self.learn(response);
+                self.cell = response.extensions().get().cloned();
+                self.known(outcome);
+                if let Outcome::Fault(fault) = outcome
+                    && fault.retry == Retry::Elsewhere
+                    && shared.has_elsewhere(fault.scope, &self.context, Instant::now())
+                {
+                    self.context.ledger().end(outcome, true);
+                }
+            }
+            Verdict::AtCommit(cell) => (self.cell, self.awaits) = (Some(cell), true),
+            // what a foreign stream says in its trailers, the breaker and the monitor read
+            Verdict::AtEnd => {}
+        }
+        (self.awaits || !self.claims.is_empty()).then_some(self)
+    }
+
     fn learn<B>(&self, response: &Response<B>) {
         let Some(cell) = response.extensions().get::<OutcomeCell>() else { return };
         if let Some(account) = cell.account() {
@@ -301,7 +313,19 @@ impl Record {
         }
     }
 
-    fn book(&self, outcome: Outcome) {
+    /// The outcome is known with the head. A fault is the end of it; what a success cost is known when its body is over.
+    fn known(&mut self, outcome: Outcome) {
+        let seen_to = !outcome.is_success() && self.settle(Some(outcome));
+        self.book(outcome, seen_to);
+    }
+
+    fn settle(&mut self, outcome: Option<Outcome>) -> bool {
+        let usage = self.cell.as_ref().and_then(OutcomeCell::usage);
+        self.claims.settle(outcome, usage)
+    }
+
+    /// Writes the outcome down; a fault that a filter has `seen_to` asks for no rest.
+    fn book(&self, outcome: Outcome, seen_to: bool) {
         self.context.ledger().end(outcome, false);
         match outcome {
             Outcome::Success => {
@@ -313,6 +337,7 @@ impl Record {
             }
             Outcome::Fault(mut fault) => {
                 let now = Instant::now();
+                fault.rest = fault.rest.filter(|_| !seen_to);
                 let suspects = self.endpoint.suspects();
                 if fault.is_suspect()
                     && fault.rest.is_none()
@@ -328,9 +353,16 @@ impl Record {
 }
 
 impl Guard for Record {
-    fn finish(self, _ending: Ending) {
-        if let Some(outcome) = self.awaits.as_ref().and_then(|cell| cell.at_end().or(cell.at_commit())) {
-            self.book(outcome);
+    fn finish(mut self, ending: Ending) {
+        let whole = matches!(ending, Ending::Complete | Ending::HeadOnly).then_some(Outcome::Success);
+        let (commit, end) = match &self.cell {
+            Some(cell) => (cell.at_commit(), cell.at_end()),
+            None => (None, whole),
+        };
+        // what a caller that left early will be billed nobody knows, unless the model never ran
+        let seen_to = self.settle(end.or(commit.filter(|outcome| !outcome.is_success())));
+        if let Some(outcome) = end.or(commit).filter(|_| self.awaits) {
+            self.book(outcome, seen_to);
         }
     }
 }

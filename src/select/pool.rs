@@ -1,7 +1,10 @@
 use std::{
     collections::{HashMap, HashSet},
     fmt,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use arc_swap::ArcSwap;
@@ -43,6 +46,8 @@ struct Known {
     state: Arc<PoolState>,
     book: Book,
     watchers: Mutex<Vec<Weak<dyn Watcher>>>,
+    /// How many wait for a key, with any selector.
+    waiters: AtomicUsize,
     /// For those who keep an eye on the keys without keeping a pool.
     news: watch::Sender<()>,
 }
@@ -66,6 +71,9 @@ impl WeakPool {
 /// Somebody who must know at once when a key was added, removed or reset.
 pub(super) trait Watcher: Send + Sync {
     fn changed(&self);
+
+    /// Something that filters had set aside for a request on `endpoint` was given back.
+    fn freed(&self, endpoint: &Endpoint);
 }
 
 impl Pool {
@@ -196,8 +204,7 @@ impl Pool {
         if self.0.known.book.record(endpoint, request, fault, live, now) {
             self.0.known.state.touch();
         }
-        if is_worth_asking_about(fault.cause) {
-            endpoint.doubt();
+        if is_worth_asking_about(fault.cause) && endpoint.doubt() {
             self.0.known.news.send_replace(());
         }
     }
@@ -226,9 +233,25 @@ impl Pool {
 
     fn changed(&self) {
         self.0.known.state.touch();
-        let watchers = self.0.known.watchers.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        watchers.iter().filter_map(Weak::upgrade).for_each(|watcher| watcher.changed());
+        self.tell(|watcher| watcher.changed());
         self.0.known.news.send_replace(());
+    }
+
+    /// Counts who waits for a key; before they look whether there is one.
+    pub(super) fn waiters(&self) -> &AtomicUsize {
+        &self.0.known.waiters
+    }
+
+    /// There may be more to spend with `endpoint`, or with others of its account, than there was: who waits for it is told.
+    pub(crate) fn freed(&self, endpoint: &Endpoint) {
+        if self.0.known.waiters.load(Ordering::SeqCst) > 0 {
+            self.tell(|watcher| watcher.freed(endpoint));
+        }
+    }
+
+    fn tell(&self, what: impl Fn(&dyn Watcher)) {
+        let watchers = self.0.known.watchers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        watchers.iter().filter_map(Weak::upgrade).for_each(|watcher| what(&*watcher));
     }
 }
 

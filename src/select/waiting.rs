@@ -10,7 +10,10 @@
 use std::{
     collections::{BTreeMap, HashMap},
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::Ordering},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{Ordering, fence},
+    },
     task::{Context, Poll, Wake, Waker},
 };
 
@@ -18,7 +21,13 @@ use http::Request;
 use tokio::time::Instant;
 use tower::{BoxError, Service};
 
-use super::{choose::Shared, filter::Fit, lanes::Lane, pick::Pick, pool::Watcher};
+use super::{
+    choose::{Found, Shared},
+    filter::Fit,
+    lanes::Lane,
+    pick::Pick,
+    pool::Watcher,
+};
 use crate::{
     endpoint::{Endpoint, EndpointId},
     request::RequestContext,
@@ -137,11 +146,15 @@ impl<S: Send + Sync + 'static, P: Pick> Ticket<S, P> {
         state.next_ticket += 1;
         let waiter = Waiter { request: request.clone(), waker: waker.clone(), offered: None, look_again: false };
         state.waiters.insert(number, waiter);
+        drop(state);
+        // from here on whoever gives something back tells us, so what we see when we look next is not missed
+        shared.pool.waiters().fetch_add(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
         Some(Self { shared: shared.clone(), number })
     }
 
     /// Sees to it that every endpoint that fits has an instance in the line. One that is ready at once is taken.
-    pub(super) fn line_up<B>(&self, request: &RequestContext, now: Instant) -> Option<(Endpoint, S)>
+    pub(super) fn line_up<B>(&self, request: &RequestContext, now: Instant) -> Option<Found<S>>
     where
         S: Service<Request<B>> + Clone,
         S::Error: Into<BoxError>,
@@ -150,19 +163,23 @@ impl<S: Send + Sync + 'static, P: Pick> Ticket<S, P> {
         let snapshot = self.shared.lanes.current(now);
         for lane in &snapshot.lanes {
             if !lane.is_contended()
-                && self.shared.fits(lane, &earlier, request, now) == Fit::Yes
+                && self.shared.fits(&lane.endpoint, &earlier, request, now) == Fit::Yes
+                && !self.shared.is_waited_for(&lane.endpoint, self.number)
                 && self.enlist(lane)
                 && let Some(service) = self.poll_instance(lane, lane.service.clone())
             {
                 self.replenish(lane);
-                return Some((lane.endpoint.clone(), service));
+                let found = self.shared.claim(&lane.endpoint, service, request, now);
+                if found.is_some() {
+                    return found;
+                }
             }
         }
         None
     }
 
     /// Takes what was offered since the last poll, if it is really there. Else says whether to look at the pool anew.
-    pub(super) fn poll<B>(&self, cx: &mut Context<'_>) -> Result<(Endpoint, S), bool>
+    pub(super) fn poll<B>(&self, request: &RequestContext, cx: &mut Context<'_>) -> Result<Found<S>, bool>
     where
         S: Service<Request<B>> + Clone,
         S::Error: Into<BoxError>,
@@ -180,10 +197,15 @@ impl<S: Send + Sync + 'static, P: Pick> Ticket<S, P> {
         };
         if let Some(service) = self.poll_instance(&lane, service) {
             self.replenish(&lane);
-            return Ok((lane.endpoint.clone(), service));
+            return self.shared.claim(&lane.endpoint, service, request, Instant::now()).ok_or(true);
         }
         // what came free while this waiter had an offer went to others, or to nobody
         Err(true)
+    }
+
+    /// The place in line: lower numbers came earlier.
+    pub(super) fn number(&self) -> u64 {
+        self.number
     }
 
     /// Reserves the lane's place in the line, unless it has one.
@@ -228,7 +250,7 @@ impl<S: Send + Sync + 'static, P: Pick> Ticket<S, P> {
         S: Service<Request<B>> + Clone,
         S::Error: Into<BoxError>,
     {
-        while let Err(end) = first_able(&self.shared, lane, Some(self.number)) {
+        while let Err(end) = first_able(&self.shared, &lane.endpoint, Some(self.number)) {
             if self.shared.room.forget_at(lane, end) {
                 return;
             }
@@ -262,9 +284,12 @@ impl<F: Fn()> Drop for IfPanicking<F> {
 
 impl<S: Send + Sync + 'static, P: Pick> Drop for Ticket<S, P> {
     fn drop(&mut self) {
-        let (offered, abandoned) = {
+        self.shared.pool.waiters().fetch_sub(1, Ordering::SeqCst);
+        let (offered, told, abandoned) = {
             let mut state = self.shared.room.lock();
-            let offered = state.waiters.remove(&self.number).and_then(|waiter| waiter.offered);
+            let waiter = state.waiters.remove(&self.number);
+            let told = waiter.as_ref().is_some_and(|waiter| waiter.look_again);
+            let offered = waiter.and_then(|waiter| waiter.offered);
             let mut abandoned = HashMap::new();
             if state.waiters.is_empty() {
                 abandoned = std::mem::take(&mut state.pending);
@@ -272,34 +297,47 @@ impl<S: Send + Sync + 'static, P: Pick> Drop for Ticket<S, P> {
                     pending.lane.contended.store(false, Ordering::Release);
                 }
             }
-            (offered, abandoned)
+            (offered, told, abandoned)
         };
         // an instance may give back a permit when dropped, and so wake others: no lock may be held
         drop(abandoned);
         if let Some(id) = offered {
             offer(&self.shared, id);
         }
+        // it was told of something that it leaves to others
+        if told && self.shared.reserves {
+            self.shared.changed();
+        }
     }
 }
 
-/// The first in line that can use the lane and has no other offer, else where the line ended.
+/// The first in line that can use the endpoint and has no other offer, else where the line ended.
 ///
 /// Filters are foreign code, and this may run where another request gives something back. So no lock is held while they
 /// judge, and a panic of one is a no; whoever asked meets it again when it looks for itself.
-fn first_able<S, P: Pick>(shared: &Shared<S, P>, lane: &Lane<S>, except: Option<u64>) -> Result<u64, u64> {
+fn first_able<S, P: Pick>(shared: &Shared<S, P>, endpoint: &Endpoint, except: Option<u64>) -> Result<u64, u64> {
+    first_of(shared, endpoint, |number, waiter| Some(number) != except && waiter.offered.is_none())
+}
+
+/// The first of some in line that can use the endpoint, else where the line ended.
+fn first_of<S, P: Pick>(
+    shared: &Shared<S, P>,
+    endpoint: &Endpoint,
+    of: impl Fn(u64, &Waiter) -> bool,
+) -> Result<u64, u64> {
     let now = Instant::now();
     let mut from = 0;
     loop {
         let (number, request) = {
             let state = shared.room.lock();
             let mut rest = state.waiters.range(from..);
-            match rest.find(|(number, waiter)| Some(**number) != except && waiter.offered.is_none()) {
+            match rest.find(|(number, waiter)| of(**number, waiter)) {
                 Some((number, waiter)) => (*number, waiter.request.clone()),
                 None => return Err(state.next_ticket),
             }
         };
         let earlier = request.ledger().current().to_vec();
-        let fits = || shared.fits(lane, &earlier, &request, now) == Fit::Yes;
+        let fits = || shared.fits(endpoint, &earlier, &request, now) == Fit::Yes;
         if catch_unwind(AssertUnwindSafe(fits)).unwrap_or(false) {
             return Ok(number);
         }
@@ -311,7 +349,7 @@ fn first_able<S, P: Pick>(shared: &Shared<S, P>, lane: &Lane<S>, except: Option<
 fn offer<S: Send + Sync + 'static, P: Pick>(shared: &Shared<S, P>, id: EndpointId) {
     loop {
         let Some(lane) = shared.room.waits_for_a_taker(id) else { return };
-        match first_able(shared, &lane, None) {
+        match first_able(shared, &lane.endpoint, None) {
             Ok(number) => {
                 let waker = {
                     let mut state = shared.room.lock();
@@ -345,7 +383,50 @@ impl<S: Send + Sync + 'static, P: Pick> Wake for LaneWaker<S, P> {
     }
 }
 
+impl<S, P: Pick> Shared<S, P> {
+    /// Whether somebody in line before this number could use the endpoint now, of which some is set aside for each, and waits
+    /// for no more than to be told. Who finds that out tells.
+    pub(super) fn is_waited_for(&self, endpoint: &Endpoint, before: u64) -> bool {
+        if !self.reserves || self.pool.waiters().load(Ordering::Relaxed) == 0 {
+            return false;
+        }
+        let first = first_of(self, endpoint, |number, waiter| number < before && waiter.offered.is_none());
+        if let Ok(number) = first {
+            self.wake(number);
+        }
+        first.is_ok()
+    }
+
+    fn wake(&self, number: u64) {
+        let waker = self.room.lock().waiters.get_mut(&number).map(|waiter| {
+            waiter.look_again = true;
+            waiter.waker.clone()
+        });
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Tells the first in line that can use the endpoint, and has not been told yet, to look. When it finds what it needs it
+    /// tells the next, so what came free reaches as many as it suffices for and wakes nobody else.
+    pub(super) fn pass_on(&self, endpoint: &Endpoint) {
+        if let Ok(number) = first_of(self, endpoint, |_, waiter| waiter.offered.is_none() && !waiter.look_again) {
+            self.wake(number);
+        }
+    }
+}
+
 impl<S: Send + Sync + 'static, P: Pick> Watcher for Shared<S, P> {
+    fn freed(&self, endpoint: &Endpoint) {
+        let now = Instant::now();
+        if endpoint.is_removed() || self.lanes.back_at(endpoint, now).is_some() {
+            // others of its account may have been waited for, and it is no measure for them
+            self.changed();
+        } else {
+            self.pass_on(endpoint);
+        }
+    }
+
     fn changed(&self) {
         let wakers: Vec<_> = {
             let mut state = self.room.lock();

@@ -2,6 +2,7 @@
 
 mod api;
 mod check;
+mod polls;
 mod process;
 mod reload;
 mod secrets;

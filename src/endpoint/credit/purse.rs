@@ -19,7 +19,7 @@ pub(super) struct Purse {
     left: Spendable,
     reserved: Money,
     /// What we spent in this window of [`LAG`] and in the one before, by the windows' numbers.
-    recent: [(u128, Money); 2],
+    recent: [(u64, Money); 2],
     /// When what is left changes by itself, and to what: the budget's next period, or the end of a guess.
     turn: Option<(Instant, Spendable)>,
     /// Whether the amount is what we made of a refusal, rather than what a poll said.
@@ -170,8 +170,8 @@ impl Purse {
     }
 }
 
-fn window_of(at: Instant) -> u128 {
-    u128::from(clock::nanos(at)) / LAG.as_nanos()
+fn window_of(at: Instant) -> u64 {
+    clock::nanos(at) / LAG.as_nanos() as u64
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@ use tokio::time::Instant;
 use super::{Fit, tags};
 use crate::{
     endpoint::Endpoint,
-    outcome::{Outcome, Scope},
+    outcome::{Cause, Outcome, Scope},
     request::{Attempt, RequestContext},
     select::cooldown::{AccountId, Book},
 };
@@ -37,6 +37,10 @@ fn serves(endpoint: &Endpoint, request: &RequestContext) -> bool {
 fn ruled_out(earlier: &[Attempt], endpoint: &Endpoint) -> bool {
     earlier.iter().any(|attempt| {
         let Some(Outcome::Fault(fault)) = attempt.outcome else { return false };
+        // it passes in a moment, and until then its rest, or whoever counts what is in flight, holds the account back
+        if fault.cause == Cause::InFlightBudget {
+            return false;
+        }
         match fault.scope {
             Scope::Key => attempt.endpoint == *endpoint,
             Scope::Workspace => match attempt.endpoint.key().workspace_name() {
