@@ -32,10 +32,11 @@ struct Inner {
     root: Option<Arc<Inner>>,
     /// When the request came, if the stage that made the context had looked at the clock.
     arrived: Option<Instant>,
-    /// In nanoseconds; the largest number when there is none.
+    /// A [`Deadline`].
     deadline: AtomicU64,
     body: OnceLock<Bytes>,
     asks: OnceLock<Asks>,
+    required: OnceLock<Box<[Box<str>]>>,
     ledger: Mutex<Ledger>,
 }
 
@@ -49,9 +50,10 @@ impl RequestContext {
         Self(Arc::new(Inner {
             root: None,
             arrived,
-            deadline: AtomicU64::new(u64::MAX),
+            deadline: AtomicU64::new(Deadline::default().0),
             body: OnceLock::new(),
             asks: OnceLock::new(),
+            required: OnceLock::new(),
             ledger: Mutex::default(),
         }))
     }
@@ -67,6 +69,7 @@ impl RequestContext {
             deadline: AtomicU64::new(u64::MAX),
             body: body.into(),
             asks: OnceLock::new(),
+            required: OnceLock::new(),
             ledger: Mutex::default(),
         }))
     }
@@ -102,8 +105,12 @@ impl RequestContext {
 
     /// The instant by which everything must be over; `None` when there is none.
     pub fn deadline(&self) -> Option<Instant> {
-        let nanos = self.root().deadline.load(Ordering::Relaxed);
-        (nanos != u64::MAX).then(|| clock::instant(nanos))
+        self.deadline_of().instant()
+    }
+
+    /// The same, as small as it is kept.
+    pub(crate) fn deadline_of(&self) -> Deadline {
+        Deadline(self.root().deadline.load(Ordering::Relaxed))
     }
 
     /// Sets the deadline, unless an earlier one stands.
@@ -130,6 +137,23 @@ impl RequestContext {
         }
     }
 
+    /// Demands that only keys with all of these [tags](crate::ApiKey::tags) serve the request; the first demand stays.
+    ///
+    /// ```
+    /// use tower_openrouter::RequestContext;
+    ///
+    /// let mut request = http::Request::new(());
+    /// RequestContext::of(&mut request).require(["eu", "team-a"]);
+    /// ```
+    pub fn require<T: Into<Box<str>>>(&self, tags: impl IntoIterator<Item = T>) {
+        let _ = self.root().required.set(tags.into_iter().map(Into::into).collect());
+    }
+
+    /// The tags that a key must have to serve the request.
+    pub fn required(&self) -> &[Box<str>] {
+        self.root().required.get().map_or(&[], |tags| tags)
+    }
+
     /// The attempts made so far. Hold it briefly: it is a lock.
     pub fn ledger(&self) -> MutexGuard<'_, Ledger> {
         lock(&self.root().ledger)
@@ -151,6 +175,26 @@ impl fmt::Debug for RequestContext {
     }
 }
 
+/// A deadline in nanoseconds; the largest number when there is none. Guards carry it, so it should be small.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Deadline(u64);
+
+impl Deadline {
+    pub(crate) fn instant(self) -> Option<Instant> {
+        (self.0 != u64::MAX).then(|| clock::instant(self.0))
+    }
+
+    pub(crate) fn is_over(self, now: Instant) -> bool {
+        self.0 <= clock::nanos(now)
+    }
+}
+
+impl Default for Deadline {
+    fn default() -> Self {
+        Self(u64::MAX)
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -167,15 +211,25 @@ pub struct Asks {
     pub stream: bool,
     /// The most tokens the answer may have (`max_tokens`, `max_completion_tokens` or `max_output_tokens`).
     pub max_tokens: Option<u64>,
-    /// The conversation it belongs to (`session_id`, else `user`).
+    /// The conversation it belongs to (`session_id`).
     pub session: Option<Box<str>>,
+    /// Whom it is for (`user`).
+    pub user: Option<Box<str>>,
     /// A hash of the provider preferences; 0 when there are none. Requests with other wishes use other provider pools.
     pub provider: u64,
 }
 
 impl Asks {
     const fn nothing() -> Self {
-        Self { model: None, models: Vec::new(), stream: false, max_tokens: None, session: None, provider: 0 }
+        Self {
+            model: None,
+            models: Vec::new(),
+            stream: false,
+            max_tokens: None,
+            session: None,
+            user: None,
+            provider: 0,
+        }
     }
 
     fn read(body: &[u8]) -> Self {
@@ -230,7 +284,8 @@ impl Asks {
             max_tokens: value(fields.max_tokens)
                 .or_else(|| value(fields.max_completion_tokens))
                 .or_else(|| value(fields.max_output_tokens)),
-            session: value(fields.session_id).or_else(|| value(fields.user)),
+            session: value(fields.session_id),
+            user: value(fields.user),
             provider: fields.provider.map_or(0, |raw| {
                 let mut hasher = DefaultHasher::new();
                 raw.get().hash(&mut hasher);

@@ -216,23 +216,21 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let result = match this.state.project() {
-            StateProj::Running { future } => ready!(future.poll(cx)).map_err(Into::into),
-            StateProj::Failed { error } => Err(error.take().expect("polled after it was ready")),
+        let error = match this.state.project() {
+            StateProj::Running { future } => match ready!(future.poll(cx)) {
+                Ok(response) => return Poll::Ready(Ok(response.map(Either::Left))),
+                Err(error) => error.into(),
+            },
+            StateProj::Failed { error } => error.take().expect("polled after it was ready"),
         };
-        Poll::Ready(Ok(match result {
-            Ok(response) => response.map(Either::Left),
-            Err(error) => {
-                let mut response = Answer::to(&*error).into_response(*this.form);
-                if let Some(refusal) = Rejected::find(&*error) {
-                    response.extensions_mut().insert(refusal.clone());
-                } else {
-                    let cell = OutcomeCell::new();
-                    cell.end(error_fault(&*error).into());
-                    response.extensions_mut().insert(cell);
-                }
-                response
-            }
-        }))
+        let mut response = Answer::to(&*error).into_response(*this.form);
+        if let Some(refusal) = Rejected::find(&*error) {
+            response.extensions_mut().insert(refusal.clone());
+        } else {
+            let cell = OutcomeCell::new();
+            cell.end(error_fault(&*error).into());
+            response.extensions_mut().insert(cell);
+        }
+        Poll::Ready(Ok(response))
     }
 }

@@ -175,14 +175,14 @@ impl<S, P> Shared<S, P> {
                 back = back.max(Some(at));
             }
             let reason = match resting {
-                _ if filter::built_in(book, &[], endpoint, request, now) == Fit::No => "other_models_or_drained",
+                _ if filter::built_in(book, &[], endpoint, request, now) == Fit::No => "other_models_tags_or_drained",
                 Some(resting) => resting.cause.as_str(),
                 None if filtered != Fit::Yes => "kept_back_by_a_filter",
                 None if back.is_some() => "breaker_open",
                 None => "busy_or_tried",
             };
             *reasons.entry(reason).or_default() += 1;
-            if reason != "other_models_or_drained"
+            if reason != "other_models_tags_or_drained"
                 && filtered != Fit::No
                 && let Some(back) = back
             {

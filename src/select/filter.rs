@@ -1,8 +1,9 @@
 //! Filters: may this endpoint serve this request?
 //!
 //! A filter answers for one request and one endpoint: yes, no, or not before an instant. Filters run on what the pick
-//! proposes, not on the whole pool, and all of them must agree. The ones every selector has are here: the key's model
-//! patterns, what an earlier attempt of the same request has ruled out, and the rests that depend on the request.
+//! proposes, not on the whole pool, and all of them must agree. Some every selector has: the key's model
+//! patterns, the tags that the request demands, what an earlier attempt of it has ruled out, and the rests that depend on
+//! the request.
 
 use tokio::time::Instant;
 
@@ -13,12 +14,16 @@ use crate::{
 };
 
 mod built_in;
+mod closure;
 mod credit_floor;
 mod credit_limit;
+mod tags;
 
 pub(super) use built_in::{built_in, is_second_choice};
+pub use closure::{FilterFn, filter_fn};
 pub use credit_floor::CreditFloor;
 pub use credit_limit::CreditLimit;
+pub use tags::RequireTags;
 
 /// What a filter says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

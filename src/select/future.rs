@@ -127,42 +127,28 @@ where
             claims.sent();
             let Some(Looking { request, context, .. }) = looking.take() else { unreachable!("it was there above") };
             context.ledger().start(&endpoint);
+            if endpoint.is_forced() {
+                this.shared.pool.state().count_panic_pick();
+            }
             let record =
                 Some(Record { pool: this.shared.pool.clone(), endpoint, context, cell: None, awaits: false, claims });
             this.state.set(State::Calling { call: service.call(request), record });
         }
         let StateProject::Calling { call, record } = this.state.project() else { unreachable!("set above") };
-        let result = ready!(call.poll(cx));
-        let mut record = record.take().expect("a future is not polled after it resolved");
-        let classify = &*this.shared.classify;
-        Poll::Ready(match result {
-            Ok(response) => {
-                match Verdict::of(&response, classify) {
-                    Verdict::Known(outcome) => {
-                        record.learn(&response);
-                        record.cell = response.extensions().get().cloned();
-                        record.known(outcome);
-                        if let Outcome::Fault(fault) = outcome
-                            && fault.retry == Retry::Elsewhere
-                            && this.shared.has_elsewhere(fault.scope, &record.context, Instant::now())
-                        {
-                            record.context.ledger().end(outcome, true);
-                        }
-                    }
-                    Verdict::AtCommit(cell) => (record.cell, record.awaits) = (Some(cell), true),
-                    // what a foreign stream says in its trailers, the breaker and the monitor read
-                    Verdict::AtEnd => {}
-                }
-                let record = (record.awaits || !record.claims.is_empty()).then_some(record);
-                Ok(response.map(|body| Guarded::new(body, record)))
+        match call.poll(cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Ok(response)) => {
+                let record = record.take().expect("a future is not polled after it resolved");
+                let record = record.answered(&response, this.shared);
+                Poll::Ready(Ok(response.map(|body| Guarded::new(body, record))))
             }
-            Err(error) => {
+            Poll::Ready(Err(error)) => {
                 let error = error.into();
-                let outcome = classify.error(&*error);
-                record.known(outcome);
-                Err(error)
+                let mut record = record.take().expect("a future is not polled after it resolved");
+                record.known(this.shared.classify.error(&*error));
+                Poll::Ready(Err(error))
             }
-        })
+        }
     }
 }
 
@@ -296,6 +282,27 @@ pub struct Record {
 }
 
 impl Record {
+    /// Takes in the head; the guard goes on with the body while that may still tell more.
+    fn answered<S, P: Pick, B>(mut self, response: &Response<B>, shared: &Shared<S, P>) -> Option<Self> {
+        match Verdict::of(response, &*shared.classify) {
+            Verdict::Known(outcome) => {
+                self.learn(response);
+                self.cell = response.extensions().get().cloned();
+                self.known(outcome);
+                if let Outcome::Fault(fault) = outcome
+                    && fault.retry == Retry::Elsewhere
+                    && shared.has_elsewhere(fault.scope, &self.context, Instant::now())
+                {
+                    self.context.ledger().end(outcome, true);
+                }
+            }
+            Verdict::AtCommit(cell) => (self.cell, self.awaits) = (Some(cell), true),
+            // what a foreign stream says in its trailers, the breaker and the monitor read
+            Verdict::AtEnd => {}
+        }
+        (self.awaits || !self.claims.is_empty()).then_some(self)
+    }
+
     fn learn<B>(&self, response: &Response<B>) {
         let Some(cell) = response.extensions().get::<OutcomeCell>() else { return };
         if let Some(account) = cell.account() {

@@ -17,15 +17,28 @@ use tokio::time::Instant;
 
 use crate::{endpoint::Endpoint, request::RequestContext};
 
+mod closure;
 mod least_in_flight;
 mod most_credit;
+mod peak_ewma;
+mod priority_tiers;
+mod rendezvous;
 mod round_robin;
+mod shares;
+mod smooth_weighted;
 mod sticky;
+mod weighted_random;
 
+pub use closure::{PickFn, pick_fn};
 pub use least_in_flight::LeastInFlight;
 pub use most_credit::MostCredit;
+pub use peak_ewma::PeakEwma;
+pub use priority_tiers::PriorityTiers;
+pub use rendezvous::Rendezvous;
 pub use round_robin::RoundRobin;
+pub use smooth_weighted::SmoothWeighted;
 pub use sticky::Sticky;
+pub use weighted_random::WeightedRandom;
 
 /// What a [`Pick`] has worked out for a snapshot, of whatever type it likes.
 pub type Prepared = Box<dyn Any + Send + Sync>;

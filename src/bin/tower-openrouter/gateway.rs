@@ -4,6 +4,8 @@ use std::{
     env,
     error::Error,
     io::{self, IsTerminal, Write},
+    path::PathBuf,
+    sync::{Mutex, PoisonError},
     thread,
     time::Duration,
 };
@@ -24,33 +26,48 @@ use tracing_subscriber::EnvFilter;
 mod access;
 mod admin;
 mod app;
-mod balancer;
 mod banner;
 mod check;
 mod config;
 mod drain;
 mod headers;
 mod live;
+mod poll;
 mod proxy;
 mod refusal;
 mod reload;
+mod routed;
 mod server;
+mod stack;
+mod upstream;
 
-pub(crate) use config::Arguments;
+pub(crate) use config::{Arguments, Trouble};
+pub(crate) use upstream::{Upstream, leaf};
 
 use access::Access;
 use admin::Local;
-use balancer::{Stack, Upstream};
 use banner::Banner;
 use check::Plan;
 use config::Configuration;
 use drain::Drain;
 use proxy::Shared;
 use reload::Runner;
+use routed::Routed;
 use server::Server;
+use stack::Stack;
 
 /// How long cut connections have to pass their last words on.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// What the gateway would run with when it is given this configuration file and this base URL, and who would answer.
+pub(crate) fn configured(
+    config: Option<PathBuf>,
+    upstream: Option<String>,
+) -> Result<(Configuration, Upstream), Box<dyn Error>> {
+    let mut configuration = Arguments::of(config, upstream).load(&env::vars_os().collect())?;
+    let upstream = Upstream::choose(&mut configuration)?;
+    Ok((configuration, upstream))
+}
 
 /// Runs until stopped by a signal.
 pub(crate) fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
@@ -58,8 +75,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     let mut configuration = arguments.load(&variables)?;
     if arguments.check {
         let upstream = Upstream::choose(&mut configuration)?;
-        let tried = Stack::build(&configuration, None).and_then(|_| balancer::leaf(&configuration.settings, ()));
-        tried.map_err(|trouble| configuration.tell(&trouble))?;
+        check::check(&configuration).map_err(|trouble| configuration.tell(&trouble))?;
         let plan = Plan { configuration: &configuration, simulated: matches!(upstream, Upstream::Simulated(..)) };
         return Ok(write!(io::stdout(), "{plan}")?);
     }
@@ -106,7 +122,7 @@ where
     let settings = &configuration.settings;
     let header_timeout = settings.header_timeout.get();
     let (listen, admin_listen, asks_token) = (settings.listen, settings.admin_listen, settings.access_token.is_some());
-    let (draining, is_simulated) = (drain.clone(), simulated.is_some());
+    let (draining, is_simulated, polling) = (drain.clone(), simulated.is_some(), Mutex::new(None));
     let make = move |Configuration { settings, .. }: &Configuration, stack: &Stack| {
         let shared = Shared {
             access: Access(settings.access_token.clone()),
@@ -114,7 +130,12 @@ where
             balancer_headers: settings.balancer_headers,
             simulated: is_simulated,
         };
-        Ok(app::app(stack.builder.service(balancer::leaf(settings, transport.clone())?), shared))
+        let leaf = leaf(settings, transport.clone())?;
+        let routes = stack.routes(settings, &leaf)?;
+        let poller = poll::start(settings, stack.handle().pool(), leaf.clone())?;
+        // the one before stops here
+        *polling.lock().unwrap_or_else(PoisonError::into_inner) = poller;
+        Ok(app::app(Routed::new(stack.all.service(leaf), routes), shared))
     };
     let mut runner = Runner::new(arguments, configuration, make, drain.clone(), is_simulated)?;
     let listener = bind(listen, "listen").await?;

@@ -1,6 +1,7 @@
 //! The `tower-openrouter` command.
 
 mod gateway;
+mod keys;
 mod simulator;
 
 use std::process::ExitCode;
@@ -10,7 +11,7 @@ use clap::{Parser, Subcommand};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Balance LLM requests over many OpenRouter keys, or simulate OpenRouter.
+/// Balance LLM requests over many OpenRouter keys, ask what they may spend, or simulate OpenRouter.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Cli {
@@ -21,12 +22,14 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Gateway(Box<gateway::Arguments>),
+    Keys(keys::Arguments),
     Simulator(simulator::Arguments),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Gateway(arguments) => gateway::run(*arguments),
+        Command::Keys(arguments) => keys::run(arguments),
         Command::Simulator(arguments) => simulator::run(arguments),
     };
     match outcome {

@@ -1,6 +1,6 @@
 use tokio::time::Instant;
 
-use super::Fit;
+use super::{Fit, tags};
 use crate::{
     endpoint::Endpoint,
     outcome::{Cause, Outcome, Scope},
@@ -17,7 +17,8 @@ pub(in crate::select) fn built_in(
     now: Instant,
 ) -> Fit {
     let drained = endpoint.is_removed() || endpoint.key().weight_of() == 0.0;
-    if drained || !serves(endpoint, request) || ruled_out(earlier, endpoint) {
+    let may_serve = serves(endpoint, request) && tags::has_all(endpoint, request.required());
+    if drained || !may_serve || ruled_out(earlier, endpoint) {
         return Fit::No;
     }
     match book.out_for(endpoint, request, now) {
@@ -29,7 +30,7 @@ pub(in crate::select) fn built_in(
 fn serves(endpoint: &Endpoint, request: &RequestContext) -> bool {
     let key = endpoint.key();
     // a request whose model is unknown is refused by no pattern: upstream will say
-    key.model_patterns().is_empty() || request.asks().model.as_deref().is_none_or(|model| key.serves(model))
+    key.serves_all() || request.asks().model.as_deref().is_none_or(|model| key.serves(model))
 }
 
 /// Whether an earlier attempt of this request failed for a scope that holds this endpoint too.

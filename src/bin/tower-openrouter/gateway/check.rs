@@ -26,6 +26,12 @@ impl fmt::Display for Plan<'_> {
         line("API", format_args!("{}, {}", settings.listen, asks(settings.access_token.is_some())))?;
         line("admin", format_args!("{}, {}", settings.admin_listen, asks(settings.admin_token.is_some())))?;
         line("upstream", format_args!("{upstream}"))?;
+        let every = settings.poll_interval;
+        if every.0.is_zero() {
+            line("accounts", format_args!("never asked about"))?;
+        } else {
+            line("accounts", format_args!("asked about every {every}"))?;
+        }
         stages(settings, &mut line)?;
         writeln!(f, "  {:<10}{}", "keys", keys.len())?;
         table(keys, f)

@@ -11,10 +11,10 @@ use tracing::{info, warn};
 use super::{
     access::Access,
     admin::Admin,
-    balancer::Stack,
     config::{Arguments, Configuration, Settings, Trouble},
     drain::Drain,
     live::Live,
+    stack::Stack,
 };
 
 /// Runs a configuration: `make` makes the application of one and its stack.

@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
 };
 
-use clap::{Args, builder::BoolishValueParser};
+use clap::{Args, Command, FromArgMatches, builder::BoolishValueParser};
 use secrecy::{ExposeSecret, SecretString};
 
 use super::{
@@ -104,6 +104,10 @@ pub(crate) struct Arguments {
     #[arg(long, env = "TOWER_OPENROUTER_UPSTREAM", value_name = "URL", help_heading = "Upstream and keys")]
     upstream: Option<String>,
 
+    /// How often to ask the upstream what each key and account may spend; 0s: never [default: 60s]
+    #[arg(long, env = "TOWER_OPENROUTER_POLL_INTERVAL", value_name = "TIME", help_heading = "Upstream and keys")]
+    poll_interval: Option<Span>,
+
     /// How many requests may run on one key at once, unless the key has its own limit [default: none]
     #[arg(long, env = "TOWER_OPENROUTER_MAX_IN_FLIGHT", value_name = "N", help_heading = "Upstream and keys")]
     max_in_flight: Option<NonZeroUsize>,
@@ -138,6 +142,15 @@ fn address(text: &str) -> Result<SocketAddr, &'static str> {
 }
 
 impl Arguments {
+    /// What is set by no flags but these, and the environment.
+    pub(crate) fn of(config: Option<PathBuf>, upstream: Option<String>) -> Self {
+        let command = Self::augment_args(Command::new("gateway").no_binary_name(true));
+        let matches = command.get_matches_from([] as [&str; 0]);
+        let mut arguments = Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+        (arguments.config, arguments.upstream) = (config.or(arguments.config), upstream.or(arguments.upstream));
+        arguments
+    }
+
     /// Sets what flags and environment say.
     pub(super) fn apply(&self, settings: &mut Settings) -> Result<(), Trouble> {
         fn set<T: Clone>(setting: &mut T, flag: &Option<T>) {
@@ -161,6 +174,7 @@ impl Arguments {
         if self.upstream.is_some() {
             settings.upstream.clone_from(&self.upstream);
         }
+        set(&mut settings.credit.poll_interval, &self.poll_interval);
         if self.max_in_flight.is_some() {
             settings.limits.max_in_flight = self.max_in_flight;
         }
@@ -261,7 +275,7 @@ mod tests {
             ("[breaker]\nmax_cooldown = \"30s\"", "FILE, line 3: breaker.max_cooldown: 30s is shorter than"),
             ("[retry]\nattempts = 0", "FILE, line 3: attempts is 0: it must be 1"),
             ("[retry]\nattempts = 6", "FILE, line 3: attempts is 6"),
-            ("[retry]\nbudget_ratio = 1.5", "FILE, line 3: budget_ratio: the retry budget's ratio is 1.5"),
+            ("[retry]\nbudget_ratio = 1.5", "FILE, line 3: budget_ratio: it is 1.5: it must be a share"),
             ("[retry]\nmin_backoff = \"2m\"", "FILE, line 2: retry.max_backoff: 30s is shorter than min_backoff, 2m"),
             ("[limits]\nmemory = \"1MiB\"", "FILE, line 3: limits.memory: 1MiB is less than replay_cap, 16MiB"),
             (

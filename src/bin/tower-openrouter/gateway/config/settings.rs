@@ -8,12 +8,13 @@ use std::{
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, de};
-use tower_openrouter::{RetryLayer, openrouter::BASE_URL, retry::RetryBudget};
+use tower_openrouter::{RetryLayer, openrouter::BASE_URL};
 
 use super::{
     keys::KeyEntry,
+    routes::RouteEntry,
     trouble::Trouble,
-    values::{Size, Span, Time},
+    values::{Dollars, Share, Size, Span, Time},
 };
 
 /// Everything that can be set. Its default is what holds without a file.
@@ -31,10 +32,13 @@ pub(crate) struct Settings {
     pub(crate) upstream: Option<String>,
     pub(crate) deadline: Time,
     pub(crate) select: Select,
+    pub(crate) models: Models,
+    pub(crate) credit: Credit,
     pub(crate) breaker: Breaker,
     pub(crate) retry: Retry,
     pub(crate) limits: Limits,
     pub(crate) keys: Vec<KeyEntry>,
+    pub(crate) routes: Vec<RouteEntry>,
 }
 
 impl Default for Settings {
@@ -50,10 +54,13 @@ impl Default for Settings {
             upstream: None,
             deadline: Time::seconds(600),
             select: Select::default(),
+            models: Models::default(),
+            credit: Credit::default(),
             breaker: Breaker::default(),
             retry: Retry::default(),
             limits: Limits::default(),
             keys: Vec::new(),
+            routes: Vec::new(),
         }
     }
 }
@@ -63,13 +70,28 @@ impl Default for Settings {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Select {
     pub(crate) pick: PickName,
+    pub(crate) sessions: bool,
+    pub(crate) sticky_floor: Dollars,
+    /// `None`: twice the floor.
+    pub(crate) sticky_back: Option<Dollars>,
     pub(crate) max_wait: Span,
     pub(crate) max_waiters: usize,
+    pub(crate) max_ejected: Share,
+    pub(crate) panic_below: Share,
 }
 
 impl Default for Select {
     fn default() -> Self {
-        Self { pick: PickName::default(), max_wait: Span::seconds(30), max_waiters: 1024 }
+        Self {
+            pick: PickName::default(),
+            sessions: false,
+            sticky_floor: Dollars(1.0),
+            sticky_back: None,
+            max_wait: Span::seconds(30),
+            max_waiters: 1024,
+            max_ejected: Share(1.0),
+            panic_below: Share(0.0),
+        }
     }
 }
 
@@ -79,15 +101,60 @@ impl Default for Select {
 pub(crate) enum PickName {
     #[default]
     LeastInFlight,
+    PeakEwma,
     RoundRobin,
+    Weighted,
+    WeightedRandom,
+    MostCredit,
+    Sticky,
 }
 
 impl fmt::Display for PickName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::LeastInFlight => "least-in-flight",
+            Self::PeakEwma => "peak-ewma",
             Self::RoundRobin => "round-robin",
+            Self::Weighted => "weighted",
+            Self::WeightedRandom => "weighted-random",
+            Self::MostCredit => "most-credit",
+            Self::Sticky => "sticky",
         })
+    }
+}
+
+/// `[models]`: what becomes of models that no route, or no key, serves.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Models {
+    pub(crate) unrouted: Unrouted,
+    pub(crate) fallback: Vec<String>,
+}
+
+/// What becomes of a model that has no route.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Unrouted {
+    #[default]
+    AllKeys,
+    Refuse,
+}
+
+/// `[credit]`: what is known of money, and what is made of it.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Credit {
+    /// Zero: never.
+    pub(crate) poll_interval: Span,
+    pub(crate) limit: bool,
+    pub(crate) max_tokens_unsaid: u64,
+    /// Zero: none.
+    pub(crate) floor: Dollars,
+}
+
+impl Default for Credit {
+    fn default() -> Self {
+        Self { poll_interval: Span::seconds(60), limit: false, max_tokens_unsaid: 16_384, floor: Dollars(0.0) }
     }
 }
 
@@ -129,8 +196,7 @@ pub(crate) struct Retry {
     pub(crate) min_backoff: Time,
     pub(crate) max_backoff: Time,
     pub(crate) longest_hint: Span,
-    #[serde(deserialize_with = "ratio")]
-    pub(crate) budget_ratio: f64,
+    pub(crate) budget_ratio: Share,
     pub(crate) budget_per_second: u32,
     pub(crate) unclear: bool,
 }
@@ -142,7 +208,7 @@ impl Default for Retry {
             min_backoff: Time::millis(500),
             max_backoff: Time::seconds(30),
             longest_hint: Span::seconds(120),
-            budget_ratio: 0.2,
+            budget_ratio: Share(0.2),
             budget_per_second: 10,
             unclear: false,
         }
@@ -153,12 +219,6 @@ fn attempts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error>
     let attempts = u32::deserialize(deserializer)?;
     RetryLayer::new().attempts(attempts).map_err(de::Error::custom)?;
     Ok(attempts)
-}
-
-fn ratio<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
-    let ratio = f64::deserialize(deserializer)?;
-    RetryBudget::new(ratio, 0).map_err(de::Error::custom)?;
-    Ok(ratio)
 }
 
 /// `[limits]`: how much at once.
@@ -210,6 +270,14 @@ impl Settings {
                 self.retry.max_backoff, self.retry.min_backoff
             );
             return Err(Trouble::with("retry.max_backoff", what));
+        }
+        if self.select.sticky_back.is_some_and(|back| back < self.select.sticky_floor) {
+            let floor = self.select.sticky_floor;
+            let what = format_args!("it is less than sticky_floor, {floor}: make it at least that");
+            return Err(Trouble::with("select.sticky_back", what));
+        }
+        if self.models.unrouted == Unrouted::Refuse && self.routes.is_empty() {
+            return Err(Trouble::with("models.unrouted", "without [[routes]] every model would be refused: add one"));
         }
         if self.limits.memory < self.limits.replay_cap {
             let what = format_args!(
