@@ -8,27 +8,31 @@ use http_body_util::{BodyExt, Full};
 use static_assertions::assert_impl_all;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, layer::util::Identity, service_fn};
 use tower_openrouter::{
-    ApiKey, Balancer, BufferLayer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint, KeyError,
-    KeySelect, KeySelectLayer, LoadMonitorLayer, ModelRouter, OpenRouter, Outcome, Rejected, RequestContext,
-    RespondLayer, RetryLayer, Snapshot,
+    AccountPoller, ApiKey, Balancer, BufferLayer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint,
+    ExplainLayer, KeyError, KeySelect, KeySelectLayer, LoadMonitorLayer, ModelRouter, OpenRouter, Outcome, Rejected,
+    RequestContext, RespondLayer, RetryLayer, Snapshot,
     breaker::{Admission, BreakerHandle, BreakerPolicy, CircuitBreaker, CircuitBreakerFuture, TripPolicy},
     buffer::{Buffer, BufferFuture, ReplayBody},
     deadline::{Deadline, DeadlineBody, DeadlineFuture, DeadlineService},
     endpoint::Figures,
     endpoint_fn,
     error::UpstreamError,
+    explain::{Explain, ExplainFuture, Explanation, Trace},
     limit::{ConcurrencyLimit, LimitFuture, LimitHandle, LimitPermit},
     monitor::{LoadMonitor, LoadMonitorFuture, MonitorHandle},
-    openrouter::{Authorize, AuthorizeLayer, OpenRouterBody, OpenRouterFuture, ReqwestTransport},
     openrouter::{
-        ProviderLayer, ProviderPreferences,
+        AccountClient, Authorize, AuthorizeLayer, HyperTransport, OpenRouterBody, OpenRouterFuture, ProviderLayer,
+        ProviderPreferences, ReqwestTransport,
         provider::{ProviderFuture, ProviderService},
     },
     outcome::{Grpc, OutcomeCell},
     respond::{Respond, RespondBody, RespondFuture},
     retry::{Backoff, Retry, RetryBudget, RetryFuture, RetryHandle},
     route::{Routes, RoutesFuture},
-    select::{EndpointFn, KeySelectFuture, LeastInFlight, Pool, RoundRobin},
+    select::{
+        Candidates, EndpointFn, KeySelectFuture, LeastInFlight, PeakEwma, Pick, Pool, PriorityTiers, Rank, Rendezvous,
+        RequireTags, RoundRobin, SelectError, SmoothWeighted, WeightedRandom,
+    },
     stack::{BalancerBuilder, BalancerHandle},
 };
 
@@ -52,6 +56,7 @@ macro_rules! assert_send {
 
 assert_layers_and_services! {
     RespondLayer, Respond<Plain>,
+    ExplainLayer, Explain<Plain>, Trace,
     DeadlineLayer, DeadlineService<Plain>, Deadline,
     BufferLayer, Buffer<ToReplay>,
     RetryLayer, Retry<Plain>,
@@ -60,7 +65,7 @@ assert_layers_and_services! {
     LoadMonitorLayer, LoadMonitor<Plain>,
     ConcurrencyLimitLayer, ConcurrencyLimit<Plain>,
     AuthorizeLayer, Authorize<Plain>,
-    OpenRouter<Plain>, ReqwestTransport,
+    OpenRouter<Plain>, ReqwestTransport, AccountClient<Plain>,
     CircuitBreakerLayer,
     Balancer<Body>, BalancerBuilder, BalancerBuilder<RoundRobin>, BalancerHandle,
     BreakerHandle, LimitHandle, MonitorHandle, RetryHandle,
@@ -72,10 +77,14 @@ assert_layers_and_services! {
 assert_layers_and_services!(tower_openrouter::openrouter::HyperTransport<Body>);
 assert_impl_all!(CircuitBreaker<Plain>: Clone, Debug, Send, Sync);
 
-assert_handles!(Figures, UpstreamError, LimitPermit, Admission, RoundRobin, LeastInFlight);
+assert_handles!(AccountPoller<Plain>, Figures, UpstreamError, LimitPermit, Admission);
+assert_handles!(RoundRobin, LeastInFlight, SmoothWeighted, WeightedRandom, PeakEwma, Rendezvous, PriorityTiers);
+assert_handles!(Candidates<'_>, Rank, SelectError, RequireTags);
+assert_impl_all!(Box<dyn Pick>: Pick);
 
 // futures and bodies are as sendable as what they hold; `Full` and a boxed future are `Send`
 assert_send! {
+    ExplainFuture<<Plain as Service<Request<Body>>>::Future>, Explanation,
     RespondFuture<<Plain as Service<Request<Body>>>::Future>, RespondBody<Body>,
     DeadlineFuture<<Plain as Service<Request<Body>>>::Future>, DeadlineBody<Body>,
     BufferFuture<ToReplay, Body>, ReplayBody,
@@ -111,6 +120,7 @@ macro_rules! each_around {
         let respond = $respond;
         let service = $service;
         finished::<_, $body, _>(respond.clone().layer(service.clone()));
+        finished::<_, $body, _>(ExplainLayer::new().layer(respond.clone().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(DeadlineLayer::default().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(LoadMonitorLayer::new().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(CircuitBreakerLayer::default().reject().layer(service.clone())));
@@ -278,4 +288,15 @@ fn a_stack_ends_infallible_whatever_the_error_of_what_is_inside() {
     with_error!(tonic::Status);
     with_error!(tonic::transport::Error);
     with_error!(reqwest::Error);
+}
+
+#[tokio::test]
+async fn the_poller_can_be_spawned_over_every_transport() {
+    let pool = Pool::new([ApiKey::new("sk-or-v1-a").unwrap()]).unwrap();
+    let reqwest = ReqwestTransport::default_client().unwrap();
+    let hyper = tokio::spawn(AccountPoller::new(&pool, OpenRouter::new(HyperTransport::new())).run());
+    let reqwest = tokio::spawn(AccountPoller::new(&pool, OpenRouter::new(reqwest)).run());
+    drop(pool);
+    hyper.await.unwrap();
+    reqwest.await.unwrap();
 }

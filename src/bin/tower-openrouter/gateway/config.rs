@@ -12,8 +12,7 @@ mod trouble;
 mod values;
 
 pub(crate) use arguments::Arguments;
-pub(crate) use routes::RouteEntry;
-pub(crate) use settings::{Breaker, Credit, Limits, PickName, Retry, Select, Settings, Token, Unrouted};
+pub(crate) use settings::{Breaker, Credit, Limits, PickName, Retry, Select, Settings, Token, Unrouted, WhenFull};
 pub(crate) use trouble::Trouble;
 pub(crate) use values::Dollars;
 

@@ -19,7 +19,6 @@ type RoutesBody = RespondBody<BalancerBody>;
 
 /// Sends requests by their model where there are routes. Without them, and for look-ups, which have no model, it is the stack
 /// over all keys, with nothing boxed.
-#[derive(Clone)]
 pub(super) struct Routed<S, B> {
     all: S,
     routes: Option<Routes<B>>,
@@ -28,6 +27,12 @@ pub(super) struct Routed<S, B> {
 impl<S, B> Routed<S, B> {
     pub(super) fn new(all: S, routes: Option<Routes<B>>) -> Self {
         Self { all, routes }
+    }
+}
+
+impl<S: Clone, B> Clone for Routed<S, B> {
+    fn clone(&self) -> Self {
+        Self { all: self.all.clone(), routes: self.routes.clone() }
     }
 }
 

@@ -1,14 +1,17 @@
 //! The library's default stack as it is configured, over all keys and over those of each route.
 
+use std::fmt;
+
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
 use tower::{BoxError, Service, ServiceBuilder, util::BoxCloneSyncService};
 use tower_openrouter::{
-    Balancer, BufferLayer, DeadlineLayer, ModelRouter, OpenRouter, RespondLayer, RetryLayer,
+    ApiKey, Balancer, BufferLayer, DeadlineLayer, ModelRouter, OpenRouter, RespondLayer, RetryLayer,
     breaker::{BreakerPolicy, TripPolicy},
     buffer::ReplayBody,
     endpoint::Money,
+    openrouter::{OnFullPool, PreferenceError, ProviderLayer, ProviderPreferences},
     retry::{Backoff, RetryBudget},
     select::{
         CreditFloor, CreditLimit, LeastInFlight, MostCredit, PeakEwma, Pick, Pool, PriorityTiers, Rendezvous,
@@ -18,7 +21,9 @@ use tower_openrouter::{
 };
 
 use super::{
-    config::{Breaker, Configuration, Credit, Limits, PickName, Retry, Select, Settings, Trouble, Unrouted},
+    config::{
+        Breaker, Configuration, Credit, Dollars, Limits, PickName, Retry, Select, Settings, Trouble, Unrouted, WhenFull,
+    },
     routed::Routes,
 };
 
@@ -76,14 +81,21 @@ impl Stack {
         {
             common = common.keep(&before.handle());
         }
-        let all = select(common.clone(), &settings.select, &settings.credit)?;
+        let preferences = provider(settings, &settings.provider).map_err(|error| Trouble::with("provider", error))?;
+        let common = common.provider(preferences);
+        let all = select(common.clone(), &settings.select, &settings.credit, keys)?;
         let mut routes = Vec::new();
-        for route in &settings.routes {
-            let group = pool.share(route.group(keys).cloned()).map_err(|error| Trouble::from(error.to_string()))?;
+        for (at, route) in settings.routes.iter().enumerate() {
+            let group: Vec<_> = route.group(keys).cloned().collect();
+            let select = select(common.clone(), &route.select(&settings.select), &settings.credit, &group)?;
             // the bodies are in memory already, within the budget of the whole
-            let common = common.clone().pool(group).buffer(self::buffer(limits).budget(u64::MAX));
-            let builder = select(common, &route.select(&settings.select), &settings.credit)?;
-            routes.push((route.models.clone(), builder));
+            let mut builder = select.buffer(self::buffer(limits).budget(u64::MAX));
+            if let Some(own) = &route.provider {
+                let preferences = provider(settings, own).map_err(|error| route_trouble(at, &error))?;
+                builder = builder.provider(preferences);
+            }
+            let group = pool.share(group).map_err(|error| route_trouble(at, &error))?;
+            routes.push((route.models.clone(), builder.pool(group)));
         }
         Ok(Self { all, routes, pool, retry, buffer })
     }
@@ -130,6 +142,10 @@ impl Stack {
     }
 }
 
+fn route_trouble(at: usize, what: &dyn fmt::Display) -> Trouble {
+    Trouble::in_entry("routes", at, format_args!("[[routes]] number {}: {what}", at + 1))
+}
+
 fn breaker(settings: &Breaker) -> Result<BreakerPolicy, Trouble> {
     let trouble = |error| Trouble::with("breaker", error);
     let trip = TripPolicy::failures(settings.failures.get(), settings.window.get()).map_err(trouble)?;
@@ -144,14 +160,38 @@ fn retry(settings: &Retry) -> Result<RetryLayer, Trouble> {
     Ok(layer.backoff(backoff).budget(budget).wait_cap(settings.longest_hint.0).retry_unclear(settings.unclear))
 }
 
+/// What is put into requests that do not say.
+fn provider(settings: &Settings, preferences: &ProviderPreferences) -> Result<ProviderLayer, PreferenceError> {
+    let (models, retry) = (&settings.models, &settings.retry);
+    let mut layer = ProviderLayer::new(preferences.clone())?.on_full_pool(match retry.when_provider_full {
+        WhenFull::Wait => OnFullPool::Wait,
+        WhenFull::IgnoreProvider => OnFullPool::IgnoreFailed,
+        WhenFull::NextModel => OnFullPool::NextModel(retry.next_models.iter().map(|model| (**model).into()).collect()),
+    })?;
+    if !models.upstream_fallback.is_empty() {
+        layer = layer.models(models.upstream_fallback.iter().map(String::as_str))?;
+    }
+    match models.variant {
+        Some(variant) => layer.variant(variant),
+        None => Ok(layer),
+    }
+}
+
 fn buffer(limits: &Limits) -> BufferLayer {
     BufferLayer::new().body_limit(limits.body_limit.0).replay_cap(limits.replay_cap.0)
 }
 
-/// How a stack selects.
-fn select<P: Pick>(builder: Builder<P>, select: &Select, credit: &Credit) -> Result<Builder<AnyPick>, Trouble> {
+/// How a stack selects among `keys`.
+fn select<P: Pick>(
+    builder: Builder<P>,
+    select: &Select,
+    credit: &Credit,
+    keys: &[ApiKey],
+) -> Result<Builder<AnyPick>, Trouble> {
+    let is_tiered = keys.iter().any(|key| key.tier_of() != keys[0].tier_of());
+    let pick = pick(select);
     let mut builder = builder
-        .pick(pick(select))
+        .pick(if is_tiered { Box::new(PriorityTiers::new(pick)) } else { pick })
         .max_wait(select.max_wait.0)
         .max_waiters(select.max_waiters)
         .max_ejected(select.max_ejected.0)
@@ -167,7 +207,7 @@ fn select<P: Pick>(builder: Builder<P>, select: &Select, credit: &Credit) -> Res
 }
 
 fn pick(select: &Select) -> AnyPick {
-    let money = |amount: super::config::Dollars| Money::from_usd(amount.0);
+    let money = |amount: Dollars| Money::from_usd(amount.0);
     let inner: AnyPick = match select.pick {
         PickName::LeastInFlight => Box::new(LeastInFlight::default()),
         PickName::PeakEwma => Box::new(PeakEwma::default()),
@@ -183,7 +223,5 @@ fn pick(select: &Select) -> AnyPick {
             })
         }
     };
-    let inner = if select.sessions { Box::new(Rendezvous::new(inner)) } else { inner };
-    // keys without a tier of their own are all in one
-    Box::new(PriorityTiers::new(inner))
+    if select.sessions { Box::new(Rendezvous::new(inner)) } else { inner }
 }

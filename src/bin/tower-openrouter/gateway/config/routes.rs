@@ -1,7 +1,7 @@
 //! Routes: which keys serve which models, and how one of them is picked.
 
 use serde::{Deserialize, Deserializer, de};
-use tower_openrouter::{ApiKey, key::ModelPattern};
+use tower_openrouter::{ApiKey, key::ModelPattern, openrouter::ProviderPreferences};
 
 use super::{
     settings::{PickName, Select},
@@ -26,6 +26,8 @@ pub(crate) struct RouteEntry {
     pick: Option<PickName>,
     sessions: Option<bool>,
     max_wait: Option<Span>,
+    /// In place of the common one.
+    pub(crate) provider: Option<ProviderPreferences>,
 }
 
 fn patterns<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
@@ -65,8 +67,6 @@ impl RouteEntry {
         for kind in self.kinds() {
             for name in kind.2 {
                 if !keys.iter().any(|key| kind.names(name, key)) {
-                    // a key in the wrong place must not show
-                    let name = if name.contains("sk-or-") { "…" } else { name };
                     return Err(format!("{}: no key has the {} `{}`", kind.0, kind.1, name.escape_debug()));
                 }
             }
