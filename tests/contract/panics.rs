@@ -50,6 +50,8 @@ storms! {
     r008_panics_leave_buffer_whole: Buffer,
     r008_panics_leave_tee_whole: Tee,
     r008_panics_leave_retry_whole: Retry,
+    r008_panics_leave_route_whole: Route,
+    r008_panics_leave_provider_whole: Provider,
     r008_panics_leave_select_whole: Select,
     r008_panics_leave_monitor_whole: Monitor,
     r008_panics_leave_breaker_whole: Breaker,
