@@ -99,6 +99,7 @@ impl Display for Then<'_> {
         match self.0 {
             Next::Failover => f.write_str("failover"),
             Next::Retry { wait_ms } => write!(f, "retry({})", Seconds(*wait_ms)),
+            Next::OtherModel => f.write_str("other_model"),
             Next::GiveUp { why } => write!(f, "give_up:{why}"),
         }
     }

@@ -45,6 +45,7 @@ macro_rules! around_every_other {
 }
 
 around_every_other! {
+    r003_r005_cancelled_anywhere_explain_leaves_nothing: Explain,
     r003_r005_cancelled_anywhere_respond_leaves_nothing: Respond,
     r003_r005_cancelled_anywhere_deadline_leaves_nothing: Deadline,
     r003_r005_cancelled_anywhere_buffer_leaves_nothing: Buffer,

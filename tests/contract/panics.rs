@@ -45,6 +45,7 @@ macro_rules! storms {
 }
 
 storms! {
+    r008_panics_leave_explain_whole: Explain,
     r008_panics_leave_respond_whole: Respond,
     r008_panics_leave_deadline_whole: Deadline,
     r008_panics_leave_buffer_whole: Buffer,
