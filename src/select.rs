@@ -78,6 +78,7 @@ mod choose;
 mod claims;
 mod cooldown;
 mod ejection;
+mod explain;
 mod filter;
 mod future;
 mod lanes;
@@ -94,8 +95,8 @@ pub use fastrand::Rng;
 pub use filter::{CreditFloor, CreditLimit, Ended, Filter, FilterFn, Fit, RequireTags, filter_fn};
 pub use future::{KeySelectFuture, Record};
 pub use pick::{
-    Candidates, LeastInFlight, MostCredit, PeakEwma, Pick, PickFn, Prepared, PriorityTiers, Rank, Rendezvous, RoundRobin,
-    SmoothWeighted, Sticky, WeightedRandom, pick_fn,
+    Candidates, LeastInFlight, MostCredit, PeakEwma, Pick, PickFn, Prepared, PriorityTiers, Rank, Rendezvous,
+    RoundRobin, SmoothWeighted, Sticky, WeightedRandom, pick_fn,
 };
 pub use pool::Pool;
 pub(crate) use pool::WeakPool;

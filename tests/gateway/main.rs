@@ -2,6 +2,7 @@
 
 mod api;
 mod check;
+mod explain;
 mod process;
 mod reload;
 mod secrets;

@@ -14,6 +14,7 @@ use tower_openrouter::{
 };
 
 use super::{
+    super::traces::Explained,
     keys::KeyEntry,
     routes::RouteEntry,
     trouble::Trouble,
@@ -31,6 +32,7 @@ pub(crate) struct Settings {
     pub(crate) header_timeout: Time,
     pub(crate) drain_timeout: Span,
     pub(crate) balancer_headers: bool,
+    pub(crate) explain: Explained,
     /// `None`: OpenRouter, or the simulator when there is no key either.
     pub(crate) upstream: Option<String>,
     pub(crate) deadline: Time,
@@ -55,6 +57,7 @@ impl Default for Settings {
             header_timeout: Time::seconds(30),
             drain_timeout: Span::seconds(30),
             balancer_headers: true,
+            explain: Explained::default(),
             upstream: None,
             deadline: Time::seconds(600),
             select: Select::default(),
