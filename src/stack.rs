@@ -49,7 +49,7 @@ use crate::{
     respond::RespondBody,
     retry::RetryHandle,
     route::Routes,
-    select::{CreditLimit, Filter, LeastInFlight, MostCredit, Pick, Pool, endpoint_fn},
+    select::{CreditLimit, Filter, LeastInFlight, MostCredit, Pick, Pool, SelectError, endpoint_fn},
     sync::{Mutex, lock},
 };
 
@@ -233,7 +233,7 @@ impl<P: Pick> BalancerBuilder<P> {
         BalancerBuilder { pool, select, breaker, max_in_flight, retry, provider, buffer, deadline, kept }
     }
 
-    /// Adds a filter, asked after the built-in ones: model patterns, earlier attempts, rests. All must agree.
+    /// Adds a filter, asked after the built-in ones: model patterns, tags, earlier attempts, rests. All must agree.
     pub fn filter(mut self, filter: impl Filter) -> Self {
         self.select = self.select.filter(filter);
         self
@@ -277,6 +277,26 @@ impl<P: Pick> BalancerBuilder<P> {
     pub fn max_waiters(mut self, max_waiters: usize) -> Self {
         self.select = self.select.max_waiters(max_waiters);
         self
+    }
+
+    /// Caps the share of keys that may be out at once because they fail; default 1. See
+    /// [`KeySelectLayer::max_ejected`].
+    ///
+    /// # Errors
+    /// When the share is not within 0 to 1.
+    pub fn max_ejected(mut self, share: f64) -> Result<Self, SelectError> {
+        self.select = self.select.max_ejected(share)?;
+        Ok(self)
+    }
+
+    /// Sets the share of keys below which those that are out because they fail are used again; default 0, never. See
+    /// [`KeySelectLayer::panic_below`].
+    ///
+    /// # Errors
+    /// When the share is not within 0 to 1.
+    pub fn panic_below(mut self, share: f64) -> Result<Self, SelectError> {
+        self.select = self.select.panic_below(share)?;
+        Ok(self)
     }
 
     /// Sets when a key's breaker opens, and for how long; default 3 failures in 60 s, for 60 s growing to 300 s.

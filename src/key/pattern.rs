@@ -30,6 +30,14 @@ impl ModelPattern {
         (head.is_some(), Reverse(literal), Reverse(head), &*self.0)
     }
 
+    /// How narrow it is: one without `*` is narrower than any with, and of those the one with more other characters is.
+    pub(super) fn narrowness(&self) -> usize {
+        match self.0.bytes().filter(|byte| *byte == b'*').count() {
+            0 => usize::MAX,
+            stars => self.0.len() - stars,
+        }
+    }
+
     /// Whether `model` matches.
     pub fn matches(&self, model: &str) -> bool {
         let Some((head, rest)) = self.0.split_once('*') else {

@@ -253,7 +253,10 @@ impl Exchange {
         match outcome {
             Some(Outcome::Success) => {
                 let first_byte = match self.first_byte {
-                    FirstByte::Awaited(_) => now,
+                    FirstByte::Awaited(_) => {
+                        figures.first_byte(total, now);
+                        now
+                    }
                     FirstByte::At(instant) => instant,
                 };
                 figures.succeed(first_byte - self.started, total);
@@ -286,7 +289,9 @@ impl Guard for Exchange {
         // until something is committed, what flows keeps the stream open and says nothing
         let real = !matches!(&self.said, Said::Cell(cell) if cell.at_commit().is_none());
         if real {
-            self.first_byte = FirstByte::At(Instant::now());
+            let now = Instant::now();
+            self.first_byte = FirstByte::At(now);
+            self.monitored.place.figures().first_byte(now - self.started, now);
         }
     }
 
