@@ -245,25 +245,26 @@ impl Credit {
         if workspace && enough(&self.key, least) && enough(self.wallet(), amount) {
             return Fits::Yes;
         }
-        Taking::open(self, now).fits(amount)
+        Taking::open(self, now).fits(amount, now)
     }
 
     /// Reserves `amount` if it may go now.
     pub(crate) fn take(&self, amount: Money, now: Instant) -> bool {
         let mut taking = Taking::open(self, now);
-        let fits = taking.fits(amount) == Fits::Yes;
+        let fits = taking.fits(amount, now) == Fits::Yes;
         if fits {
             taking.each(|purse| purse.take(amount));
         }
         fits
     }
 
-    /// Ends a reservation of `amount`, made at `taken`, whose request cost `cost`. Gives what the account has reserved for
-    /// others.
+    /// Ends a reservation of `amount`, made at `taken`, whose request cost `cost`. Gives what the account has in flight
+    /// besides it.
     pub(crate) fn settle(&self, amount: Money, cost: Money, paid: Paid, taken: Instant, now: Instant) -> Money {
         let mut open = Taking::open(self, now);
-        let in_flight = open.account.purse.reserved();
+        let in_flight = open.account.in_flight(now);
         open.each(|purse| purse.settle(amount, cost, now));
+        open.account.brake.bill(cost, now);
         let until = |span| clock::after(now, span);
         match paid {
             Paid::Nothing => {}
@@ -297,15 +298,20 @@ impl<'a> Taking<'a> {
         }
     }
 
-    fn fits(&self, amount: Money) -> Fits {
+    fn fits(&self, amount: Money, now: Instant) -> Fits {
         let least = amount.max(LEAST);
         let money = [
             Some(self.key.purse.fits(least)),
             self.workspace.as_ref().map(|workspace| workspace.purse.fits(least)),
             Some(self.account.purse.fits(amount)),
         ];
-        let braked = !self.account.brake.admits(self.account.purse.reserved(), amount);
-        money.into_iter().flatten().fold(if braked { Fits::Held } else { Fits::Yes }, Fits::and)
+        let brake = &self.account.brake;
+        let in_flight = match (brake.admits(self.account.in_flight(now), amount), brake.eases_at(now)) {
+            (true, _) => Fits::Yes,
+            (false, None) => Fits::Held,
+            (false, at) => Fits::Short(at),
+        };
+        money.into_iter().flatten().fold(in_flight, Fits::and)
     }
 
     fn each(&mut self, change: impl Fn(&mut purse::Purse)) {

@@ -97,14 +97,15 @@ impl<S, P: Pick> Shared<S, P> {
         })
     }
 
-    /// Looks for an endpoint that can serve now. Who is not `patient` tries an upstream that fails rather than none.
+    /// Looks for an endpoint that can serve now. Who is not `patient` tries an upstream that fails rather than none; those
+    /// who have stood in line longer than `behind`, the number of one's own place, come first.
     pub(super) fn choose<B>(
         &self,
         request: &RequestContext,
         headers: &HeaderMap,
         now: Instant,
         patient: bool,
-        newcomer: bool,
+        behind: u64,
     ) -> Choice<S>
     where
         S: Service<http::Request<B>> + Clone,
@@ -118,7 +119,7 @@ impl<S, P: Pick> Shared<S, P> {
             earlier: Vec::new(),
             now,
             patient,
-            newcomer,
+            behind,
             outlook: Outlook::default(),
             findings,
         };
@@ -217,8 +218,8 @@ struct Search<'a, S, P> {
     earlier: Vec<Attempt>,
     now: Instant,
     patient: bool,
-    /// Whether it is not in line yet, so that those who are come first.
-    newcomer: bool,
+    /// Those in line with lower numbers come first.
+    behind: u64,
     outlook: Outlook,
     /// Kept when the request is explained.
     findings: Option<Box<Findings>>,
@@ -285,7 +286,7 @@ impl<S, P: Pick> Search<'_, S, P> {
             Fit::Yes => {}
         }
         // who waits for what filters set aside has no place in a lane's line, so must be asked about
-        if lane.is_contended() || (self.newcomer && self.shared.is_waited_for(endpoint)) {
+        if lane.is_contended() || self.shared.is_waited_for(endpoint, self.behind) {
             self.outlook.busy = true;
             self.unready(lane, Reason::Busy);
             return None;

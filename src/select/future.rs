@@ -176,7 +176,7 @@ where
     P: Pick,
 {
     let now = Instant::now();
-    let outlook = match shared.choose(context, request.headers(), now, true, true) {
+    let outlook = match shared.choose(context, request.headers(), now, true, u64::MAX) {
         Choice::Ready(found) => return Poll::Ready(Ok(found)),
         Choice::Nobody(outlook) => outlook,
     };
@@ -224,7 +224,7 @@ where
             return Poll::Pending;
         }
         let now = Instant::now();
-        match shared.choose(context, request.headers(), now, true, false) {
+        match shared.choose(context, request.headers(), now, true, waiting.ticket.number()) {
             Choice::Ready(found) => return Poll::Ready(Ok(found)),
             Choice::Nobody(outlook) => waiting.outlook = outlook,
         }
@@ -255,7 +255,7 @@ where
 {
     if outlook.soft
         && context.deadline().is_none_or(|deadline| deadline > now)
-        && let Choice::Ready(found) = shared.choose(context, request.headers(), now, false, false)
+        && let Choice::Ready(found) = shared.choose(context, request.headers(), now, false, u64::MAX)
     {
         return Ok(found);
     }

@@ -86,13 +86,9 @@ fn everybody<P: Pick + ?Sized>(pick: &P, candidates: &Candidates<'_>, rng: &mut 
 /// before it in the list refuses, and nothing need be kept.
 fn walk(count: usize, rng: &mut Rng) -> impl Iterator<Item = usize> {
     let start = rng.usize(..count);
-    let mut stride = 1;
-    while count > 2 {
-        stride = rng.usize(1..count);
-        if gcd(stride, count) == 1 {
-            break;
-        }
-    }
+    // 1 is among them, so it ends
+    let stride = std::iter::repeat_with(|| rng.usize(1..count.max(2))).find(|stride| gcd(*stride, count) == 1);
+    let stride = stride.unwrap_or(1);
     (0..count).scan(start, move |at, _| {
         let here = *at;
         *at = (here + stride) % count;

@@ -3,6 +3,7 @@
 mod api;
 mod check;
 mod explain;
+mod polls;
 mod process;
 mod reload;
 mod secrets;
