@@ -49,9 +49,9 @@ fn policies() -> Vec<Policy> {
         (
             "Rendezvous::default()",
             "conversations that keep their account and its prompt cache",
-            Box::new(Rendezvous::<LeastInFlight>::default()),
+            Box::new(Rendezvous::default()),
         ),
-        ("PriorityTiers::default()", "keys for the case of need", Box::new(PriorityTiers::<LeastInFlight>::default())),
+        ("PriorityTiers::default()", "keys for the case of need", Box::new(PriorityTiers::default())),
         ("pick_fn(|candidates, turn, rng| …)", "anything else; here, always the first", Box::new(first)),
     ]
 }

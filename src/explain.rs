@@ -120,7 +120,7 @@
 //! with the rest it asks for; `ok`; the status, while the body has still to tell; the reason, with `-` for a label, when no
 //! key could be had; `open` when nothing is known yet. Then, where there is something to tell, separated by a space each:
 //! `wait=` how long it waited for a key, `out=` how many keys were out, by reason, and `next=` what was done about a failure
-//! (`failover`, `retry(0.4s)`, `give_up:budget`).
+//! (`failover`, `retry(0.4s)`, `other_model`, `give_up:budget`).
 //!
 //! It consists of visible ASCII and spaces, 1024 characters at most. Characters of a label that are neither letters, digits
 //! nor one of `-_./@+` are percent-encoded, labels longer than 40 characters end in `~`. Attempts for which there is no room

@@ -13,21 +13,29 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 use tower::{Layer, ServiceExt};
 use tower_openrouter::{
-    ApiKey, Balancer, Endpoint, ExplainLayer, OpenRouter, RequestContext,
+    ApiKey, Balancer, Endpoint, ExplainLayer, ModelRouter, OpenRouter, RequestContext,
     breaker::{BreakerPolicy, TripPolicy},
+    endpoint::{KeyReport, Money, Spendable},
     explain::{Explain, Trace},
-    select::{Filter, Fit, LeastInFlight, Pick, Pool, RoundRobin},
+    select::{Filter, Fit, LeastInFlight, MostCredit, PeakEwma, Pick, Pool, RoundRobin},
     simulator::{Fault, Scenario, Simulator, What},
-    stack::{BalancerBody, BalancerBuilder},
+    stack::{self, BalancerBody, BalancerBuilder},
 };
 
 type Stack = Explain<Balancer<Full<Bytes>>>;
 
-/// Three accounts with a key each, and a model that always takes as long.
+/// Three accounts with a key each, and models that always take as long.
 const THREE_KEYS: &str = r#"
 accounts = [{ name = "a", credits = 100.0 }, { name = "b", credits = 100.0 }, { name = "c", credits = 100.0 }]
 keys = [{ label = "a", account = "a" }, { label = "b", account = "b" }, { label = "c", account = "c" }]
-models = [{ id = "acme/swift-1" }]
+models = [{ id = "acme/swift-1" }, { id = "acme/spare" }]
+[[endpoints]]
+model = "acme/spare"
+provider = "Two"
+accept_ms = 50
+first_token_ms = 100
+tokens_per_second = 200
+jitter = 0.0
 [[endpoints]]
 model = "acme/swift-1"
 provider = "One"
@@ -274,6 +282,64 @@ async fn what_the_pick_compared_is_told() {
         [json!({"figure": "load", "key": "a", "value": 3.0}), json!({"figure": "load", "key": "b", "value": 1.0})]
     );
     assert_eq!((&look(&told, 0)["pick"], &told["attempts"][0]["key"]), (&json!("LeastInFlight"), &json!("b")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn picks_by_time_and_by_credit_tell_their_figures() {
+    let (simulator, pool) = upstream(&["a", "b"]);
+    for endpoint in pool.endpoints().iter() {
+        endpoint.figures().succeed(Duration::from_millis(250), Duration::ZERO);
+    }
+    let (_, told) = ask(&explained(&simulator, Balancer::builder(pool).pick(PeakEwma::default()))).await;
+    let compared = look(&told, 0)["compared"].as_array().unwrap();
+    assert_eq!((compared.len(), &compared[0]["figure"]), (2, &json!("cost_s")), "{told:#}");
+
+    let (simulator, pool) = upstream(&["a", "b"]);
+    let endpoint = pool.endpoints()[0].clone();
+    let credit = endpoint.credit();
+    let left = Spendable::Money(Money::from_usd(1.5));
+    credit.report_key(KeyReport { limit: Some(Money::from_usd(3.0)), left, ..KeyReport::default() }, Instant::now());
+    credit.report_balance(Spendable::Unlimited, Instant::now());
+    let (header, told) = ask(&explained(&simulator, Balancer::builder(pool).pick(MostCredit::default()))).await;
+    let mut compared = look(&told, 0)["compared"].as_array().unwrap().clone();
+    compared.sort_by_key(|figure| figure["key"].to_string());
+    assert_eq!(compared[0], json!({"figure": "spendable_usd", "key": "a", "value": 1.5}), "{header} {told:#}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn attempts_of_all_models_are_in_one_trace() {
+    let (simulator, pool) = upstream(&["a"]);
+    pool.endpoints()[0].set_shut_until(Some(Instant::now() + Duration::from_secs(600)));
+    let spare = Pool::new([key(&simulator, "b")]).unwrap();
+    let leaf = OpenRouter::new(simulator.service());
+    let router = ModelRouter::new()
+        .route("acme/swift-1", Balancer::builder(pool).build(leaf.clone()))
+        .route("acme/*", Balancer::builder(spare).build(leaf))
+        .fallback_models(["acme/spare"])
+        .build()
+        .unwrap();
+    let response = ExplainLayer::new().layer(stack::front(router)).oneshot(chat()).await.unwrap();
+    let header = response.headers()["x-balancer-explain"].to_str().unwrap();
+    assert_eq!(header, "1:-=no_key out=breaker_open*1 next=other_model;2:b=200");
+    let told = serde_json::to_value(response.extensions().get::<Trace>().unwrap()).unwrap();
+    let models: Vec<_> = told["attempts"].as_array().unwrap().iter().map(|attempt| &attempt["model"]).collect();
+    assert_eq!(models, ["acme/swift-1", "acme/spare"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn demanded_tags_and_a_panic_are_told() {
+    let (simulator, pool) = upstream(&["a"]);
+    pool.add(key(&simulator, "b").tags(["eu"]));
+    let mut request = chat();
+    RequestContext::of(&mut request).require(["eu"]);
+    let response = in_turn(&simulator, pool.clone()).oneshot(request).await.unwrap();
+    assert_eq!(header(&response), "1:b=200 out=missing_tag*1");
+
+    let far = Instant::now() + Duration::from_secs(60);
+    pool.endpoints().iter().for_each(|endpoint| endpoint.set_shut_until(Some(far)));
+    let builder = Balancer::builder(pool).pick(RoundRobin::default()).panic_below(0.5).unwrap();
+    let (header, told) = ask(&explained(&simulator, builder)).await;
+    assert_eq!(look(&told, 0)["candidates"]["count"], 2, "{header}: shut, and used all the same");
 }
 
 struct NoB;

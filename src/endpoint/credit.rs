@@ -230,6 +230,11 @@ impl Credit {
         self.open_account(now).purse.reserved()
     }
 
+    /// What the account has in flight: what is reserved, and for two seconds the bills of what has ended.
+    pub fn account_in_flight(&self, now: Instant) -> Money {
+        self.open_account(now).in_flight(now)
+    }
+
     /// How much of the account's money may be in flight at once, as its refusals have taught; `None` before the first.
     pub fn in_flight_cap(&self, now: Instant) -> Option<Money> {
         self.open_account(now).brake.cap()
@@ -269,7 +274,7 @@ impl Credit {
         match paid {
             Paid::Nothing => {}
             Paid::Served => open.account.brake.served(amount, in_flight),
-            Paid::InFlight => open.account.brake.refused(in_flight - amount, taken, now),
+            Paid::InFlight => open.account.brake.refused(amount, in_flight, taken, now),
             Paid::TooDearForKey => open.key.purse.too_dear(amount, now),
             Paid::TooDearForAccount => open.account.purse.too_dear(amount, now),
             Paid::KeySpent(span) => open.key.purse.spent_out(until(span), now),

@@ -10,7 +10,7 @@ use crate::outcome::Outcome;
 /// The longest it gets.
 const LONGEST: usize = 1024;
 /// What is kept free for the count of what found no room.
-const ROOM_FOR_COUNT: usize = 16;
+const ROOM_FOR_COUNT: usize = 24;
 /// The longest a label gets, the mark that it was cut not counted.
 const LONGEST_LABEL: usize = 40;
 /// The most reasons told of one attempt.
@@ -99,6 +99,7 @@ impl Display for Then<'_> {
         match self.0 {
             Next::Failover => f.write_str("failover"),
             Next::Retry { wait_ms } => write!(f, "retry({})", Seconds(*wait_ms)),
+            Next::OtherModel => f.write_str("other_model"),
             Next::GiveUp { why } => write!(f, "give_up:{why}"),
         }
     }

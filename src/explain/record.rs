@@ -68,7 +68,8 @@ pub struct Attempt {
     /// Tokens and money the answer reported.
     #[serde(serialize_with = "usage")]
     pub usage: Option<Usage>,
-    /// What was done about a failure. `None` after a success, and without a [`RetryLayer`](crate::RetryLayer).
+    /// What was done about a failure. `None` after a success, and where no [`RetryLayer`](crate::RetryLayer) or
+    /// [`ModelRouter`](crate::ModelRouter) decides.
     pub next: Option<Next>,
 }
 
@@ -181,7 +182,7 @@ pub enum By {
     Line,
 }
 
-/// What was done about a failed attempt.
+/// What was done about a failed attempt, or one that found no key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 #[non_exhaustive]
@@ -193,6 +194,8 @@ pub enum Next {
         /// How long.
         wait_ms: u64,
     },
+    /// The request went on to the next model, with another stack.
+    OtherModel,
     /// The answer was passed on.
     GiveUp {
         /// Why: a name of [`GiveUp`](crate::retry::GiveUp), or `unreplayable` for a body that cannot be sent again.

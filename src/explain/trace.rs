@@ -120,7 +120,9 @@ impl Trace {
         if let Some(attempt) = state.attempt(number) {
             let by = *attempt.by.get_or_insert(By::Line);
             attempt.key = Some(label.into());
-            attempt.waited_ms = at_ms - attempt.at_ms;
+            // who found a key at the first look only took the time to look
+            let waited = by == By::Line || attempt.looked > 1;
+            attempt.waited_ms = if waited { at_ms - attempt.at_ms } else { 0 };
             if tracing::enabled!(target: TARGET, tracing::Level::DEBUG) {
                 let last = attempt.looks.last();
                 let keys = last.map(|look| (look.candidates.count, look.keys)).unwrap_or_default();

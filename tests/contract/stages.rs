@@ -369,6 +369,7 @@ pub fn whole(probe: &Probe) -> (Stack, Watch) {
         .layer(buffer)
         .layer(kept)
         .layer(retry)
+        .layer(ProviderLayer::new(ProviderPreferences::new().zdr(true)).unwrap())
         .service(select);
     (erase(service), watch)
 }

@@ -32,24 +32,23 @@ mod config;
 mod drain;
 mod headers;
 mod live;
-mod poll;
+pub(crate) mod poll;
 mod proxy;
 mod refusal;
 mod reload;
-mod routed;
+pub(crate) mod routed;
 mod server;
-mod stack;
+pub(crate) mod stack;
 mod traces;
 mod upstream;
 
-pub(crate) use config::{Arguments, Trouble};
+pub(crate) use config::{Arguments, Configuration, Span, Trouble};
 pub(crate) use upstream::{Upstream, leaf};
 
 use access::Access;
 use admin::Local;
 use banner::Banner;
 use check::Plan;
-use config::Configuration;
 use drain::Drain;
 use proxy::Shared;
 use reload::Runner;
@@ -211,14 +210,14 @@ async fn bind(address: std::net::SocketAddr, flag: &str) -> Result<TcpListener, 
 }
 
 /// What the process is asked by a signal.
-enum Asked {
+pub(crate) enum Asked {
     Stop,
     #[cfg_attr(not(unix), expect(dead_code, reason = "there is no such signal"))]
     Reload,
 }
 
 #[cfg(unix)]
-struct Signals {
+pub(crate) struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
     hangup: tokio::signal::unix::Signal,
@@ -226,7 +225,7 @@ struct Signals {
 
 #[cfg(unix)]
 impl Signals {
-    fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
@@ -235,7 +234,7 @@ impl Signals {
         })
     }
 
-    async fn next(&mut self) -> Asked {
+    pub(crate) async fn next(&mut self) -> Asked {
         tokio::select! {
             _ = self.terminate.recv() => Asked::Stop,
             _ = self.interrupt.recv() => Asked::Stop,
@@ -245,15 +244,15 @@ impl Signals {
 }
 
 #[cfg(not(unix))]
-struct Signals;
+pub(crate) struct Signals;
 
 #[cfg(not(unix))]
 impl Signals {
-    fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         Ok(Self)
     }
 
-    async fn next(&mut self) -> Asked {
+    pub(crate) async fn next(&mut self) -> Asked {
         if tokio::signal::ctrl_c().await.is_err() {
             // nothing can ask: it runs until it is killed
             std::future::pending().await
