@@ -234,15 +234,21 @@ where
         let mut this = self.project();
         let timer = this.timer.as_mut().expect("polled after it was ready");
         if let Some(future) = this.future.as_mut().as_pin_mut() {
-            if let Poll::Ready(result) = future.poll(cx) {
-                let timer = this.timer.take();
-                return Poll::Ready(match result {
-                    Ok(response) => Ok(response.map(|body| DeadlineBody { body: Some(body), timer, polled: false })),
-                    Err(error) => Err(error.into()),
-                });
-            }
-            if timer.poll(cx).is_pending() {
-                return Poll::Pending;
+            match future.poll(cx) {
+                Poll::Ready(Ok(response)) => {
+                    let timer = this.timer.take();
+                    return Poll::Ready(Ok(response.map(|body| DeadlineBody {
+                        body: Some(body),
+                        timer,
+                        polled: false,
+                    })));
+                }
+                Poll::Ready(Err(error)) => {
+                    *this.timer = None;
+                    return Poll::Ready(Err(error.into()));
+                }
+                Poll::Pending if timer.poll(cx).is_pending() => return Poll::Pending,
+                Poll::Pending => {}
             }
         }
         let refusal = timer.refusal();

@@ -8,7 +8,7 @@ use std::{
     fmt,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -18,6 +18,7 @@ use crate::{clock, key::ApiKey};
 
 mod credit;
 mod figures;
+mod peak;
 mod penalty;
 mod suspects;
 
@@ -36,9 +37,11 @@ struct Inner {
     key: ApiKey,
     figures: Figures,
     account: OnceLock<Box<str>>,
-    // made when first asked for: most pools count no money
+    // made when first asked for
     credit: OnceLock<Box<Credit>>,
     shut_until: AtomicU64,
+    /// How many snapshots use it although it is shut.
+    forced: AtomicU32,
     removed: AtomicBool,
     doubted: AtomicBool,
     pool: Arc<PoolState>,
@@ -67,6 +70,7 @@ pub(crate) struct PoolState {
     suspects: Suspects,
     purses: credit::Purses,
     prices: Prices,
+    panic_picks: AtomicU64,
 }
 
 impl PoolState {
@@ -99,6 +103,14 @@ impl PoolState {
     pub(crate) fn prices(&self) -> &Prices {
         &self.prices
     }
+
+    pub(crate) fn panic_picks(&self) -> u64 {
+        self.panic_picks.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count_panic_pick(&self) {
+        self.panic_picks.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 impl Endpoint {
@@ -118,6 +130,7 @@ impl Endpoint {
             account,
             credit: OnceLock::new(),
             shut_until: AtomicU64::new(0),
+            forced: AtomicU32::new(0),
             removed: AtomicBool::new(false),
             doubted: AtomicBool::new(false),
             pool,
@@ -146,7 +159,10 @@ impl Endpoint {
 
     /// Notes the account an answer named; what is known already stays.
     pub fn learn_account(&self, account: &str) {
-        let _ = self.0.account.set(account.into());
+        if self.0.account.get().is_none() && self.0.account.set(account.into()).is_ok() {
+            // picks that go by accounts look again
+            self.0.pool.touch();
+        }
     }
 
     /// What the key may spend, as polls and answers tell.
@@ -159,6 +175,11 @@ impl Endpoint {
             credit.join(account, purses);
         }
         credit
+    }
+
+    /// The same where anybody has asked for it before: most pools count no money.
+    pub(crate) fn counted_credit(&self) -> Option<&Credit> {
+        self.0.credit.get().map(|_| self.credit())
     }
 
     /// What models cost, for all endpoints of the pool.
@@ -182,6 +203,18 @@ impl Endpoint {
         (until > now_nanos).then(|| clock::after(now, std::time::Duration::from_nanos(until - now_nanos)))
     }
 
+    /// Whether it should let requests through although it fails, because too few others are left. Whoever shut it for a time
+    /// by [`set_shut_until`](Self::set_shut_until) heeds it.
+    pub fn is_forced(&self) -> bool {
+        self.0.forced.load(Ordering::Relaxed) > 0
+    }
+
+    /// Has it let requests through as long as the guard lives.
+    pub(crate) fn force(&self) -> Forced {
+        self.0.forced.fetch_add(1, Ordering::Relaxed);
+        Forced(self.clone())
+    }
+
     /// Whether it has been taken out of its pool. Requests that run on it are finished.
     pub fn is_removed(&self) -> bool {
         self.0.removed.load(Ordering::Acquire)
@@ -195,9 +228,10 @@ impl Endpoint {
         self.0.pool.touch();
     }
 
-    /// Marks it as one that an answer has put in doubt, so that whoever asks about keys asks about this one soon.
-    pub(crate) fn doubt(&self) {
-        self.0.doubted.store(true, Ordering::Release);
+    /// Marks it as one that an answer has put in doubt, so that whoever asks about keys asks about this one soon. Says
+    /// whether that is new.
+    pub(crate) fn doubt(&self) -> bool {
+        !self.0.doubted.swap(true, Ordering::AcqRel)
     }
 
     /// Whether it was in doubt; from here on it is not.
@@ -220,6 +254,16 @@ impl Drop for Inner {
         if !*self.removed.get_mut() {
             self.pool.live.fetch_sub(1, Ordering::Relaxed);
         }
+    }
+}
+
+/// Says that an endpoint is used although it is shut; see [`Endpoint::is_forced`].
+#[derive(Debug)]
+pub(crate) struct Forced(Endpoint);
+
+impl Drop for Forced {
+    fn drop(&mut self) {
+        self.0.0.forced.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

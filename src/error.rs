@@ -23,6 +23,8 @@ pub struct Rejected {
 pub enum Why {
     /// No key can serve it in time: all rest, are out, or are busy.
     NoKey,
+    /// No route serves the request's model.
+    NoRoute,
     /// Too many requests wait already.
     QueueFull,
     /// The concurrency limit is reached.
@@ -46,6 +48,7 @@ impl Why {
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::NoKey => "no_key",
+            Self::NoRoute => "no_route",
             Self::QueueFull => "queue_full",
             Self::LimitReached => "limit_reached",
             Self::BreakerOpen => "breaker_open",
@@ -74,6 +77,11 @@ impl Rejected {
     /// Why it was refused.
     pub fn why(&self) -> Why {
         self.why
+    }
+
+    /// What was wrong, in a sentence.
+    pub fn detail(&self) -> &str {
+        &self.detail
     }
 
     /// How long from the refusal until it makes sense to come back, where that is known.

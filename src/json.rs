@@ -192,7 +192,7 @@ mod tests {
         );
         assert_eq!(
             edited(text, |edit| edit.remove("model")).unwrap(),
-            "{\"n\":1.0e2,\n \"models\":[\"b\"] , \"x\\u0079\":{\"model\":\"}\"} } "
+            "{ \"n\":1.0e2,\n \"models\":[\"b\"] , \"x\\u0079\":{\"model\":\"}\"} } "
         );
         assert_eq!(edited(text, |edit| edit.remove("z")), None);
         assert_eq!(edited(" { } ", |edit| edit.set("a", "1".into())).unwrap(), " {\"a\":1 } ");

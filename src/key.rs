@@ -34,8 +34,11 @@ pub struct ApiKey {
     account: Option<Box<str>>,
     workspace: Option<Box<str>>,
     models: Vec<ModelPattern>,
+    refused_models: Vec<ModelPattern>,
     base_url: Option<Uri>,
     max_in_flight: Option<usize>,
+    tier: u32,
+    tags: Vec<Box<str>>,
 }
 
 impl ApiKey {
@@ -67,8 +70,11 @@ impl ApiKey {
             account: None,
             workspace: None,
             models: Vec::new(),
+            refused_models: Vec::new(),
             base_url: None,
             max_in_flight: None,
+            tier: 1,
+            tags: Vec::new(),
         })
     }
 
@@ -79,8 +85,8 @@ impl ApiKey {
         self
     }
 
-    /// Sets the key's share of the traffic under picks that heed it, which [`RoundRobin`](crate::select::RoundRobin) and
-    /// [`LeastInFlight`](crate::select::LeastInFlight) do not; default 1. Under every pick, 0 drains the key: what runs is
+    /// Sets the key's share of the traffic under [`SmoothWeighted`](crate::select::SmoothWeighted) and
+    /// [`WeightedRandom`](crate::select::WeightedRandom); default 1. Under every pick, 0 drains the key: what runs is
     /// finished, nothing new is sent to it.
     ///
     /// # Errors
@@ -108,13 +114,30 @@ impl ApiKey {
         self
     }
 
-    /// Limits the key to models that match one of the patterns; default: every model.
+    /// Limits the key to models that match one of the patterns; default: every model. With a `!` before it, a pattern refuses
+    /// what it matches. The narrowest that matches decides: one without `*`, else the one with the most other characters,
+    /// and of two alike the one that refuses. If all of them refuse, the rest is served.
+    ///
+    /// ```
+    /// use tower_openrouter::ApiKey;
+    ///
+    /// let key = ApiKey::new("sk-or-v1-a")?.models(["anthropic/*", "!anthropic/claude-opus*", "*:free"])?;
+    /// assert!(key.serves("anthropic/claude-haiku") && key.serves("acme/swift:free"));
+    /// assert!(!key.serves("anthropic/claude-opus-4") && !key.serves("openai/gpt-4o"));
+    /// # Ok::<(), tower_openrouter::KeyError>(())
+    /// ```
     ///
     /// # Errors
     /// When a pattern is empty or holds white space.
     pub fn models<P: AsRef<str>>(mut self, patterns: impl IntoIterator<Item = P>) -> Result<Self, KeyError> {
-        self.models =
-            patterns.into_iter().map(|pattern| ModelPattern::new(pattern.as_ref())).collect::<Result<_, _>>()?;
+        (self.models, self.refused_models) = (Vec::new(), Vec::new());
+        for pattern in patterns {
+            let pattern = pattern.as_ref();
+            match pattern.strip_prefix('!') {
+                Some(refused) => self.refused_models.push(ModelPattern::new(refused)?),
+                None => self.models.push(ModelPattern::new(pattern)?),
+            }
+        }
         Ok(self)
     }
 
@@ -138,6 +161,21 @@ impl ApiKey {
         }
         self.max_in_flight = Some(cap);
         Ok(self)
+    }
+
+    /// Sets the key's tier under [`PriorityTiers`](crate::select::PriorityTiers), which uses the lower ones first; default 1.
+    #[must_use]
+    pub fn tier(mut self, tier: u32) -> Self {
+        self.tier = tier;
+        self
+    }
+
+    /// Names what the key is for, such as a team or a region, for requests that
+    /// [demand it](crate::RequestContext::require) and for [`RequireTags`](crate::select::RequireTags).
+    #[must_use]
+    pub fn tags<T: Into<Box<str>>>(mut self, tags: impl IntoIterator<Item = T>) -> Self {
+        self.tags = tags.into_iter().map(Into::into).collect();
+        self
     }
 
     /// The label.
@@ -165,14 +203,32 @@ impl ApiKey {
         self.workspace.as_deref()
     }
 
-    /// Its model patterns; empty means every model.
+    /// The patterns of models it serves; empty means all that are not refused.
     pub fn model_patterns(&self) -> &[ModelPattern] {
         &self.models
     }
 
+    /// The patterns of models it refuses, without their `!`.
+    pub fn refused_patterns(&self) -> &[ModelPattern] {
+        &self.refused_models
+    }
+
     /// Whether it may serve `model`.
     pub fn serves(&self, model: &str) -> bool {
-        self.models.is_empty() || self.models.iter().any(|pattern| pattern.matches(model))
+        let narrowest = |patterns: &[ModelPattern]| {
+            let matching = patterns.iter().filter(|pattern| pattern.matches(model));
+            matching.map(ModelPattern::narrowness).max()
+        };
+        let refused = narrowest(&self.refused_models);
+        match narrowest(&self.models) {
+            Some(served) => refused < Some(served),
+            None => self.models.is_empty() && refused.is_none(),
+        }
+    }
+
+    /// Whether it has no model patterns at all.
+    pub(crate) fn serves_all(&self) -> bool {
+        self.models.is_empty() && self.refused_models.is_empty()
     }
 
     /// Its own base URL.
@@ -183,6 +239,21 @@ impl ApiKey {
     /// Its own cap of requests at once.
     pub fn in_flight_cap(&self) -> Option<usize> {
         self.max_in_flight
+    }
+
+    /// Its tier.
+    pub fn tier_of(&self) -> u32 {
+        self.tier
+    }
+
+    /// Its tags.
+    pub fn tags_of(&self) -> &[Box<str>] {
+        &self.tags
+    }
+
+    /// Whether it has this tag.
+    pub fn has_tag(&self, tag: &str) -> bool {
+        self.tags.iter().any(|own| **own == *tag)
     }
 
     /// The `Authorization` header that carries it, marked sensitive.
@@ -214,8 +285,11 @@ impl PartialEq for ApiKey {
             account,
             workspace,
             models,
+            refused_models,
             base_url,
             max_in_flight,
+            tier,
+            tags,
         } = self;
         *hash == other.hash
             && *label == other.label
@@ -223,8 +297,11 @@ impl PartialEq for ApiKey {
             && *account == other.account
             && *workspace == other.workspace
             && *models == other.models
+            && *refused_models == other.refused_models
             && *base_url == other.base_url
             && *max_in_flight == other.max_in_flight
+            && *tier == other.tier
+            && *tags == other.tags
     }
 }
 
@@ -237,8 +314,11 @@ impl fmt::Debug for ApiKey {
             .field("account", &self.account)
             .field("workspace", &self.workspace)
             .field("models", &self.models)
+            .field("refused_models", &self.refused_models)
             .field("base_url", &self.base_url)
             .field("max_in_flight", &self.max_in_flight)
+            .field("tier", &self.tier)
+            .field("tags", &self.tags)
             .finish_non_exhaustive()
     }
 }
@@ -379,7 +459,44 @@ mod tests {
         assert_eq!(key.base_url("https://eu.openrouter.ai/api/v1/").unwrap().base().unwrap().path(), "/api/v1");
     }
 
+    #[test]
+    fn the_narrowest_pattern_decides() {
+        for (patterns, model, expected) in [
+            (&[][..], "any", true),
+            (&["anthropic/*"], "anthropic/claude", true),
+            (&["anthropic/*"], "openai/gpt-4o", false),
+            (&["*", "!*:free"], "acme/swift:free", false),
+            (&["*", "!*:free"], "acme/swift", true),
+            (&["!*:free"], "acme/swift", true),
+            (&["!*:free", "acme/*"], "acme/swift:free", false),
+            (&["!*:free", "acme/swift:free"], "acme/swift:free", true),
+            (&["!acme/*", "acme/swift"], "acme/swift", true),
+            (&["acme/*", "!acme/*"], "acme/swift", false),
+            (&["acme/swift", "!acme/swift"], "acme/swift", false),
+            (&["acme/s*", "!acme/*", "*"], "acme/swift", true),
+            (&["acme/s*", "!acme/*", "*"], "acme/tern", false),
+        ] {
+            let key = ApiKey::new("k").unwrap().models(patterns).unwrap();
+            assert_eq!(key.serves(model), expected, "{patterns:?} {model}");
+        }
+        assert!(ApiKey::new("k").unwrap().models(["!"]).is_err());
+    }
+
     proptest! {
+        #[test]
+        fn without_refusals_any_match_serves(patterns in proptest::collection::vec("[ab*]{1,4}", 1..5), model in "[ab]{0,5}") {
+            let key = ApiKey::new("k").unwrap().models(&patterns).unwrap();
+            let matches = |pattern: &String| ModelPattern::new(pattern).unwrap().matches(&model);
+            prop_assert_eq!(key.serves(&model), patterns.iter().any(matches));
+        }
+
+        #[test]
+        fn what_is_named_in_full_is_decided_by_that(others in proptest::collection::vec("!?[ab*]{0,3}[*]", 0..5), model in "[ab]{1,5}") {
+            let with = |own: String| ApiKey::new("k").unwrap().models(others.iter().cloned().chain([own])).unwrap();
+            let refused = format!("!{model}");
+            prop_assert!(with(model.clone()).serves(&model) && !with(refused).serves(&model));
+        }
+
         #[test]
         fn r119_any_text_is_a_key_or_an_error(text in any::<String>()) {
             if let Ok(key) = ApiKey::new(&text) {

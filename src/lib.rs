@@ -14,6 +14,7 @@
 //! deadline      one instant over waits, attempts and body
 //! buffer        the body in memory, so that it can be sent again
 //! retry         on another key at once, or after a wait, or not at all
+//! provider      which providers may serve, for requests that do not say
 //! select        filter the keys, pick one, wait when none can serve
 //!   ╎ for each key:
 //!   ╎ monitor     in flight, times, tokens, cost, outcomes
@@ -32,6 +33,8 @@
 //! - [`deadline`]: one instant by which a request must be over, whatever it waits for.
 //! - [`buffer`]: request bodies that can be sent more than once, and read for what they ask.
 //! - [`retry`]: which failures to repeat, where, when, and within which budget.
+//! - [`route`]: a stack of its own for each family of models.
+//! - [`openrouter::provider`]: which providers may serve, put into requests that do not say.
 //! - [`select`]: the pool of keys, the rests of those that are out, filters, picks, and the line of those who wait.
 //! - [`monitor`]: what becomes of every attempt on a key, measured to the end of its body.
 //! - [`breaker`]: a circuit breaker whose open state is *not ready*.
@@ -53,6 +56,7 @@
 //! - [`endpoint`]: one key of a pool, and what its layers and the pool know of each other.
 //! - [`key`]: the credential, never shown.
 //! - [`error`]: refusals of our own, and failures on the way up.
+//! - [`explain`]: why a request went where it did, told to who asks; its layer goes outermost.
 //! - [`body`]: guards that are given back when a body is over.
 //!
 //! # Quick start
@@ -211,6 +215,7 @@ pub mod body;
 mod clock;
 pub mod endpoint;
 pub mod error;
+pub mod explain;
 mod json;
 pub mod key;
 pub mod outcome;
@@ -222,6 +227,7 @@ pub mod respond;
 pub mod deadline;
 pub mod buffer;
 pub mod retry;
+pub mod route;
 pub mod select;
 pub mod monitor;
 pub mod breaker;
@@ -242,6 +248,7 @@ pub use buffer::BufferLayer;
 pub use deadline::DeadlineLayer;
 pub use endpoint::Endpoint;
 pub use error::Rejected;
+pub use explain::ExplainLayer;
 pub use key::{ApiKey, KeyError};
 pub use limit::ConcurrencyLimitLayer;
 pub use monitor::{LoadMonitorLayer, Snapshot};
@@ -251,6 +258,7 @@ pub use poller::AccountPoller;
 pub use request::RequestContext;
 pub use respond::RespondLayer;
 pub use retry::RetryLayer;
+pub use route::ModelRouter;
 pub use select::{EndpointLayer, KeySelect, KeySelectLayer, Pool, endpoint_fn};
 pub use stack::Balancer;
 

@@ -11,6 +11,7 @@
 //! - Of an error's body up to 64 KiB are read to judge it, then it is passed on byte for byte.
 //! - The body of a 200 is watched as it flows: see [`Scan`].
 //! - A key is put on by [`AuthorizeLayer`], one to a key's stack.
+//! - Which providers may serve is said by the request, or by a [`ProviderLayer`] for those that do not say.
 //!
 //! Transports have no policy of their own: [`HyperTransport`] (feature `hyper`), [`ReqwestTransport`] (feature `reqwest`), or
 //! any service of `http` requests, such as the [simulator](crate::simulator).
@@ -63,7 +64,8 @@
 //!
 //! *Retry*: elsewhere = at once on a key outside the scope; back-off = any key, after the rest or a back-off; once = that, a
 //! single time. *Rest*: what the server hints, else the default named here; never more than [`MAX_REST`]. A hint of zero
-//! counts as a guess of a second at most.
+//! counts as a guess of a second at most. An [`AccountPoller`](crate::AccountPoller) ends the rest of row 7 when the upstream,
+//! asked with `GET /key`, accepts the key after all.
 //!
 //! | row | answer | cause | scope | rest | retry |
 //! | --- | --- | --- | --- | --- | --- |
@@ -110,6 +112,7 @@ mod error_body;
 mod future;
 mod headers;
 mod hints;
+pub mod provider;
 mod replay;
 mod scan;
 mod service;
@@ -125,6 +128,10 @@ pub use body::OpenRouterBody;
 pub use classify::{Answer, Judged, MAX_REST, classify};
 pub use future::OpenRouterFuture;
 pub use hints::Hints;
+pub use provider::{
+    DataCollection, MaxPrice, OnFullPool, Partition, Percentiles, PreferenceError, ProviderLayer, ProviderPreferences,
+    Quantization, Sort, SortBy, Threshold, Variant,
+};
 pub use replay::Replay;
 pub use scan::Scan;
 pub use service::{BASE_URL, BuildError, OpenRouter, OpenRouterBuilder};

@@ -21,22 +21,25 @@ use serde_json::value::RawValue;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use crate::{clock, endpoint::Endpoint, outcome::Outcome};
+use crate::{clock, endpoint::Endpoint, explain::Trace, outcome::Outcome};
 
 /// The shared context of a request and of its attempts.
 #[derive(Clone)]
 pub struct RequestContext(Arc<Inner>);
 
 struct Inner {
-    /// The context this one differs from by its body only: deadline and ledger are there.
+    /// The context this one differs from by its body only: deadline, demands, ledger and trace are there.
     root: Option<Arc<Inner>>,
     /// When the request came, if the stage that made the context had looked at the clock.
     arrived: Option<Instant>,
-    /// In nanoseconds; the largest number when there is none.
+    /// A [`Deadline`].
     deadline: AtomicU64,
     body: OnceLock<Bytes>,
     asks: OnceLock<Asks>,
+    required: OnceLock<Box<[Box<str>]>>,
     ledger: Mutex<Ledger>,
+    /// Set when somebody wants to know.
+    trace: OnceLock<Trace>,
 }
 
 impl RequestContext {
@@ -49,14 +52,17 @@ impl RequestContext {
         Self(Arc::new(Inner {
             root: None,
             arrived,
-            deadline: AtomicU64::new(u64::MAX),
+            deadline: AtomicU64::new(Deadline::default().0),
             body: OnceLock::new(),
             asks: OnceLock::new(),
+            required: OnceLock::new(),
             ledger: Mutex::default(),
+            trace: OnceLock::new(),
         }))
     }
 
-    /// The context of the same request with another body: what it asks for is read anew, deadline and ledger are shared.
+    /// The context of the same request with another body: what it asks for is read anew; deadline, ledger and trace are
+    /// shared.
     ///
     /// For stages that change the body on its way down; put it into the extensions in place of this one.
     #[must_use]
@@ -67,7 +73,9 @@ impl RequestContext {
             deadline: AtomicU64::new(u64::MAX),
             body: body.into(),
             asks: OnceLock::new(),
+            required: OnceLock::new(),
             ledger: Mutex::default(),
+            trace: OnceLock::new(),
         }))
     }
 
@@ -102,8 +110,12 @@ impl RequestContext {
 
     /// The instant by which everything must be over; `None` when there is none.
     pub fn deadline(&self) -> Option<Instant> {
-        let nanos = self.root().deadline.load(Ordering::Relaxed);
-        (nanos != u64::MAX).then(|| clock::instant(nanos))
+        self.deadline_of().instant()
+    }
+
+    /// The same, as small as it is kept.
+    pub(crate) fn deadline_of(&self) -> Deadline {
+        Deadline(self.root().deadline.load(Ordering::Relaxed))
     }
 
     /// Sets the deadline, unless an earlier one stands.
@@ -130,9 +142,36 @@ impl RequestContext {
         }
     }
 
+    /// Demands that only keys with all of these [tags](crate::ApiKey::tags) serve the request; the first demand stays.
+    ///
+    /// ```
+    /// use tower_openrouter::RequestContext;
+    ///
+    /// let mut request = http::Request::new(());
+    /// RequestContext::of(&mut request).require(["eu", "team-a"]);
+    /// ```
+    pub fn require<T: Into<Box<str>>>(&self, tags: impl IntoIterator<Item = T>) {
+        let _ = self.root().required.set(tags.into_iter().map(Into::into).collect());
+    }
+
+    /// The tags that a key must have to serve the request.
+    pub fn required(&self) -> &[Box<str>] {
+        self.root().required.get().map_or(&[], |tags| tags)
+    }
+
     /// The attempts made so far. Hold it briefly: it is a lock.
     pub fn ledger(&self) -> MutexGuard<'_, Ledger> {
         lock(&self.root().ledger)
+    }
+
+    /// Has the request [explained](crate::explain): stages write into the trace from now on. Another call finds the same.
+    pub fn explain(&self) -> &Trace {
+        self.root().trace.get_or_init(|| Trace::starting(self.arrived().unwrap_or_else(Instant::now)))
+    }
+
+    /// The trace of a request that is explained.
+    pub fn trace(&self) -> Option<&Trace> {
+        self.root().trace.get()
     }
 }
 
@@ -148,6 +187,26 @@ impl fmt::Debug for RequestContext {
             .field("deadline", &self.deadline())
             .field("ledger", &*self.ledger())
             .finish_non_exhaustive()
+    }
+}
+
+/// A deadline in nanoseconds; the largest number when there is none. Guards carry it, so it should be small.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Deadline(u64);
+
+impl Deadline {
+    pub(crate) fn instant(self) -> Option<Instant> {
+        (self.0 != u64::MAX).then(|| clock::instant(self.0))
+    }
+
+    pub(crate) fn is_over(self, now: Instant) -> bool {
+        self.0 <= clock::nanos(now)
+    }
+}
+
+impl Default for Deadline {
+    fn default() -> Self {
+        Self(u64::MAX)
     }
 }
 
@@ -167,15 +226,25 @@ pub struct Asks {
     pub stream: bool,
     /// The most tokens the answer may have (`max_tokens`, `max_completion_tokens` or `max_output_tokens`).
     pub max_tokens: Option<u64>,
-    /// The conversation it belongs to (`session_id`, else `user`).
+    /// The conversation it belongs to (`session_id`).
     pub session: Option<Box<str>>,
+    /// Whom it is for (`user`).
+    pub user: Option<Box<str>>,
     /// A hash of the provider preferences; 0 when there are none. Requests with other wishes use other provider pools.
     pub provider: u64,
 }
 
 impl Asks {
     const fn nothing() -> Self {
-        Self { model: None, models: Vec::new(), stream: false, max_tokens: None, session: None, provider: 0 }
+        Self {
+            model: None,
+            models: Vec::new(),
+            stream: false,
+            max_tokens: None,
+            session: None,
+            user: None,
+            provider: 0,
+        }
     }
 
     fn read(body: &[u8]) -> Self {
@@ -230,7 +299,8 @@ impl Asks {
             max_tokens: value(fields.max_tokens)
                 .or_else(|| value(fields.max_completion_tokens))
                 .or_else(|| value(fields.max_output_tokens)),
-            session: value(fields.session_id).or_else(|| value(fields.user)),
+            session: value(fields.session_id),
+            user: value(fields.user),
             provider: fields.provider.map_or(0, |raw| {
                 let mut hasher = DefaultHasher::new();
                 raw.get().hash(&mut hasher);
@@ -377,6 +447,7 @@ mod tests {
         second.ledger().start(&endpoint);
         second.ledger().turn();
         first.ledger().start(&endpoint);
-        assert_eq!((first.ledger().attempts().len(), second.ledger().current().len()), (2, 1));
+        assert_eq!(first.ledger().attempts().len(), 2);
+        assert_eq!(second.ledger().current().len(), 1);
     }
 }

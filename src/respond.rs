@@ -9,6 +9,7 @@
 //! | no key can serve, queue full, limit reached | 429, `Retry-After` | `RESOURCE_EXHAUSTED` |
 //! | breaker open, memory used up, draining | 503, `Retry-After` | `UNAVAILABLE` |
 //! | deadline passed, no response head in time | 504 | `DEADLINE_EXCEEDED` |
+//! | no route for the model | 404 | `NOT_FOUND` |
 //! | request body too large | 413 | `INVALID_ARGUMENT` |
 //! | request body broken | 400 | `INVALID_ARGUMENT` |
 //! | no connection, connection broken, any other error | 502 | `UNAVAILABLE` |
@@ -20,6 +21,9 @@
 //! path ends with `/messages`. The metadata names the reason as [`Why::as_str`](crate::error::Why::as_str) does, and a 429
 //! of ours says `"limit_source":"balancer"`, which the upstream's never do. gRPC answers consist of trailers only. Messages
 //! are those of our own errors; the text of any other is never passed on, since it could hold a secret.
+//!
+//! Who stands above, in the same process, finds in the answer's extensions the [`Rejected`] that it stands for, or what
+//! any other error means as an [`OutcomeCell`].
 //!
 //! An error of the response body is not an answer any more; it passes through, and the server cuts the stream.
 //!
@@ -89,6 +93,11 @@ use tower_service::Service;
 mod answer;
 
 use answer::{Answer, Form};
+
+use crate::{
+    error::Rejected,
+    outcome::{OutcomeCell, error_fault},
+};
 
 /// Ends a stack: its services answer whatever happens. See the [module](self).
 #[derive(Debug, Clone)]
@@ -207,13 +216,21 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let result = match this.state.project() {
-            StateProj::Running { future } => ready!(future.poll(cx)).map_err(Into::into),
-            StateProj::Failed { error } => Err(error.take().expect("polled after it was ready")),
+        let error = match this.state.project() {
+            StateProj::Running { future } => match ready!(future.poll(cx)) {
+                Ok(response) => return Poll::Ready(Ok(response.map(Either::Left))),
+                Err(error) => error.into(),
+            },
+            StateProj::Failed { error } => error.take().expect("polled after it was ready"),
         };
-        Poll::Ready(Ok(match result {
-            Ok(response) => response.map(Either::Left),
-            Err(error) => Answer::to(&*error).into_response(*this.form),
-        }))
+        let mut response = Answer::to(&*error).into_response(*this.form);
+        if let Some(refusal) = Rejected::find(&*error) {
+            response.extensions_mut().insert(refusal.clone());
+        } else {
+            let cell = OutcomeCell::new();
+            cell.end(error_fault(&*error).into());
+            response.extensions_mut().insert(cell);
+        }
+        Poll::Ready(Ok(response))
     }
 }

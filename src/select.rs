@@ -7,7 +7,12 @@
 //!
 //! For each attempt the [pick](Pick) proposes endpoints from an immutable snapshot, and [filters](Filter), rests and the
 //! readiness of the endpoint's own stack judge them. A breaker that is open or a limit that is full is *not ready*, so any
-//! third-party layer takes part. After a few proposals a scan decides, so a usable key is found if there is one.
+//! third-party layer takes part. When a few proposals were refused everybody is asked, in the pick's order if it has one, so
+//! a usable key is found if there is one.
+//!
+//! Picks that come along: [`RoundRobin`], [`SmoothWeighted`] and [`WeightedRandom`] by the keys' weights, [`LeastInFlight`]
+//! and [`PeakEwma`] by their load, [`Rendezvous`] by the conversation, [`PriorityTiers`] around another pick, and [`pick_fn`].
+//! Filters: [`RequireTags`] and [`filter_fn`]; those that every selector has are named [there](KeySelectLayer::filter).
 //!
 //! When nobody can serve, a request waits in the pool's line, in order of arrival, for at most
 //! [`max_wait`](KeySelectLayer::max_wait) and its own deadline; if nobody comes back in that time it is refused at once with
@@ -77,6 +82,8 @@ use tower::{BoxError, Layer, Service};
 mod choose;
 mod claims;
 mod cooldown;
+mod ejection;
+mod explain;
 mod filter;
 mod future;
 mod lanes;
@@ -87,11 +94,15 @@ mod swap;
 mod waiting;
 
 pub use cooldown::Resting;
+pub use ejection::SelectError;
 /// The random numbers a [`Pick`] is given.
 pub use fastrand::Rng;
-pub use filter::{CreditFloor, CreditLimit, Ended, Filter, Fit};
+pub use filter::{CreditFloor, CreditLimit, Ended, Filter, FilterFn, Fit, RequireTags, filter_fn};
 pub use future::{KeySelectFuture, Record};
-pub use pick::{Candidates, LeastInFlight, MostCredit, Pick, Prepared, Rank, RoundRobin, Sticky};
+pub use pick::{
+    Candidates, LeastInFlight, MostCredit, PeakEwma, Pick, PickFn, Prepared, PriorityTiers, Rank, Rendezvous,
+    RoundRobin, SmoothWeighted, Sticky, WeightedRandom, pick_fn,
+};
 pub use pool::Pool;
 pub(crate) use pool::WeakPool;
 
@@ -101,6 +112,7 @@ use crate::{
     outcome::{Classify, HttpStatus},
 };
 use choose::Shared;
+use ejection::Ejection;
 use lanes::Lanes;
 
 /// Makes the stack of one endpoint around the service they all share.
@@ -164,6 +176,7 @@ pub struct KeySelectLayer<L, P = RoundRobin> {
     filters: Vec<Arc<dyn Filter>>,
     classify: Arc<dyn Classify>,
     waiting: WaitPolicy,
+    ejection: Ejection,
 }
 
 impl<L> KeySelectLayer<L> {
@@ -176,6 +189,7 @@ impl<L> KeySelectLayer<L> {
             filters: Vec::new(),
             classify: Arc::new(HttpStatus),
             waiting: WaitPolicy { max_wait: Duration::from_secs(30), max_waiters: 1024 },
+            ejection: Ejection::default(),
         }
     }
 }
@@ -183,8 +197,8 @@ impl<L> KeySelectLayer<L> {
 impl<L, P: Pick> KeySelectLayer<L, P> {
     /// Sets the pick; default [`RoundRobin`].
     pub fn pick<Q: Pick>(self, pick: Q) -> KeySelectLayer<L, Q> {
-        let Self { pool, per_key, filters, classify, waiting, .. } = self;
-        KeySelectLayer { pool, per_key, pick: Arc::new(pick), filters, classify, waiting }
+        let Self { pool, per_key, filters, classify, waiting, ejection, .. } = self;
+        KeySelectLayer { pool, per_key, pick: Arc::new(pick), filters, classify, waiting, ejection }
     }
 
     /// Sets the pool, in place of what [`new`](Self::new) was given.
@@ -195,11 +209,11 @@ impl<L, P: Pick> KeySelectLayer<L, P> {
 
     /// Sets what makes each endpoint's stack, in place of what [`new`](Self::new) was given.
     pub fn per_key<M>(self, per_key: M) -> KeySelectLayer<M, P> {
-        let Self { pool, pick, filters, classify, waiting, .. } = self;
-        KeySelectLayer { pool, per_key, pick, filters, classify, waiting }
+        let Self { pool, pick, filters, classify, waiting, ejection, .. } = self;
+        KeySelectLayer { pool, per_key, pick, filters, classify, waiting, ejection }
     }
 
-    /// Adds a filter, asked after the built-in ones: model patterns, earlier attempts, rests.
+    /// Adds a filter, asked after the built-in ones: model patterns, tags, earlier attempts, rests.
     pub fn filter(mut self, filter: impl Filter) -> Self {
         self.filters.push(Arc::new(filter));
         self
@@ -219,6 +233,41 @@ impl<L, P: Pick> KeySelectLayer<L, P> {
         self
     }
 
+    /// Caps the share of keys that may be out at once because they fail, that is, whose breaker is open; at least one may be.
+    /// Those above the cap are used all the same, the ones that would be back first. Default 1, no cap, since a key that
+    /// fails is better left alone while others serve. Keys that rest for a refusal (401, 402, 429) stay out and do not count.
+    ///
+    /// What is let through an open breaker so says nothing to it, and is counted in [`Pool::panic_picks`]. Layers that are
+    /// not ready for reasons of their own stay so, and so does a breaker isolated by hand.
+    ///
+    /// # Errors
+    /// When the share is not within 0 to 1.
+    pub fn max_ejected(mut self, share: f64) -> Result<Self, SelectError> {
+        self.ejection.max_ejected = ejection::share("max_ejected", share)?;
+        Ok(self)
+    }
+
+    /// Sets the share of keys that must be in use: with fewer, all that are out only because they fail are used again, on the
+    /// ground that so many failures are not the keys' own (Envoy's panic mode, there at 0.5). Default 0, never: then requests
+    /// wait, or are refused with the time of the first return. See [`max_ejected`](Self::max_ejected) for what does not count
+    /// and what is never let through.
+    ///
+    /// ```
+    /// use tower_openrouter::{ApiKey, Balancer, select::Pool};
+    ///
+    /// let pool = Pool::new([ApiKey::new("sk-or-v1-a")?, ApiKey::new("sk-or-v1-b")?])?;
+    /// let builder = Balancer::builder(pool).max_ejected(0.5)?.panic_below(0.3)?;
+    /// # let _ = builder;
+    /// # Ok::<(), tower::BoxError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// When the share is not within 0 to 1.
+    pub fn panic_below(mut self, share: f64) -> Result<Self, SelectError> {
+        self.ejection.panic_below = ejection::share("panic_below", share)?;
+        Ok(self)
+    }
+
     /// Sets what answers without an [`OutcomeCell`](crate::outcome::OutcomeCell) mean; default [`HttpStatus`].
     pub fn classify(mut self, classify: impl Classify) -> Self {
         self.classify = Arc::new(classify);
@@ -235,6 +284,7 @@ impl<L: Clone, P> Clone for KeySelectLayer<L, P> {
             filters: self.filters.clone(),
             classify: self.classify.clone(),
             waiting: self.waiting,
+            ejection: self.ejection,
         }
     }
 }
@@ -244,6 +294,7 @@ impl<L, P> fmt::Debug for KeySelectLayer<L, P> {
         f.debug_struct("KeySelectLayer")
             .field("pool", &self.pool)
             .field("waiting", &self.waiting)
+            .field("ejection", &self.ejection)
             .finish_non_exhaustive()
     }
 }
@@ -262,7 +313,7 @@ where
         let make = Box::new(move |endpoint: &Endpoint| per_key.layer(endpoint, inner.clone()));
         let shared = Arc::new(Shared {
             pool: self.pool.clone(),
-            lanes: Lanes::new(self.pool.clone(), make),
+            lanes: Lanes::new(self.pool.clone(), make, self.ejection),
             pick: self.pick.clone(),
             reserves: self.filters.iter().any(|filter| filter.reserves()),
             filters: self.filters.clone(),

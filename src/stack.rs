@@ -9,6 +9,7 @@
 //! deadline     one instant over waits, attempts and body
 //! buffer       the body in memory, replayable
 //! retry        another key at once, or a wait, or give up
+//! provider     which providers may serve, for requests that do not say
 //! select       filter the keys, pick one, wait when none can serve
 //!   ╎ per key:
 //!   monitor    in flight, times, tokens, cost, outcomes
@@ -44,9 +45,11 @@ use crate::{
     breaker::{BreakerHandle, BreakerPolicy},
     buffer::ReplayBody,
     endpoint::EndpointId,
-    openrouter::AuthorizeLayer,
+    openrouter::{AuthorizeLayer, ProviderLayer},
+    respond::RespondBody,
     retry::RetryHandle,
-    select::{CreditLimit, Filter, LeastInFlight, MostCredit, Pick, Pool, endpoint_fn},
+    route::Routes,
+    select::{CreditLimit, Filter, LeastInFlight, MostCredit, Pick, Pool, SelectError, endpoint_fn},
     sync::{Mutex, lock},
 };
 
@@ -158,6 +161,30 @@ impl<B> Service<Request<B>> for Balancer<B> {
     }
 }
 
+/// What goes above a [`ModelRouter`](crate::ModelRouter): refusals become answers, and the body is collected, so that its
+/// model can be read. Cannot fail, as axum and tonic want it; `B` is the body of the requests one calls it with.
+///
+/// The buffer is the default one; whoever wants another writes these two layers. Deadlines are those of the routes: the
+/// first that a request meets holds for all models that are tried.
+pub fn front<S, B, ResB>(
+    routes: Routes<S>,
+) -> impl Service<Request<B>, Response = Response<RespondBody<ResB>>, Error = Infallible, Future: Send>
++ Clone
++ Send
++ Sync
++ use<S, B, ResB>
+where
+    S: Service<Request<ReplayBody>, Response = Response<ResB>> + Clone + Send + Sync + 'static,
+    S::Error: Into<BoxError>,
+    S::Future: Send,
+    ResB: 'static,
+    B: Body + Unpin + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<BoxError>,
+{
+    ServiceBuilder::new().layer(RespondLayer::new()).layer(BufferLayer::new()).service(routes)
+}
+
 /// Settings of the default stack; [`build`](Self::build) or [`service`](Self::service) ends them.
 #[must_use]
 pub struct BalancerBuilder<P = LeastInFlight> {
@@ -166,6 +193,7 @@ pub struct BalancerBuilder<P = LeastInFlight> {
     breaker: BreakerPolicy,
     max_in_flight: usize,
     retry: RetryLayer,
+    provider: ProviderLayer,
     buffer: BufferLayer,
     deadline: DeadlineLayer,
     kept: Kept,
@@ -189,6 +217,7 @@ impl BalancerBuilder {
             breaker: BreakerPolicy::default(),
             max_in_flight: usize::MAX,
             retry: RetryLayer::default(),
+            provider: ProviderLayer::default(),
             buffer: BufferLayer::default(),
             deadline: DeadlineLayer::default(),
             kept: Kept::default(),
@@ -199,11 +228,12 @@ impl BalancerBuilder {
 impl<P: Pick> BalancerBuilder<P> {
     /// Sets the pick; default [`LeastInFlight`].
     pub fn pick<Q: Pick>(self, pick: Q) -> BalancerBuilder<Q> {
-        let Self { pool, select, breaker, max_in_flight, retry, buffer, deadline, kept } = self;
-        BalancerBuilder { select: select.pick(pick), pool, breaker, max_in_flight, retry, buffer, deadline, kept }
+        let Self { pool, select, breaker, max_in_flight, retry, provider, buffer, deadline, kept } = self;
+        let select = select.pick(pick);
+        BalancerBuilder { pool, select, breaker, max_in_flight, retry, provider, buffer, deadline, kept }
     }
 
-    /// Adds a filter, asked after the built-in ones: model patterns, earlier attempts, rests. All must agree.
+    /// Adds a filter, asked after the built-in ones: model patterns, tags, earlier attempts, rests. All must agree.
     pub fn filter(mut self, filter: impl Filter) -> Self {
         self.select = self.select.filter(filter);
         self
@@ -249,6 +279,26 @@ impl<P: Pick> BalancerBuilder<P> {
         self
     }
 
+    /// Caps the share of keys that may be out at once because they fail; default 1. See
+    /// [`KeySelectLayer::max_ejected`].
+    ///
+    /// # Errors
+    /// When the share is not within 0 to 1.
+    pub fn max_ejected(mut self, share: f64) -> Result<Self, SelectError> {
+        self.select = self.select.max_ejected(share)?;
+        Ok(self)
+    }
+
+    /// Sets the share of keys below which those that are out because they fail are used again; default 0, never. See
+    /// [`KeySelectLayer::panic_below`].
+    ///
+    /// # Errors
+    /// When the share is not within 0 to 1.
+    pub fn panic_below(mut self, share: f64) -> Result<Self, SelectError> {
+        self.select = self.select.panic_below(share)?;
+        Ok(self)
+    }
+
     /// Sets when a key's breaker opens, and for how long; default 3 failures in 60 s, for 60 s growing to 300 s.
     pub fn breaker(mut self, policy: BreakerPolicy) -> Self {
         self.breaker = policy;
@@ -271,6 +321,12 @@ impl<P: Pick> BalancerBuilder<P> {
     /// Sets when, and how often, to try again; default [`RetryLayer::new`].
     pub fn retry(mut self, retry: RetryLayer) -> Self {
         self.retry = retry;
+        self
+    }
+
+    /// Sets what is put into requests that do not say which providers may serve; default nothing.
+    pub fn provider(mut self, provider: ProviderLayer) -> Self {
+        self.provider = provider;
         self
     }
 
@@ -338,6 +394,7 @@ impl<P: Pick> BalancerBuilder<P> {
             .layer(self.deadline.clone())
             .layer(self.buffer.clone())
             .layer(self.retry.clone())
+            .layer(self.provider.clone())
             .layer(self.select.clone().per_key(per_key))
             .service(leaf)
     }
@@ -370,6 +427,7 @@ impl<P> Clone for BalancerBuilder<P> {
             breaker: self.breaker.clone(),
             max_in_flight: self.max_in_flight,
             retry: self.retry.clone(),
+            provider: self.provider.clone(),
             buffer: self.buffer.clone(),
             deadline: self.deadline.clone(),
             kept: self.kept.clone(),

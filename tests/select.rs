@@ -256,7 +256,7 @@ async fn patterns_keep_models_from_keys_that_cannot_serve_them() {
         assert_eq!(context.ledger().attempts()[0].endpoint.key().name(), "b");
     }
     let refusal = rejected(service.oneshot(asking("meta/llama")).await);
-    assert!(refusal.to_string().contains("2 other_models_or_drained"), "{refusal}");
+    assert!(refusal.to_string().contains("2 other_models_tags_or_drained"), "{refusal}");
 }
 
 #[tokio::test]

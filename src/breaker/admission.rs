@@ -32,11 +32,16 @@ pub struct Admission {
     wiring: Arc<Wiring>,
     ticket: Ticket,
     context: Option<RequestContext>,
-    /// When it went; kept only where slowness counts.
-    started: Option<Instant>,
+    /// Kept only where slowness counts.
+    pace: Option<Box<Pace>>,
+    awaits: Awaits,
+}
+
+/// How fast an answer comes.
+struct Pace {
+    started: Instant,
     /// How long the first output took.
     first_output: Option<Duration>,
-    awaits: Awaits,
 }
 
 enum Awaits {
@@ -50,7 +55,7 @@ enum Awaits {
 
 impl Admission {
     pub(super) fn new(wiring: Arc<Wiring>, ticket: Ticket) -> Self {
-        Self { wiring, ticket, context: None, started: None, first_output: None, awaits: Awaits::Answer }
+        Self { wiring, ticket, context: None, pace: None, awaits: Awaits::Answer }
     }
 
     pub(super) fn is_probe(&self) -> bool {
@@ -68,7 +73,7 @@ impl Admission {
         if breaker.endpoint().is_some() {
             self.context = RequestContext::get(request).cloned();
         }
-        self.started = breaker.slow_after.map(|_| Instant::now());
+        self.pace = breaker.slow_after.map(|_| Box::new(Pace { started: Instant::now(), first_output: None }));
     }
 
     /// Takes in the head; the guard goes on with the body while that may still tell more.
@@ -139,8 +144,8 @@ impl Admission {
     }
 
     fn is_slow(&self) -> bool {
-        let took = || self.first_output.or_else(|| Some(Instant::now().saturating_duration_since(self.started?)));
-        self.wiring.breaker.slow_after.is_some_and(|limit| took().is_some_and(|took| took > limit))
+        let (Some(limit), Some(pace)) = (self.wiring.breaker.slow_after, &self.pace) else { return false };
+        pace.first_output.unwrap_or_else(|| Instant::now().saturating_duration_since(pace.started)) > limit
     }
 
     /// Reports what the leaf's cell says, once it says something.
@@ -155,10 +160,10 @@ impl Admission {
 
 impl Guard for Admission {
     fn data(&mut self, _: &[u8]) {
-        match (&self.awaits, self.started) {
+        match (&self.awaits, &mut self.pace) {
             (Awaits::Commit(_), _) => self.look(),
-            (Awaits::Answer, Some(started)) if self.first_output.is_none() => {
-                self.first_output = Some(Instant::now().saturating_duration_since(started));
+            (Awaits::Answer, Some(pace)) if pace.first_output.is_none() => {
+                pace.first_output = Some(Instant::now().saturating_duration_since(pace.started));
             }
             _ => {}
         }

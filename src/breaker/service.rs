@@ -30,9 +30,10 @@ pub struct CircuitBreaker<S> {
     wiring: Arc<Wiring>,
     /// Whether `inner` said ready and was not called since.
     inner_ready: bool,
+    // boxed, since few probe or wait, and every attempt clones and moves an instance
     /// The slot of a probe, reserved by being ready.
-    probe: Option<Admission>,
-    waiting: Option<Waiting>,
+    probe: Option<Box<Admission>>,
+    waiting: Option<Box<Waiting>>,
 }
 
 impl<S> CircuitBreaker<S> {
@@ -48,8 +49,9 @@ impl<S> CircuitBreaker<S> {
     /// Waits, holding nothing, until the breaker would let something through.
     fn poll_gate(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let breaker = &self.wiring.breaker;
-        let waiting =
-            self.waiting.get_or_insert_with(|| Waiting { breaker: breaker.clone(), number: None, sleep: None });
+        let waiting = self
+            .waiting
+            .get_or_insert_with(|| Box::new(Waiting { breaker: breaker.clone(), number: None, sleep: None }));
         loop {
             let Some(until) = breaker.wait(&mut waiting.number, cx.waker(), Instant::now()) else {
                 return Poll::Ready(());
@@ -86,7 +88,7 @@ impl<S: Clone> CircuitBreaker<S> {
     fn admission(&mut self) -> Option<Admission> {
         if let Some(probe) = self.probe.take() {
             probe.renew();
-            return Some(probe);
+            return Some(*probe);
         }
         let breaker = &self.wiring.breaker;
         let ticket = match breaker.free() {
@@ -166,7 +168,7 @@ where
             match self.wiring.breaker.admit(Instant::now()) {
                 Admit::Pass(ticket) => {
                     let admission = Admission::new(self.wiring.clone(), ticket);
-                    self.probe = admission.is_probe().then_some(admission);
+                    self.probe = admission.is_probe().then(|| Box::new(admission));
                     return Poll::Ready(Ok(()));
                 }
                 // another was first
@@ -237,23 +239,20 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
-            StateProject::Running { future, admission } => {
-                let result = std::task::ready!(future.poll(cx));
-                let admission = admission.take();
-                Poll::Ready(match result {
-                    Ok(response) => {
-                        let guard = admission.and_then(|admission| admission.head(&response));
-                        Ok(response.map(|body| Guarded::new(body, guard)))
+            StateProject::Running { future, admission } => match future.poll(cx) {
+                Poll::Pending => Poll::Pending,
+                Poll::Ready(Ok(response)) => {
+                    let guard = admission.take().and_then(|admission| admission.head(&response));
+                    Poll::Ready(Ok(response.map(|body| Guarded::new(body, guard))))
+                }
+                Poll::Ready(Err(error)) => {
+                    let error = error.into();
+                    if let Some(admission) = admission.take() {
+                        admission.error(&*error);
                     }
-                    Err(error) => {
-                        let error = error.into();
-                        if let Some(admission) = admission {
-                            admission.error(&*error);
-                        }
-                        Err(error)
-                    }
-                })
-            }
+                    Poll::Ready(Err(error))
+                }
+            },
             StateProject::Refused { error } => {
                 let error = error.take().expect("a future is not polled after it resolved");
                 Poll::Ready(Err(error))

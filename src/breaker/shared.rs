@@ -26,11 +26,13 @@ use crate::{
 const FREE: u64 = 1;
 /// A success changes nothing.
 const CLEAN: u64 = 2;
-const EPOCH_SHIFT: u32 = 2;
+/// It is open, by itself.
+const OPEN: u64 = 4;
+const EPOCH_SHIFT: u32 = 3;
 
 #[derive(Debug)]
 pub(super) struct Breaker {
-    /// The epoch and the two flags; written under the lock.
+    /// The epoch and the flags; written under the lock.
     word: AtomicU64,
     locked: Mutex<Locked>,
     endpoint: OnceLock<Endpoint>,
@@ -68,7 +70,11 @@ impl Breaker {
     /// The ticket of a request that goes without asking, if everything is let through.
     pub(super) fn free(&self) -> Option<Ticket> {
         let word = self.word.load(Ordering::Acquire);
-        (word & FREE != 0).then(|| Ticket::free(word >> EPOCH_SHIFT))
+        if word & FREE != 0 {
+            return Some(Ticket::free(word >> EPOCH_SHIFT));
+        }
+        // who would rather use it than too few others learns nothing by it
+        (word & OPEN != 0 && self.endpoint().is_some_and(Endpoint::is_forced)).then(Ticket::stray)
     }
 
     /// Whether a success reported with this ticket would change nothing.
@@ -153,5 +159,6 @@ impl Breaker {
 fn word(core: &Core) -> u64 {
     let free = if core.is_free() { FREE } else { 0 };
     let clean = if core.ignores_success() { CLEAN } else { 0 };
-    core.epoch() << EPOCH_SHIFT | free | clean
+    let open = if core.is_open() { OPEN } else { 0 };
+    core.epoch() << EPOCH_SHIFT | free | clean | open
 }

@@ -165,6 +165,11 @@ impl Core {
         matches!(self.state, State::Closed | State::Disabled)
     }
 
+    /// Whether it lets nothing through, by its own decision.
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self.state, State::Open { .. })
+    }
+
     /// Whether a success would change nothing.
     pub(super) fn ignores_success(&self) -> bool {
         match self.state {

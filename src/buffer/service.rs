@@ -234,7 +234,13 @@ where
         let mut state = self.project().state;
         loop {
             let next = match state.as_mut().project() {
-                StateProj::Running { future } => return future.poll(cx).map_err(Into::into),
+                StateProj::Running { future } => {
+                    return match future.poll(cx) {
+                        Poll::Ready(Ok(response)) => Poll::Ready(Ok(response)),
+                        Poll::Ready(Err(error)) => Poll::Ready(Err(error.into())),
+                        Poll::Pending => Poll::Pending,
+                    };
+                }
                 StateProj::Refused { refusal } => {
                     let refusal = refusal.take().expect("polled after it was ready");
                     return Poll::Ready(Err(refusal.into()));

@@ -10,7 +10,10 @@ use std::{
 use histogram::Histogram;
 use tokio::time::Instant;
 
-use super::penalty::Penalty;
+use super::{
+    peak::Peak,
+    penalty::{self, Penalty},
+};
 use crate::outcome::{Cause, CauseCounts, Fault, Scope, Usage};
 
 /// What is measured on one endpoint. The monitor writes it, picks and snapshots read it.
@@ -34,6 +37,7 @@ pub struct Figures {
     cost_nano_usd: AtomicU64,
     latency: OnceLock<Box<Latency>>,
     penalty: Penalty,
+    recent_first_byte: Peak,
 }
 
 /// How many there were, and how long they took together.
@@ -74,6 +78,11 @@ impl Figures {
         self.left.fetch_add(1, Ordering::Release);
     }
 
+    /// The first byte of real output came, `span` after the start of its attempt.
+    pub fn first_byte(&self, span: Duration, now: Instant) {
+        self.recent_first_byte.observe(span, now);
+    }
+
     /// An attempt ended well.
     pub fn succeed(&self, first_byte: Duration, total: Duration) {
         self.latency.get_or_init(Box::default).record(first_byte, total);
@@ -81,20 +90,25 @@ impl Figures {
     }
 
     /// An attempt failed after `total`. What speaks against the key, its workspace or account, and what may, adds a virtual
-    /// request in flight.
+    /// request in flight, and counts as a first byte that took as long.
     pub fn fail(&self, fault: &Fault, total: Duration, now: Instant) {
         self.failed_micros.fetch_add(micros(total), Ordering::Relaxed);
         self.faults.add(fault.cause);
         if fault.is_suspect() || matches!(fault.scope, Scope::Key | Scope::Workspace | Scope::Account) {
-            self.penalty.add(fault.rest.map(|rest| rest.duration), now);
+            self.punish(fault.rest.map(|rest| rest.duration), total, now);
         }
     }
 
     /// A layer of our own refused an attempt, and asks to come back after `hint`. It is no fault, but a fast one must not
-    /// look like a fast endpoint either, so it adds a virtual request in flight.
+    /// look like a fast endpoint either, so it adds a virtual request in flight, and counts as a slow first byte.
     pub fn refuse(&self, hint: Option<Duration>, total: Duration, now: Instant) {
         self.refused.add(total);
+        self.punish(hint, total, now);
+    }
+
+    fn punish(&self, hint: Option<Duration>, total: Duration, now: Instant) {
         self.penalty.add(hint, now);
+        self.recent_first_byte.observe(penalty::span(hint).max(total), now);
     }
 
     /// The caller left after `total`, before an attempt ended.
@@ -120,6 +134,12 @@ impl Figures {
     /// Requests in flight, real and virtual: what the least-loaded pick compares.
     pub fn load(&self, now: Instant) -> f64 {
         f64::from(self.in_flight()) + self.penalty.left(now)
+    }
+
+    /// The time to the first byte of late: it leaps to each peak, and comes down by two thirds in 10 s. `None` while nothing
+    /// is known.
+    pub fn recent_first_byte(&self, now: Instant) -> Option<Duration> {
+        self.recent_first_byte.read(now)
     }
 
     /// Whether an attempt ever ended well.

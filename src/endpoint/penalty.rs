@@ -43,10 +43,15 @@ impl Melting {
     }
 }
 
+/// How long a failure that asked for `hint` counts.
+pub(super) fn span(hint: Option<Duration>) -> Duration {
+    hint.unwrap_or(LEAST).clamp(LEAST, MOST)
+}
+
 impl Penalty {
     /// Adds one virtual request for a failure that asked for `hint`.
     pub(super) fn add(&self, hint: Option<Duration>, now: Instant) {
-        let until = clock::after(now, hint.unwrap_or(LEAST).clamp(LEAST, MOST));
+        let until = clock::after(now, span(hint));
         let mut melting = self.melting.lock().unwrap_or_else(PoisonError::into_inner);
         let (left, until) = melting.map_or((0.0, until), |old| (old.left(now), old.until.max(until)));
         *melting = Some(Melting { amount: left + 1.0, since: now, until });

@@ -1,4 +1,4 @@
-use std::fmt;
+use std::{cmp::Reverse, fmt};
 
 use super::KeyError;
 
@@ -15,7 +15,27 @@ impl ModelPattern {
         if pattern.is_empty() || pattern.contains(char::is_whitespace) {
             return Err(KeyError::BadPattern(pattern.into()));
         }
-        Ok(Self(pattern.into()))
+        // several stars in a row are one
+        let parts = pattern.split('*');
+        let last = parts.clone().count() - 1;
+        let kept = parts.enumerate().filter(|(at, part)| *at == 0 || *at == last || !part.is_empty());
+        Ok(Self(kept.map(|(_, part)| part).collect::<Vec<_>>().join("*").into()))
+    }
+
+    /// A rank by which the most specific of several patterns comes first: one without a star, then the one with more that is
+    /// no star, then the one with more before its first star, then by the alphabet.
+    pub fn rank(&self) -> impl Ord + '_ {
+        let head = self.0.find('*');
+        let literal = self.0.len() - self.0.matches('*').count();
+        (head.is_some(), Reverse(literal), Reverse(head), &*self.0)
+    }
+
+    /// How narrow it is: one without `*` is narrower than any with, and of those the one with more other characters is.
+    pub(super) fn narrowness(&self) -> usize {
+        match self.0.bytes().filter(|byte| *byte == b'*').count() {
+            0 => usize::MAX,
+            stars => self.0.len() - stars,
+        }
     }
 
     /// Whether `model` matches.
@@ -66,5 +86,20 @@ mod tests {
             assert_eq!(ModelPattern::new(pattern).unwrap().matches(model), expected, "{pattern} {model}");
         }
         assert!(ModelPattern::new("a b").is_err());
+    }
+
+    #[test]
+    fn the_most_specific_comes_first_whatever_the_order() {
+        let ranked = ["openai/gpt-4o", "openai/gpt-4*", "openai/*", "*/gpt-4o*", "*:free", "o*", "*o", "*"];
+        let mut patterns: Vec<_> = ranked.iter().rev().map(|pattern| ModelPattern::new(pattern).unwrap()).collect();
+        patterns.sort_by(|one, other| one.rank().cmp(&other.rank()));
+        assert_eq!(patterns.iter().map(ToString::to_string).collect::<Vec<_>>(), ranked);
+    }
+
+    #[test]
+    fn stars_in_a_row_are_one() {
+        for (pattern, same) in [("a**", "a*"), ("**", "*"), ("***b***c**", "*b*c*"), ("a", "a")] {
+            assert_eq!(ModelPattern::new(pattern), ModelPattern::new(same), "{pattern}");
+        }
     }
 }

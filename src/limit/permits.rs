@@ -3,23 +3,114 @@
 //! tokio's semaphore does not fit: its cap cannot be lowered while permits are out, a queued acquire reserves for a clone
 //! that may never use it, and loom cannot look inside. What is needed is small: a count and a queue under one lock that is
 //! held for a few instructions, never while a waker is woken or dropped, since both may run foreign code that comes back
-//! here.
+//! here. While nobody queues or watches, which is nearly always, the count is a word of its own and no lock is taken.
 
 use std::{
     collections::VecDeque,
     mem,
+    ops::{Deref, DerefMut},
     task::{Context, Poll, Waker},
 };
 
-use crate::sync::{Arc, Mutex, lock};
+use crate::sync::{
+    Arc, Mutex, MutexGuard,
+    atomic::{AtomicUsize, Ordering},
+    lock,
+};
 
 /// A cap and who holds or wants its permits; clones share them. Invariant: while anyone queues, every permit is out.
 #[derive(Debug, Clone)]
-pub(crate) struct Permits(Arc<Mutex<State>>);
+pub(crate) struct Permits(Arc<Core>);
+
+#[derive(Debug)]
+struct Core {
+    /// Permits that are out, times two; odd while they are the lock's to count.
+    word: AtomicUsize,
+    /// Written under the lock.
+    cap: AtomicUsize,
+    state: Mutex<State>,
+}
+
+/// Set in the word while someone holds the lock, queues or watches.
+const LOCKED: usize = 1;
+const ONE: usize = 2;
+
+impl Core {
+    /// Takes the lock, and with it the count.
+    fn lock(&self) -> Locked<'_> {
+        let mut state = lock(&self.state);
+        state.in_flight = self.word.fetch_or(LOCKED, Ordering::AcqRel) / ONE;
+        Locked { core: self, state }
+    }
+
+    /// Takes a permit without the lock; `None` when that needs the lock.
+    fn take(&self) -> Option<()> {
+        let mut word = self.word.load(Ordering::Acquire);
+        while word & LOCKED == 0 && word / ONE < self.cap.load(Ordering::Relaxed) {
+            match self.word.compare_exchange_weak(word, word + ONE, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return Some(()),
+                Err(now) => word = now,
+            }
+        }
+        None
+    }
+
+    /// Whether a permit is free; when in doubt, no.
+    fn is_free(&self) -> bool {
+        let word = self.word.load(Ordering::Acquire);
+        word & LOCKED == 0 && word / ONE < self.cap.load(Ordering::Relaxed)
+    }
+
+    /// Gives a permit back, without the lock if nobody wants to hear of it.
+    fn release(&self) {
+        let mut word = self.word.load(Ordering::Acquire);
+        while word & LOCKED == 0 && word >= ONE {
+            match self.word.compare_exchange_weak(word, word - ONE, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return,
+                Err(now) => word = now,
+            }
+        }
+        let mut state = self.lock();
+        state.in_flight = state.in_flight.saturating_sub(1);
+        let wake = state.hand_out();
+        drop(state);
+        wake.all();
+    }
+}
+
+/// The state under the lock. Whoever takes or gives back a permit meanwhile sees the word odd and comes here.
+struct Locked<'a> {
+    core: &'a Core,
+    state: MutexGuard<'a, State>,
+}
+
+impl Deref for Locked<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        let State { in_flight, queue, watchers, .. } = &*self.state;
+        let wanted = if queue.is_empty() && watchers.is_empty() { 0 } else { LOCKED };
+        self.core.cap.store(self.state.cap, Ordering::Relaxed);
+        self.core.word.store(in_flight * ONE | wanted, Ordering::Release);
+    }
+}
 
 #[derive(Debug)]
 struct State {
     cap: usize,
+    /// As of when the lock was taken; kept in the word meanwhile.
     in_flight: usize,
     /// In order of arrival, so ids rise. Whoever left the queue without cancelling was granted a permit.
     queue: VecDeque<Waiter>,
@@ -88,18 +179,16 @@ impl Wake {
 
 impl Permits {
     pub(crate) fn new(cap: usize) -> Self {
-        Self(Arc::new(Mutex::new(State {
-            cap,
-            in_flight: 0,
-            queue: VecDeque::new(),
-            watchers: Vec::new(),
-            next_id: 0,
-        })))
+        let state = State { cap, in_flight: 0, queue: VecDeque::new(), watchers: Vec::new(), next_id: 0 };
+        Self(Arc::new(Core { word: AtomicUsize::new(0), cap: AtomicUsize::new(cap), state: Mutex::new(state) }))
     }
 
     /// Takes a permit, or joins the end of the queue unless `max_waiters` stand in it.
     pub(crate) fn enqueue(&self, max_waiters: usize) -> Enqueued {
-        let mut state = lock(&self.0);
+        if self.0.take().is_some() {
+            return Enqueued::Granted(Permit(self.clone()));
+        }
+        let mut state = self.0.lock();
         if state.take() {
             drop(state);
             return Enqueued::Granted(Permit(self.clone()));
@@ -115,7 +204,7 @@ impl Permits {
 
     /// Changes the cap. Running work keeps its permits; a raised cap is handed out at once.
     pub(crate) fn set_cap(&self, cap: usize) {
-        let mut state = lock(&self.0);
+        let mut state = self.0.lock();
         state.cap = cap;
         let wake = state.hand_out();
         drop(state);
@@ -123,23 +212,15 @@ impl Permits {
     }
 
     pub(crate) fn cap(&self) -> usize {
-        lock(&self.0).cap
+        self.0.cap.load(Ordering::Acquire)
     }
 
     pub(crate) fn in_flight(&self) -> usize {
-        lock(&self.0).in_flight
+        self.0.word.load(Ordering::Acquire) / ONE
     }
 
     pub(crate) fn queued(&self) -> usize {
-        lock(&self.0).queue.len()
-    }
-
-    fn release(&self) {
-        let mut state = lock(&self.0);
-        state.in_flight = state.in_flight.saturating_sub(1);
-        let wake = state.hand_out();
-        drop(state);
-        wake.all();
+        self.0.lock().queue.len()
     }
 }
 
@@ -160,7 +241,7 @@ pub(crate) struct Permit(Permits);
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.release();
+        self.0.0.release();
     }
 }
 
@@ -174,7 +255,7 @@ pub(crate) struct Ticket {
 
 impl Ticket {
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Permit> {
-        let mut state = lock(&self.permits.0);
+        let mut state = self.permits.0.lock();
         match state.position(self.id) {
             Ok(at) => {
                 let waker = &mut state.queue[at].waker;
@@ -197,7 +278,7 @@ impl Drop for Ticket {
         if self.over {
             return;
         }
-        let mut state = lock(&self.permits.0);
+        let mut state = self.permits.0.lock();
         match state.position(self.id) {
             Ok(at) => {
                 let left = state.queue.remove(at);
@@ -206,7 +287,7 @@ impl Drop for Ticket {
             }
             Err(_) => {
                 drop(state);
-                self.permits.release();
+                self.permits.0.release();
             }
         }
     }
@@ -230,16 +311,22 @@ impl Watch {
 
     /// Whether a permit is free now; if not, the waker is woken when one may be.
     pub(crate) fn poll_free(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.id.is_none() && self.permits.0.is_free() {
+            return Poll::Ready(());
+        }
         self.poll(cx, |state| state.in_flight < state.cap)
     }
 
     /// Takes a permit; if none is free, the waker is woken when one may be.
     pub(crate) fn poll_acquire(&mut self, cx: &mut Context<'_>) -> Poll<Permit> {
+        if self.id.is_none() && self.permits.0.take().is_some() {
+            return Poll::Ready(Permit(self.permits.clone()));
+        }
         self.poll(cx, State::take).map(|()| Permit(self.permits.clone()))
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, admit: impl FnOnce(&mut State) -> bool) -> Poll<()> {
-        let mut state = lock(&self.permits.0);
+        let mut state = self.permits.0.lock();
         let old = self.id.take().and_then(|id| state.remove_watcher(id));
         let admitted = admit(&mut state);
         if !admitted {
@@ -263,7 +350,7 @@ impl Clone for Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         if let Some(id) = self.id {
-            let gone = lock(&self.permits.0).remove_watcher(id);
+            let gone = self.permits.0.lock().remove_watcher(id);
             drop(gone);
         }
     }
@@ -278,127 +365,6 @@ fn take(permits: &Permits) -> Option<Permit> {
 }
 
 #[cfg(all(test, not(tower_openrouter_loom)))]
-mod tests {
-    use proptest::prelude::*;
-    use tokio_test::{assert_pending, assert_ready, task};
-
-    use super::*;
-
-    fn ticket(permits: &Permits) -> Ticket {
-        match permits.enqueue(usize::MAX) {
-            Enqueued::Queued(ticket) => ticket,
-            other => panic!("expected a place in the queue, got {other:?}"),
-        }
-    }
-
-    #[test]
-    fn r044_permits_are_handed_out_in_order_of_arrival() {
-        let permits = Permits::new(1);
-        let running = take(&permits).unwrap();
-        let mut tickets: Vec<_> = (0..5).map(|_| task::spawn(ticket(&permits))).collect();
-        for ticket in &mut tickets {
-            assert_pending!(ticket.enter(|cx, mut ticket| ticket.poll(cx)));
-        }
-        drop(running);
-        for i in 0..5 {
-            assert!(take(&permits).is_none(), "nobody overtakes the queue");
-            assert!(tickets[i].is_woken());
-            assert!(tickets[i + 1..].iter().all(|later| !later.is_woken()));
-            drop(assert_ready!(tickets[i].enter(|cx, mut ticket| ticket.poll(cx))));
-        }
-        assert_eq!((permits.in_flight(), permits.queued()), (0, 0));
-    }
-
-    #[test]
-    fn r045_a_granted_ticket_that_is_dropped_passes_its_permit_on() {
-        let permits = Permits::new(1);
-        let running = take(&permits).unwrap();
-        let first = ticket(&permits);
-        let mut second = task::spawn(ticket(&permits));
-        assert_pending!(second.enter(|cx, mut ticket| ticket.poll(cx)));
-        drop(running);
-        assert!(!second.is_woken());
-        drop(first);
-        assert!(second.is_woken());
-        drop(assert_ready!(second.enter(|cx, mut ticket| ticket.poll(cx))));
-        assert_eq!(permits.in_flight(), 0);
-    }
-
-    #[test]
-    fn a_watch_forgets_itself_when_dropped() {
-        let permits = Permits::new(1);
-        let running = take(&permits).unwrap();
-        let mut watch = task::spawn(Watch::new(permits.clone()));
-        for _ in 0..3 {
-            assert_pending!(watch.enter(|cx, mut watch| watch.poll_free(cx)));
-        }
-        assert_eq!(lock(&permits.0).watchers.len(), 1);
-        drop(watch);
-        assert_eq!(lock(&permits.0).watchers.len(), 0);
-        drop(running);
-    }
-
-    #[derive(Debug, Clone)]
-    enum Op {
-        Take,
-        Queue,
-        Poll(usize),
-        LeaveQueue(usize),
-        Release(usize),
-        SetCap(usize),
-    }
-
-    fn op() -> impl Strategy<Value = Op> {
-        prop_oneof![
-            Just(Op::Take),
-            Just(Op::Queue),
-            any::<usize>().prop_map(Op::Poll),
-            any::<usize>().prop_map(Op::LeaveQueue),
-            any::<usize>().prop_map(Op::Release),
-            (1..6usize).prop_map(Op::SetCap),
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn r046_counts_hold_whatever_happens(ops in proptest::collection::vec(op(), 1..200)) {
-            let permits = Permits::new(2);
-            let (mut held, mut tickets, mut cap) = (Vec::new(), Vec::new(), 2);
-            let mut cx = Context::from_waker(Waker::noop());
-            for op in ops {
-                let before = permits.in_flight();
-                match op {
-                    Op::Take => held.extend(take(&permits)),
-                    Op::Queue => match permits.enqueue(4) {
-                        Enqueued::Granted(permit) => held.push(permit),
-                        Enqueued::Queued(ticket) => tickets.push(ticket),
-                        Enqueued::Full => prop_assert_eq!(permits.queued(), 4),
-                    },
-                    Op::Poll(i) if !tickets.is_empty() => {
-                        let i = i % tickets.len();
-                        if let Poll::Ready(permit) = tickets[i].poll(&mut cx) {
-                            held.push(permit);
-                            tickets.remove(i);
-                        }
-                    }
-                    Op::LeaveQueue(i) if !tickets.is_empty() => drop(tickets.remove(i % tickets.len())),
-                    Op::Release(i) if !held.is_empty() => drop(held.swap_remove(i % held.len())),
-                    Op::SetCap(to) => {
-                        permits.set_cap(to);
-                        cap = to;
-                    }
-                    _ => {}
-                }
-                let (now, queued) = (permits.in_flight(), permits.queued());
-                prop_assert!(now <= before.max(cap), "admitted past the cap");
-                prop_assert!(queued == 0 || now >= cap, "somebody waits while a permit is free");
-                prop_assert_eq!(now + queued, held.len() + tickets.len());
-            }
-            drop((held, tickets));
-            prop_assert_eq!((permits.in_flight(), permits.queued()), (0, 0));
-        }
-    }
-}
-
+mod tests;
 #[cfg(all(test, tower_openrouter_loom))]
 mod model;

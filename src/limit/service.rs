@@ -198,12 +198,17 @@ where
         loop {
             let next = match state.as_mut().project() {
                 StateProj::Running { future, permit } => {
-                    let result = ready!(future.poll(cx));
-                    let permit = permit.take().map(LimitPermit);
-                    return Poll::Ready(match result {
-                        Ok(response) => Ok(response.map(|body| Guarded::new(body, permit))),
-                        Err(error) => Err(error.into()),
-                    });
+                    return match future.poll(cx) {
+                        Poll::Pending => Poll::Pending,
+                        Poll::Ready(Ok(response)) => {
+                            let permit = permit.take().map(LimitPermit);
+                            Poll::Ready(Ok(response.map(|body| Guarded::new(body, permit))))
+                        }
+                        Poll::Ready(Err(error)) => {
+                            *permit = None;
+                            Poll::Ready(Err(error.into()))
+                        }
+                    };
                 }
                 StateProj::Waiting { waiting } => {
                     let max_wait = waiting.max_wait;

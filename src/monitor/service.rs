@@ -5,7 +5,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use http::{HeaderMap, Request, Response};
@@ -20,6 +20,7 @@ use crate::{
     Rejected, RequestContext,
     body::{Ending, Guard, Guarded, Held},
     outcome::{Cause, Classify, Fault, Outcome, OutcomeCell, Scope},
+    request::Deadline,
 };
 
 /// The service of [`LoadMonitorLayer`](super::LoadMonitorLayer).
@@ -62,7 +63,7 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         // before the call, so that one that panics is over too
-        let deadline = RequestContext::get(request.extensions()).and_then(RequestContext::deadline);
+        let deadline = RequestContext::get(request.extensions()).map(RequestContext::deadline_of).unwrap_or_default();
         let exchange = Held::new(Exchange::start(self.monitored.clone(), deadline));
         LoadMonitorFuture { inner: self.inner.call(request), exchange }
     }
@@ -127,20 +128,20 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let result = ready!(this.inner.poll(cx)).map_err(Into::into);
-        let exchange = this.exchange.take();
-        Poll::Ready(match result {
-            Ok(response) => {
-                let exchange = exchange.map(|exchange| exchange.answered(&response));
-                Ok(response.map(|body| Guarded::new(body, exchange)))
+        match this.inner.poll(cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Ok(response)) => {
+                let exchange = this.exchange.take().map(|exchange| exchange.answered(&response));
+                Poll::Ready(Ok(response.map(|body| Guarded::new(body, exchange))))
             }
-            Err(error) => {
-                if let Some(exchange) = exchange {
+            Poll::Ready(Err(error)) => {
+                let error = error.into();
+                if let Some(exchange) = this.exchange.take() {
                     exchange.failed(&*error);
                 }
-                Err(error)
+                Poll::Ready(Err(error))
             }
-        })
+        }
     }
 }
 
@@ -149,14 +150,23 @@ where
 pub struct Exchange {
     monitored: Arc<Monitored>,
     started: Instant,
-    deadline: Option<Instant>,
-    first_byte: Option<Instant>,
-    /// How long the body says it is.
-    length: Option<u64>,
+    deadline: Deadline,
+    first_byte: FirstByte,
     said: Said,
 }
 
-/// What the answer has said of its outcome so far.
+/// The first byte of an answer.
+#[derive(Debug)]
+enum FirstByte {
+    /// It has not come; the body says to have so many bytes.
+    Awaited(u64),
+    At(Instant),
+}
+
+/// A body that does not say how long it is.
+const UNKNOWN: u64 = u64::MAX;
+
+/// What the answer has said of its outcome so far. Faults are boxed, since few fail and every attempt carries this.
 #[derive(Debug)]
 enum Said {
     /// No answer yet.
@@ -166,24 +176,39 @@ enum Said {
     /// Nobody judged it, and its head is not final.
     Open,
     /// What its head meant.
-    Head(Outcome),
+    Head(Option<Box<Fault>>),
     /// What its trailers meant.
-    Trailers(Outcome),
+    Trailers(Option<Box<Fault>>),
+}
+
+/// An outcome, small.
+fn small(outcome: Outcome) -> Option<Box<Fault>> {
+    outcome.fault().copied().map(Box::new)
+}
+
+fn large(fault: &Option<Box<Fault>>) -> Outcome {
+    fault.as_deref().copied().map_or(Outcome::Success, Outcome::Fault)
 }
 
 impl Exchange {
-    fn start(monitored: Arc<Monitored>, deadline: Option<Instant>) -> Self {
+    fn start(monitored: Arc<Monitored>, deadline: Deadline) -> Self {
         monitored.place.figures().start();
-        Self { monitored, started: Instant::now(), deadline, first_byte: None, length: None, said: Said::Nothing }
+        Self {
+            monitored,
+            started: Instant::now(),
+            deadline,
+            first_byte: FirstByte::Awaited(UNKNOWN),
+            said: Said::Nothing,
+        }
     }
 
     fn answered<B: Body>(mut self, response: &Response<B>) -> Self {
-        self.length = response.body().size_hint().exact();
+        self.first_byte = FirstByte::Awaited(response.body().size_hint().exact().unwrap_or(UNKNOWN));
         self.said = match response.extensions().get::<OutcomeCell>() {
             Some(cell) => Said::Cell(cell.clone()),
             None => {
                 let head = self.monitored.classify.head(response.status(), response.headers());
-                head.map_or(Said::Open, Said::Head)
+                head.map_or(Said::Open, |outcome| Said::Head(small(outcome)))
             }
         };
         self
@@ -205,8 +230,8 @@ impl Exchange {
         let (head, end) = match &self.said {
             Said::Nothing | Said::Open => (None, None),
             Said::Cell(cell) => (cell.at_commit(), cell.at_end()),
-            Said::Head(outcome) => (Some(*outcome), None),
-            Said::Trailers(outcome) => (None, Some(*outcome)),
+            Said::Head(fault) => (Some(large(fault)), None),
+            Said::Trailers(fault) => (None, Some(large(fault))),
         };
         let fault = head.filter(|outcome| !outcome.is_success());
         let cut = Outcome::Fault(Fault::new(Cause::Truncated, Scope::Pool));
@@ -226,10 +251,19 @@ impl Exchange {
         let (figures, total) = (place.figures(), now - self.started);
         figures.leave();
         match outcome {
-            Some(Outcome::Success) => figures.succeed(self.first_byte.unwrap_or(now) - self.started, total),
+            Some(Outcome::Success) => {
+                let first_byte = match self.first_byte {
+                    FirstByte::Awaited(_) => {
+                        figures.first_byte(total, now);
+                        now
+                    }
+                    FirstByte::At(instant) => instant,
+                };
+                figures.succeed(first_byte - self.started, total);
+            }
             Some(Outcome::Fault(fault)) => figures.fail(&fault, total, now),
             // whoever keeps the deadline drops us too, and that is no client's doing
-            None if self.deadline.is_some_and(|deadline| deadline <= now) => {
+            None if self.deadline.is_over(now) => {
                 figures.fail(&Fault::new(Cause::Timeout, Scope::Pool), total, now);
             }
             None => figures.cancel(total),
@@ -248,17 +282,22 @@ impl Exchange {
 impl Guard for Exchange {
     fn data(&mut self, chunk: &[u8]) {
         // a body that comes in one piece is over with its first byte: no need to read the clock twice
-        if self.first_byte.is_some() || chunk.is_empty() || self.length == Some(chunk.len() as u64) {
+        let FirstByte::Awaited(length) = self.first_byte else { return };
+        if chunk.is_empty() || length == chunk.len() as u64 {
             return;
         }
         // until something is committed, what flows keeps the stream open and says nothing
         let real = !matches!(&self.said, Said::Cell(cell) if cell.at_commit().is_none());
-        self.first_byte = real.then(Instant::now);
+        if real {
+            let now = Instant::now();
+            self.first_byte = FirstByte::At(now);
+            self.monitored.place.figures().first_byte(now - self.started, now);
+        }
     }
 
     fn trailers(&mut self, found: &HeaderMap) {
         if let Said::Open = self.said {
-            self.said = Said::Trailers(self.monitored.classify.end(Some(found)));
+            self.said = Said::Trailers(small(self.monitored.classify.end(Some(found))));
         }
     }
 

@@ -52,7 +52,10 @@ pub(super) struct KeyBase(pub(super) Arc<Base>);
 /// # Ok::<(), tower_openrouter::KeyError>(())
 /// ```
 #[derive(Clone)]
-pub struct AuthorizeLayer {
+pub struct AuthorizeLayer(Arc<With>);
+
+/// Shared, since every attempt clones the service.
+struct With {
     authorization: HeaderValue,
     base: Option<KeyBase>,
 }
@@ -60,11 +63,11 @@ pub struct AuthorizeLayer {
 impl AuthorizeLayer {
     /// Authorizes with `key`.
     pub fn new(key: &ApiKey) -> Self {
-        Self {
+        Self(Arc::new(With {
             authorization: key.authorization().clone(),
             // the key refused what could not be a base when it was given
             base: key.base().and_then(|url| Base::of(url).ok()).map(|base| KeyBase(Arc::new(base))),
-        }
+        }))
     }
 }
 
@@ -100,8 +103,9 @@ where
         for name in [COOKIE, PROXY_AUTHORIZATION, API_KEY] {
             headers.remove(name);
         }
-        headers.insert(AUTHORIZATION, self.with.authorization.clone());
-        match &self.with.base {
+        let With { authorization, base } = &*self.with.0;
+        headers.insert(AUTHORIZATION, authorization.clone());
+        match base {
             Some(base) => {
                 request.extensions_mut().insert(base.clone());
             }
@@ -116,6 +120,6 @@ where
 
 impl fmt::Debug for AuthorizeLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AuthorizeLayer").field("base", &self.base).finish_non_exhaustive()
+        f.debug_struct("AuthorizeLayer").field("base", &self.0.base).finish_non_exhaustive()
     }
 }

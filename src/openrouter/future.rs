@@ -28,13 +28,14 @@ use crate::{
     clock,
     error::{Rejected, UpstreamError, UpstreamErrorKind, Why},
     outcome::{Cause, Fault, Outcome, OutcomeCell, Scope},
+    request::Deadline,
 };
 
 /// What is kept of a request until its answer comes.
 #[derive(Debug)]
 pub(super) struct Asked {
     pub(super) config: Arc<Config>,
-    pub(super) deadline: Option<Instant>,
+    pub(super) deadline: Deadline,
     pub(super) opted_in: bool,
     pub(super) head: bool,
 }
@@ -113,7 +114,7 @@ where
         // only who has to wait needs a timer
         let limit = limit.get_or_insert_with(|| {
             let own = clock::after(Instant::now(), asked.config.headers_timeout);
-            let until = asked.deadline.map_or(own, |deadline| deadline.min(own));
+            let until = asked.deadline.instant().map_or(own, |deadline| deadline.min(own));
             Box::pin(tokio::time::sleep_until(until))
         });
         ready!(limit.as_mut().poll(cx));
@@ -121,7 +122,7 @@ where
             // what came of the body says as much as can be known
             Some(failed) => Ok(judged(*failed, asked)),
             // the caller's own haste says nothing about the upstream
-            None if asked.deadline.is_some_and(|deadline| deadline <= Instant::now()) => {
+            None if asked.deadline.is_over(Instant::now()) => {
                 Err(Rejected::new(Why::Deadline, "the request's deadline passed before the upstream answered").into())
             }
             None => Err(UpstreamError::new(UpstreamErrorKind::HeadersTimeout, None).into()),

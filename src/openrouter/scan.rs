@@ -45,7 +45,8 @@ enum Mode {
     /// Not looked into.
     Opaque,
     Json(Json),
-    Sse(Sse),
+    // boxed, so that plain answers need not carry its size
+    Sse(Box<Sse>),
 }
 
 /// Where a scanner writes what it finds.
@@ -66,7 +67,7 @@ impl Scan {
         let mode = match parts.headers.get(CONTENT_TYPE).map(|value| value.as_bytes()) {
             _ if bodiless || !plain => Mode::Opaque,
             None => Mode::Unknown(exact),
-            Some(kind) if is(kind, b"text/event-stream") => Mode::Sse(Sse::default()),
+            Some(kind) if is(kind, b"text/event-stream") => Mode::Sse(Box::default()),
             Some(kind) if is(kind, b"application/json") => Mode::Json(Json::new(exact)),
             Some(_) => Mode::Opaque,
         };
@@ -88,7 +89,7 @@ impl Guard for Scan {
                 [] => return,
                 [b'{' | b'[', ..] => Mode::Json(Json::new(exact.filter(|exact| *exact == chunk.len() as u64))),
                 text if text.starts_with(b"data:") || text.starts_with(b"event:") || text[0] == b':' => {
-                    Mode::Sse(Sse::default())
+                    Mode::Sse(Box::default())
                 }
                 _ => Mode::Opaque,
             };

@@ -90,7 +90,7 @@ where
         };
         let asked = Asked {
             config: self.config.clone(),
-            deadline: RequestContext::get(request.extensions()).and_then(RequestContext::deadline),
+            deadline: RequestContext::get(request.extensions()).map(RequestContext::deadline_of).unwrap_or_default(),
             opted_in: headers::prepare(request.headers_mut(), &self.config.attribution),
             head: request.method() == Method::HEAD,
         };

@@ -41,6 +41,7 @@ impl Answer {
             let (status, retryable) = match refusal.why() {
                 Why::NoKey | Why::QueueFull | Why::LimitReached => (StatusCode::TOO_MANY_REQUESTS, true),
                 Why::BreakerOpen | Why::Overloaded | Why::Draining => (StatusCode::SERVICE_UNAVAILABLE, true),
+                Why::NoRoute => (StatusCode::NOT_FOUND, false),
                 Why::Deadline => (StatusCode::GATEWAY_TIMEOUT, false),
                 Why::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, false),
                 Why::BodyBroken => (StatusCode::BAD_REQUEST, false),
@@ -129,6 +130,7 @@ impl Answer {
     fn error_type(&self) -> &'static str {
         match self.status.as_u16() {
             400 => "invalid_request",
+            404 => "not_found",
             413 => "payload_too_large",
             429 => "rate_limit_exceeded",
             503 => "provider_overloaded",
@@ -141,6 +143,7 @@ impl Answer {
     fn messages_type(&self) -> &'static str {
         match self.status.as_u16() {
             400 | 413 => "invalid_request_error",
+            404 => "not_found_error",
             429 => "rate_limit_error",
             503 => "overloaded_error",
             504 => "timeout_error",
@@ -151,6 +154,7 @@ impl Answer {
     fn grpc_status(&self) -> &'static str {
         match self.status.as_u16() {
             400 | 413 => "3", // INVALID_ARGUMENT
+            404 => "5",       // NOT_FOUND
             429 => "8",       // RESOURCE_EXHAUSTED
             504 => "4",       // DEADLINE_EXCEEDED
             _ => "14",        // UNAVAILABLE
@@ -222,6 +226,7 @@ mod tests {
         for (why, status, retry, grpc, messages) in [
             (Why::NoKey, 429, true, "8", "rate_limit_error"),
             (Why::QueueFull, 429, true, "8", "rate_limit_error"),
+            (Why::NoRoute, 404, false, "5", "not_found_error"),
             (Why::LimitReached, 429, true, "8", "rate_limit_error"),
             (Why::BreakerOpen, 503, true, "14", "overloaded_error"),
             (Why::Deadline, 504, false, "4", "timeout_error"),

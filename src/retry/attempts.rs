@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     Rejected,
+    explain::Next,
     outcome::{Classify, Fault, Outcome, Retry, Verdict},
     request::{Replay, RequestContext},
 };
@@ -86,37 +87,58 @@ impl Attempts {
         copy
     }
 
-    /// Decides whether another attempt follows `result`, and after which wait.
-    pub(super) fn after<B: Replay, ResB>(
+    /// Decides whether another attempt follows an answer, and after which wait.
+    pub(super) fn after_answer<B: Replay, ResB>(
         &mut self,
-        result: &Result<Response<ResB>, BoxError>,
-        spare: &B,
+        response: &Response<ResB>,
+        spare: Option<&Request<B>>,
     ) -> Option<Wait> {
-        let outcome = match result {
-            Ok(response) => match Verdict::of(response, &*self.shared.classify) {
-                Verdict::Known(outcome) => outcome,
-                // the rest is known only when bytes have been passed on
-                Verdict::AtCommit(_) | Verdict::AtEnd => return None,
-            },
-            // our own refusal waited already, or knows that waiting is in vain
-            Err(error) if Rejected::find(&**error).is_some() => return None,
-            Err(error) => self.shared.classify.error(&**error),
-        };
-        let Outcome::Fault(fault) = outcome else { return None };
+        match Verdict::of(response, &*self.shared.classify) {
+            Verdict::Known(Outcome::Fault(fault)) => self.after(fault, spare?.body()),
+            // the rest is known only when bytes have been passed on
+            Verdict::Known(Outcome::Success) | Verdict::AtCommit(_) | Verdict::AtEnd => None,
+        }
+    }
+
+    /// Decides the same after an error.
+    pub(super) fn after_error<B: Replay>(&mut self, error: &BoxError, spare: Option<&Request<B>>) -> Option<Wait> {
+        // our own refusal waited already, or knows that waiting is in vain
+        if Rejected::find(&**error).is_some() {
+            self.shared.counts.refused();
+            return None;
+        }
+        let spare = spare?;
+        self.after(*self.shared.classify.error(&**error).fault()?, spare.body())
+    }
+
+    fn after<B: Replay>(&mut self, fault: Fault, spare: &B) -> Option<Wait> {
         if !spare.is_replayable() {
             self.shared.counts.unreplayable();
+            self.tell(Next::GiveUp { why: "unreplayable" });
             return None;
         }
         match self.next(fault) {
             Ok(wait) => {
+                self.tell(match &wait {
+                    Wait::Not => Next::Failover,
+                    Wait::Until { span, .. } => Next::retry_after(*span),
+                });
                 tracing::debug!(cause = %fault.cause, scope = %fault.scope, wait = ?wait.span(), "trying again");
                 Some(wait)
             }
             Err(why) => {
+                self.tell(Next::GiveUp { why: why.as_str() });
                 tracing::debug!(cause = %fault.cause, scope = %fault.scope, why = why.as_str(), "giving up");
                 self.shared.counts.give_up(why);
                 None
             }
+        }
+    }
+
+    /// Tells the request's trace, if it is explained.
+    fn tell(&self, next: Next) {
+        if let Some(trace) = self.context.trace() {
+            trace.next(next);
         }
     }
 
@@ -136,13 +158,6 @@ impl Attempts {
         self.progress.note(&fault, decision);
         self.pending = Some(Pending { fault, ticket });
         Ok(wait)
-    }
-
-    /// Counts the error by which the request ended.
-    pub(super) fn over(&self, error: &BoxError) {
-        if Rejected::find(&**error).is_some() {
-            self.shared.counts.refused();
-        }
     }
 }
 

@@ -65,15 +65,19 @@ where
         loop {
             let next = match this.state.as_mut().project() {
                 StateProj::Calling { future } => {
-                    let result = ready!(future.poll(cx)).map_err(Into::into);
                     // what failed is dropped here, before the wait
-                    match this.spare.as_ref().and_then(|spare| this.attempts.after(&result, spare.body())) {
-                        Some(wait) => State::Waiting { wait },
-                        None => {
-                            if let Err(error) = &result {
-                                this.attempts.over(error);
+                    match future.poll(cx) {
+                        Poll::Pending => return Poll::Pending,
+                        Poll::Ready(Ok(response)) => match this.attempts.after_answer(&response, this.spare.as_ref()) {
+                            Some(wait) => State::Waiting { wait },
+                            None => return Poll::Ready(Ok(response)),
+                        },
+                        Poll::Ready(Err(error)) => {
+                            let error = error.into();
+                            match this.attempts.after_error(&error, this.spare.as_ref()) {
+                                Some(wait) => State::Waiting { wait },
+                                None => return Poll::Ready(Err(error)),
                             }
-                            return Poll::Ready(result);
                         }
                     }
                 }
@@ -84,7 +88,7 @@ where
                 StateProj::Readying => {
                     if let Err(error) = ready!(this.service.poll_ready(cx)) {
                         let error = error.into();
-                        this.attempts.over(&error);
+                        this.attempts.after_error::<B>(&error, None);
                         return Poll::Ready(Err(error));
                     }
                     let request = this.attempts.again(this.spare.take().expect("without it nothing is tried again"));

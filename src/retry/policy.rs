@@ -59,7 +59,7 @@ pub(super) enum Keys {
     Many {
         /// The failed scope refused this request before.
         again: bool,
-        /// A key outside the failed scope could serve now.
+        /// The next attempt could go outside the failed scope now.
         elsewhere: bool,
     },
 }
@@ -177,6 +177,10 @@ pub(super) fn decide(
     {
         return give_up(GiveUp::Attempts);
     }
+    // the next attempt asks for another provider or model, which the full one's time does not bind
+    if fault.scope == Scope::Pool && matches!(keys, Keys::Many { elsewhere: true, .. }) {
+        return After(Duration::ZERO);
+    }
     let hint = fault.rest.filter(|rest| rest.hinted).map(|rest| rest.duration);
     if hint.is_some_and(|hint| hint > limits.wait_cap) {
         return give_up(GiveUp::LongWait);
@@ -258,7 +262,8 @@ mod tests {
                 Decision::GiveUp(GiveUp::NoOtherKey),
             ),
             ("no selector, limit", Cause::PlatformLimit, Scope::Key, Elsewhere, fresh, Keys::One, wait(400)),
-            ("a full pool", Cause::ProviderLimit, Scope::Pool, Backoff, fresh, OTHERS, wait(400)),
+            ("a full pool", Cause::ProviderLimit, Scope::Pool, Backoff, fresh, NO_OTHERS, wait(400)),
+            ("a full pool, and a detour", Cause::ProviderLimit, Scope::Pool, Backoff, fresh, OTHERS, wait(0)),
             (
                 "the third",
                 Cause::ProviderLimit,
@@ -268,7 +273,7 @@ mod tests {
                 OTHERS,
                 Decision::GiveUp(GiveUp::Attempts),
             ),
-            ("a timeout", Cause::UpstreamTimeout, Scope::Pool, Once, fresh, OTHERS, wait(400)),
+            ("a timeout", Cause::UpstreamTimeout, Scope::Pool, Once, fresh, NO_OTHERS, wait(400)),
             (
                 "a second timeout",
                 Cause::UpstreamTimeout,
@@ -309,19 +314,19 @@ mod tests {
     fn r056_r057_what_cannot_be_waited_for_is_given_up_at_once() {
         let full = |hint| fault(Cause::ProviderLimit, Scope::Pool, Retry::Backoff).rest(Rest::hinted(hint));
         let (second, fresh) = (Duration::from_secs(1), Progress::default());
-        assert_eq!(after(&full(121 * second), fresh, OTHERS, None), Decision::GiveUp(GiveUp::LongWait));
-        assert_eq!(after(&full(120 * second), fresh, OTHERS, None), Decision::After(120 * second));
-        assert_eq!(after(&full(5 * second), fresh, OTHERS, Some(5 * second)), Decision::GiveUp(GiveUp::Deadline));
-        assert_eq!(after(&full(5 * second), fresh, OTHERS, Some(6 * second)), Decision::After(5 * second));
+        assert_eq!(after(&full(121 * second), fresh, NO_OTHERS, None), Decision::GiveUp(GiveUp::LongWait));
+        assert_eq!(after(&full(120 * second), fresh, NO_OTHERS, None), Decision::After(120 * second));
+        assert_eq!(after(&full(5 * second), fresh, NO_OTHERS, Some(5 * second)), Decision::GiveUp(GiveUp::Deadline));
+        assert_eq!(after(&full(5 * second), fresh, NO_OTHERS, Some(6 * second)), Decision::After(5 * second));
         let dead = fault(Cause::InvalidKey, Scope::Key, Retry::Elsewhere);
-        assert_eq!(after(&dead, fresh, OTHERS, Some(Duration::ZERO)), Decision::GiveUp(GiveUp::Deadline));
+        assert_eq!(after(&dead, fresh, NO_OTHERS, Some(Duration::ZERO)), Decision::GiveUp(GiveUp::Deadline));
     }
 
     #[test]
     fn a_guessed_rest_is_no_hint() {
         let full =
             fault(Cause::ProviderLimit, Scope::Pool, Retry::Backoff).rest(Rest::guessed(Duration::from_secs(500)));
-        assert_eq!(after(&full, Progress::default(), OTHERS, None), Decision::After(Duration::from_millis(400)));
+        assert_eq!(after(&full, Progress::default(), NO_OTHERS, None), Decision::After(Duration::from_millis(400)));
     }
 
     #[test]

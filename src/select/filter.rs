@@ -1,24 +1,30 @@
 //! Filters: may this endpoint serve this request?
 //!
 //! A filter answers for one request and one endpoint: yes, no, or not before an instant. Filters run on what the pick
-//! proposes, not on the whole pool, and all of them must agree. The ones every selector has are here: the key's model
-//! patterns, what an earlier attempt of the same request has ruled out, and the rests that depend on the request.
+//! proposes, not on the whole pool, and all of them must agree. Some every selector has: the key's model
+//! patterns, the tags that the request demands, what an earlier attempt of it has ruled out, and the rests that depend on
+//! the request.
 
 use tokio::time::Instant;
 
 use crate::{
     endpoint::Endpoint,
+    explain::name_of,
     outcome::{Outcome, Usage},
     request::RequestContext,
 };
 
 mod built_in;
+mod closure;
 mod credit_floor;
 mod credit_limit;
+mod tags;
 
-pub(super) use built_in::{built_in, is_second_choice};
+pub(super) use built_in::{Bar, bar, built_in, is_second_choice};
+pub use closure::{FilterFn, filter_fn};
 pub use credit_floor::CreditFloor;
 pub use credit_limit::CreditLimit;
+pub use tags::RequireTags;
 
 /// What a filter says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +90,11 @@ pub struct Ended {
 pub trait Filter: Send + Sync + 'static {
     /// Judges.
     fn judge(&self, endpoint: &Endpoint, request: &RequestContext, now: Instant) -> Fit;
+
+    /// What it is called where a choice is [explained](crate::explain); default the name of its type.
+    fn name(&self) -> &str {
+        name_of::<Self>()
+    }
 
     /// Whether the filter sets anything aside. Asked often, so it should just say so; default no.
     fn reserves(&self) -> bool {

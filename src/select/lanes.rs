@@ -8,10 +8,10 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{pick::Prepared, pool::Pool, swap::Swap};
+use super::{ejection::Ejection, pick::Prepared, pool::Pool, swap::Swap};
 use crate::{
     clock,
-    endpoint::{Endpoint, EndpointId},
+    endpoint::{Endpoint, EndpointId, Forced},
     sync::Loaded,
 };
 
@@ -35,6 +35,8 @@ pub(super) struct Snapshot<S> {
     pub(super) lanes: Box<[Arc<Lane<S>>]>,
     /// What the pick made of the endpoints, by the first who asked it: outside the lock, since a pick is foreign code.
     pub(super) prepared: OnceLock<Option<Prepared>>,
+    /// Those of them that are shut and used all the same.
+    _forced: Box<[Forced]>,
     version: u64,
     /// When the first of those who are out comes back.
     next_return: u64,
@@ -44,19 +46,21 @@ pub(super) struct Snapshot<S> {
 pub(super) struct Lanes<S> {
     pool: Pool,
     make: Box<dyn Fn(&Endpoint) -> S + Send + Sync>,
+    ejection: Ejection,
     snapshot: Swap<Snapshot<S>, HashMap<EndpointId, Arc<Lane<S>>>>,
 }
 
 impl<S> Lanes<S> {
-    pub(super) fn new(pool: Pool, make: Box<dyn Fn(&Endpoint) -> S + Send + Sync>) -> Self {
+    pub(super) fn new(pool: Pool, make: Box<dyn Fn(&Endpoint) -> S + Send + Sync>, ejection: Ejection) -> Self {
         let stale = Snapshot {
             endpoints: Box::default(),
             lanes: Box::default(),
             prepared: OnceLock::new(),
+            _forced: Box::default(),
             version: u64::MAX,
             next_return: 0,
         };
-        Self { pool, make, snapshot: Swap::new(stale, HashMap::new()) }
+        Self { pool, make, ejection, snapshot: Swap::new(stale, HashMap::new()) }
     }
 
     /// The snapshot, made anew if somebody left or came back since.
@@ -104,13 +108,29 @@ impl<S> Lanes<S> {
         let pool = self.pool.endpoints();
         let mut next_return = u64::MAX;
         let mut lanes = Vec::with_capacity(pool.len());
+        let (mut ejected, mut usable, mut resting) = (Vec::new(), 0, 0);
         for endpoint in pool.iter() {
             let lane = all.entry(endpoint.id()).or_insert_with(|| self.lane(endpoint));
-            match self.back_at(endpoint, now) {
-                Some(until) => next_return = next_return.min(clock::nanos(until)),
-                None => lanes.push(lane.clone()),
+            let counts = usize::from(endpoint.key().weight_of() > 0.0);
+            let (rest, shut) = (self.pool.book().out(endpoint, now), endpoint.shut_until(now));
+            if let Some(until) = shut.max(rest.map(|resting| resting.until)) {
+                next_return = next_return.min(clock::nanos(until));
+                // what is shut by hand has no end
+                if rest.is_none() && counts > 0 && until < clock::after(now, clock::FOREVER / 2) {
+                    ejected.push((until, lane.clone()));
+                } else {
+                    resting += counts;
+                }
+            } else {
+                usable += counts;
+                lanes.push(lane.clone());
             }
         }
+        let readmitted = self.ejection.readmitted(usable, ejected.len(), resting);
+        ejected.sort_by_key(|(until, _)| *until);
+        ejected.truncate(readmitted);
+        let forced = ejected.iter().map(|(_, lane)| lane.endpoint.force()).collect();
+        lanes.extend(ejected.into_iter().map(|(_, lane)| lane));
         if all.len() > pool.len() {
             all.retain(|_, lane| {
                 let stays = !lane.endpoint.is_removed();
@@ -121,6 +141,6 @@ impl<S> Lanes<S> {
             });
         }
         let endpoints = lanes.iter().map(|lane| lane.endpoint.clone()).collect();
-        Snapshot { endpoints, lanes: lanes.into(), prepared: OnceLock::new(), version, next_return }
+        Snapshot { endpoints, lanes: lanes.into(), prepared: OnceLock::new(), _forced: forced, version, next_return }
     }
 }

@@ -15,17 +15,30 @@ use fastrand::Rng;
 use http::HeaderMap;
 use tokio::time::Instant;
 
-use crate::{endpoint::Endpoint, request::RequestContext};
+use crate::{endpoint::Endpoint, explain::name_of, request::RequestContext};
 
+mod closure;
 mod least_in_flight;
 mod most_credit;
+mod peak_ewma;
+mod priority_tiers;
+mod rendezvous;
 mod round_robin;
+mod shares;
+mod smooth_weighted;
 mod sticky;
+mod weighted_random;
 
+pub use closure::{PickFn, pick_fn};
 pub use least_in_flight::LeastInFlight;
 pub use most_credit::MostCredit;
+pub use peak_ewma::PeakEwma;
+pub use priority_tiers::PriorityTiers;
+pub use rendezvous::Rendezvous;
 pub use round_robin::RoundRobin;
+pub use smooth_weighted::SmoothWeighted;
 pub use sticky::Sticky;
+pub use weighted_random::WeightedRandom;
 
 /// What a [`Pick`] has worked out for a snapshot, of whatever type it likes.
 pub type Prepared = Box<dyn Any + Send + Sync>;
@@ -76,6 +89,19 @@ impl fmt::Debug for Candidates<'_> {
             .field("request", &self.request)
             .field("now", &self.now)
             .finish_non_exhaustive()
+    }
+}
+
+impl Candidates<'_> {
+    /// Notes a figure by which the pick judges an endpoint, and gives it back. It is kept where the request is
+    /// [explained](crate::explain), and costs next to nothing elsewhere.
+    pub fn note(&self, figure: &'static str, index: usize, value: f64) -> f64 {
+        if let Some(trace) = self.request.trace()
+            && let Some(endpoint) = self.endpoints.get(index)
+        {
+            trace.compare(figure, endpoint.key().name(), value);
+        }
+        value
     }
 }
 
@@ -144,6 +170,11 @@ pub trait Pick: Send + Sync + 'static {
         let _ = (candidates, index, rng);
         None
     }
+
+    /// What it is called where a choice is [explained](crate::explain); default the name of its type.
+    fn name(&self) -> &str {
+        name_of::<Self>()
+    }
 }
 
 /// A place in the order in which everybody is looked at: the lower tier first, then the lower number.
@@ -195,6 +226,10 @@ macro_rules! forward {
 
             fn rank(&self, candidates: &Candidates<'_>, index: usize, rng: &mut Rng) -> Option<Rank> {
                 (**self).rank(candidates, index, rng)
+            }
+
+            fn name(&self) -> &str {
+                (**self).name()
             }
         }
     )* };

@@ -185,6 +185,12 @@ impl Pool {
         self.0.known.state.prices()
     }
 
+    /// How many requests went to a key that was out because it fails, by [`panic_below`](super::KeySelectLayer::panic_below)
+    /// or [`max_ejected`](super::KeySelectLayer::max_ejected).
+    pub fn panic_picks(&self) -> u64 {
+        self.state().panic_picks()
+    }
+
     pub(super) fn book(&self) -> &Book {
         &self.0.known.book
     }
@@ -198,8 +204,7 @@ impl Pool {
         if self.0.known.book.record(endpoint, request, fault, live, now) {
             self.0.known.state.touch();
         }
-        if is_worth_asking_about(fault.cause) {
-            endpoint.doubt();
+        if is_worth_asking_about(fault.cause) && endpoint.doubt() {
             self.0.known.news.send_replace(());
         }
     }

@@ -4,6 +4,8 @@ use std::{
     env,
     error::Error,
     io::{self, IsTerminal, Write},
+    path::PathBuf,
+    sync::{Mutex, PoisonError},
     thread,
     time::Duration,
 };
@@ -24,33 +26,49 @@ use tracing_subscriber::EnvFilter;
 mod access;
 mod admin;
 mod app;
-mod balancer;
 mod banner;
 mod check;
 mod config;
 mod drain;
 mod headers;
 mod live;
+pub(crate) mod poll;
 mod proxy;
 mod refusal;
 mod reload;
+pub(crate) mod routed;
 mod server;
+pub(crate) mod stack;
+mod traces;
+mod upstream;
 
-pub(crate) use config::Arguments;
+pub(crate) use config::{Arguments, Configuration, Span, Trouble};
+pub(crate) use upstream::{Upstream, leaf};
 
 use access::Access;
 use admin::Local;
-use balancer::{Stack, Upstream};
 use banner::Banner;
 use check::Plan;
-use config::Configuration;
 use drain::Drain;
 use proxy::Shared;
 use reload::Runner;
+use routed::Routed;
 use server::Server;
+use stack::Stack;
+use traces::Traces;
 
 /// How long cut connections have to pass their last words on.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// What the gateway would run with when it is given this configuration file and this base URL, and who would answer.
+pub(crate) fn configured(
+    config: Option<PathBuf>,
+    upstream: Option<String>,
+) -> Result<(Configuration, Upstream), Box<dyn Error>> {
+    let mut configuration = Arguments::of(config, upstream).load(&env::vars_os().collect())?;
+    let upstream = Upstream::choose(&mut configuration)?;
+    Ok((configuration, upstream))
+}
 
 /// Runs until stopped by a signal.
 pub(crate) fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
@@ -58,8 +76,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     let mut configuration = arguments.load(&variables)?;
     if arguments.check {
         let upstream = Upstream::choose(&mut configuration)?;
-        let tried = Stack::build(&configuration, None).and_then(|_| balancer::leaf(&configuration.settings, ()));
-        tried.map_err(|trouble| configuration.tell(&trouble))?;
+        check::check(&configuration).map_err(|trouble| configuration.tell(&trouble))?;
         let plan = Plan { configuration: &configuration, simulated: matches!(upstream, Upstream::Simulated(..)) };
         return Ok(write!(io::stdout(), "{plan}")?);
     }
@@ -101,22 +118,30 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError> + Send,
 {
-    let drain = Drain::new();
+    let (drain, traces) = (Drain::new(), Traces::default());
     let mut signals = Signals::new()?;
     let settings = &configuration.settings;
     let header_timeout = settings.header_timeout.get();
     let (listen, admin_listen, asks_token) = (settings.listen, settings.admin_listen, settings.access_token.is_some());
-    let (draining, is_simulated) = (drain.clone(), simulated.is_some());
+    let (draining, is_simulated, polling) = (drain.clone(), simulated.is_some(), Mutex::new(None));
+    let keeping = traces.clone();
     let make = move |Configuration { settings, .. }: &Configuration, stack: &Stack| {
         let shared = Shared {
             access: Access(settings.access_token.clone()),
             drain: draining.clone(),
             balancer_headers: settings.balancer_headers,
+            explain: settings.explain,
+            traces: keeping.clone(),
             simulated: is_simulated,
         };
-        Ok(app::app(stack.builder.service(balancer::leaf(settings, transport.clone())?), shared))
+        let leaf = leaf(settings, transport.clone())?;
+        let routes = stack.routes(settings, &leaf)?;
+        let poller = poll::start(settings, stack.handle().pool(), leaf.clone())?;
+        // the one before stops here
+        *polling.lock().unwrap_or_else(PoisonError::into_inner) = poller;
+        Ok(app::app(Routed::new(stack.all.service(leaf), routes), shared))
     };
-    let mut runner = Runner::new(arguments, configuration, make, drain.clone(), is_simulated)?;
+    let mut runner = Runner::new(arguments, configuration, make, drain.clone(), traces, is_simulated)?;
     let listener = bind(listen, "listen").await?;
     let admin_listener = bind(admin_listen, "admin-listen").await?;
     let (listen, admin_listen) = (listener.local_addr()?, admin_listener.local_addr()?);
@@ -185,14 +210,14 @@ async fn bind(address: std::net::SocketAddr, flag: &str) -> Result<TcpListener, 
 }
 
 /// What the process is asked by a signal.
-enum Asked {
+pub(crate) enum Asked {
     Stop,
     #[cfg_attr(not(unix), expect(dead_code, reason = "there is no such signal"))]
     Reload,
 }
 
 #[cfg(unix)]
-struct Signals {
+pub(crate) struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
     hangup: tokio::signal::unix::Signal,
@@ -200,7 +225,7 @@ struct Signals {
 
 #[cfg(unix)]
 impl Signals {
-    fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
@@ -209,7 +234,7 @@ impl Signals {
         })
     }
 
-    async fn next(&mut self) -> Asked {
+    pub(crate) async fn next(&mut self) -> Asked {
         tokio::select! {
             _ = self.terminate.recv() => Asked::Stop,
             _ = self.interrupt.recv() => Asked::Stop,
@@ -219,15 +244,15 @@ impl Signals {
 }
 
 #[cfg(not(unix))]
-struct Signals;
+pub(crate) struct Signals;
 
 #[cfg(not(unix))]
 impl Signals {
-    fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         Ok(Self)
     }
 
-    async fn next(&mut self) -> Asked {
+    pub(crate) async fn next(&mut self) -> Asked {
         if tokio::signal::ctrl_c().await.is_err() {
             // nothing can ask: it runs until it is killed
             std::future::pending().await

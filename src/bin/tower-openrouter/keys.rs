@@ -4,6 +4,7 @@ use std::{
     collections::HashSet,
     error::Error,
     io::{self, Write},
+    mem,
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -17,12 +18,12 @@ use http_body_util::Empty;
 use tokio::{sync::Semaphore, task::JoinSet};
 use tower::{BoxError, Service};
 use tower_openrouter::{
-    ApiKey,
+    ApiKey, OpenRouter,
     endpoint::Money,
-    openrouter::{AccountClient, LookupError, account::KeyInfo},
+    openrouter::{AccountClient, HyperTransport, LookupError, account::KeyInfo},
 };
 
-use crate::gateway::{self, Upstream};
+use crate::gateway::{self, Trouble, Upstream};
 
 mod status;
 mod table;
@@ -64,27 +65,31 @@ struct Asked {
 
 /// Asks about every key, and shows the answers.
 pub(crate) fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
-    let (upstream, keys) = gateway::upstream_and_keys(arguments.config.as_deref(), arguments.upstream.as_deref())?;
-    if upstream.is_simulated() {
-        eprintln!("no key is set: these are the keys of the simulator");
-    }
+    let (mut configuration, upstream) = gateway::configured(arguments.config, arguments.upstream)?;
+    let keys = mem::take(&mut configuration.keys);
+    let settings = &configuration.settings;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let asked = runtime.block_on(async {
         match &upstream {
-            Upstream::Real(url) => Ok(ask(Upstream::leaf(url)?, keys).await),
-            Upstream::Simulated(simulator, _) => Ok(ask(Upstream::simulator(simulator), keys).await),
+            Upstream::Real => Ok(ask(gateway::leaf(settings, HyperTransport::new())?, keys).await),
+            Upstream::Simulated(simulator, _) => {
+                eprintln!("no key is set: these are the keys of the simulator");
+                Ok(ask(OpenRouter::new(simulator.service()), keys).await)
+            }
         }
     });
     runtime.shutdown_background();
-    let asked = asked.map_err(|trouble: String| trouble)?;
-    let mut out = io::stdout().lock();
-    if arguments.json {
-        serde_json::to_writer_pretty(&mut out, &table::json(&asked))?;
-        writeln!(out)?;
+    let asked = asked.map_err(|trouble: Trouble| configuration.tell(&trouble))?;
+    let shown = if arguments.json {
+        serde_json::to_string_pretty(&table::json(&asked))? + "\n"
     } else {
-        write!(out, "{}", table::Table(&asked))?;
+        table::Table(&asked).to_string()
+    };
+    match io::stdout().write_all(shown.as_bytes()) {
+        // whoever reads has seen enough
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+        written => written?,
     }
-    out.flush()?;
     for Asked { key, info, .. } in &asked {
         if let Err(error) = info {
             eprintln!("{}: {}", key.name(), told(error));
@@ -137,8 +142,7 @@ where
         }
     })
     .await;
-    let mut asked: Vec<_> =
-        keys.into_iter().zip(infos).map(|(key, info)| Asked { key, info, balance: None }).collect();
+    let mut asked: Vec<_> = keys.into_iter().zip(infos).map(|(key, info)| Asked { key, info, balance: None }).collect();
     // the first of its keys asks for an account; one without a known account asks for itself
     let mut seen = HashSet::new();
     let askers: Vec<_> = asked

@@ -13,18 +13,24 @@ use crate::outcome::Retry;
 pub(super) struct Json {
     /// How long the body is, where that is known.
     exact: Option<u64>,
+    // boxed, since the usual answer is never kept
+    kept: Option<Box<Kept>>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
     /// What has come, without the padding before it; its beginning is gone once it outgrew the bound.
-    kept: Vec<u8>,
+    bytes: Vec<u8>,
     outgrown: bool,
 }
 
 impl Json {
     pub(super) fn new(exact: Option<u64>) -> Self {
-        Self { exact, kept: Vec::new(), outgrown: false }
+        Self { exact, kept: None }
     }
 
     pub(super) fn has_begun(&self) -> bool {
-        !self.kept.is_empty()
+        self.kept.as_ref().is_some_and(|kept| !kept.bytes.is_empty())
     }
 
     pub(super) fn data(&mut self, chunk: &[u8], note: &mut Note) {
@@ -35,18 +41,23 @@ impl Json {
         }
         self.exact = self.exact.map(|exact| exact.saturating_sub(padding as u64));
         let mut chunk = &chunk[padding..];
-        if self.kept.len() + chunk.len() > KEPT {
+        let Kept { bytes, outgrown } = &mut **self.kept.get_or_insert_default();
+        if bytes.len() + chunk.len() > KEPT {
             // the end holds the usage, and an error that came late
-            self.outgrown = true;
+            *outgrown = true;
             let spare = KEPT / 2;
             chunk = &chunk[chunk.len().saturating_sub(spare)..];
-            self.kept.drain(..self.kept.len().saturating_sub(spare - chunk.len()));
+            bytes.drain(..bytes.len().saturating_sub(spare - chunk.len()));
         }
-        self.kept.extend_from_slice(chunk);
+        bytes.extend_from_slice(chunk);
     }
 
     pub(super) fn end(self, note: &mut Note) {
-        if self.outgrown { judge_tail(&self.kept, note) } else { judge(&self.kept, note) }
+        match self.kept.as_deref() {
+            Some(Kept { bytes, outgrown: true }) => judge_tail(bytes, note),
+            Some(Kept { bytes, outgrown: false }) => judge(bytes, note),
+            None => judge(&[], note),
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use memchr::memmem;
+use memchr::{memchr_iter, memmem};
 
 use crate::outcome::Usage;
 
@@ -77,15 +77,11 @@ fn note<T>(member: &mut Option<T>, after: &[u8], read: fn(&[u8]) -> Option<T>) -
     Some(())
 }
 
-/// Where the quote stands that ends the string that begins at `at`. Names are too short for a vector search to pay.
-fn end_of_string(text: &[u8], mut at: usize) -> Option<usize> {
-    loop {
-        at += text.get(at..)?.iter().position(|byte| matches!(byte, b'"' | b'\\'))?;
-        if text[at] == b'"' {
-            return Some(at);
-        }
-        at += 2;
-    }
+/// Where the quote stands that ends the string that begins at `start`: one with an even number of backslashes before it.
+fn end_of_string(text: &[u8], start: usize) -> Option<usize> {
+    memchr_iter(b'"', text.get(start..)?)
+        .map(|at| start + at)
+        .find(|&at| text[start..at].iter().rev().take_while(|byte| **byte == b'\\').count() % 2 == 0)
 }
 
 /// The number at the start of `text`, if there is one; 0 for what no tokens or money can be.

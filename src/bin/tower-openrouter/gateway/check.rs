@@ -2,9 +2,22 @@
 
 use std::fmt;
 
-use tower_openrouter::ApiKey;
+use bytes::Bytes;
+use http_body_util::Full;
+use tower_openrouter::{ApiKey, buffer::ReplayBody, openrouter::HyperTransport};
 
-use super::config::{Configuration, Settings};
+use super::{
+    config::{Configuration, PickName, Select, Settings, Trouble, Unrouted, WhenFull},
+    stack::Stack,
+    upstream,
+};
+
+/// Builds everything that it takes to run it.
+pub(super) fn check(configuration: &Configuration) -> Result<(), Trouble> {
+    let stack = Stack::build(configuration, None)?;
+    let leaf = upstream::leaf(&configuration.settings, HyperTransport::<ReplayBody>::new())?;
+    stack.routes::<_, _, Full<Bytes>>(&configuration.settings, &leaf).map(drop)
+}
 
 /// The stack that a configuration makes, in the order a request passes it. No secret shows.
 #[derive(Debug)]
@@ -12,6 +25,9 @@ pub(super) struct Plan<'a> {
     pub(super) configuration: &'a Configuration,
     pub(super) simulated: bool,
 }
+
+/// Writes a line: the name of a stage, and what it does.
+type Line<'a> = dyn FnMut(&str, fmt::Arguments<'_>) -> fmt::Result + 'a;
 
 impl fmt::Display for Plan<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -25,16 +41,19 @@ impl fmt::Display for Plan<'_> {
         }
         line("API", format_args!("{}, {}", settings.listen, asks(settings.access_token.is_some())))?;
         line("admin", format_args!("{}, {}", settings.admin_listen, asks(settings.admin_token.is_some())))?;
+        outer(settings, &mut line)?;
+        routes(settings, keys, &mut line)?;
+        line("select", format_args!("{}", Selecting(&settings.select, keys)))?;
+        inner(settings, &mut line)?;
         line("upstream", format_args!("{upstream}"))?;
-        stages(settings, &mut line)?;
-        writeln!(f, "  {:<10}{}", "keys", keys.len())?;
+        line("keys", format_args!("{}", keys.len()))?;
         table(keys, f)
     }
 }
 
-/// The stages, from the outside in.
-fn stages(settings: &Settings, line: &mut impl FnMut(&str, fmt::Arguments<'_>) -> fmt::Result) -> fmt::Result {
-    let Settings { deadline, select, breaker, retry, limits, .. } = settings;
+/// The stages above the routes, and around each.
+fn outer(settings: &Settings, line: &mut Line<'_>) -> fmt::Result {
+    let Settings { deadline, retry, limits, .. } = settings;
     line("deadline", format_args!("{deadline} for a request in all"))?;
     line(
         "buffer",
@@ -56,10 +75,62 @@ fn stages(settings: &Settings, line: &mut impl FnMut(&str, fmt::Arguments<'_>) -
             retry.budget_per_second
         ),
     )?;
-    line(
-        "select",
-        format_args!("{}; waits up to {}, {} requests at once", select.pick, select.max_wait, select.max_waiters),
-    )?;
+    match retry.when_provider_full {
+        WhenFull::Wait => Ok(()),
+        WhenFull::IgnoreProvider => line("", format_args!("a provider without room is ignored")),
+        WhenFull::NextModel => {
+            line("", format_args!("after a provider without room: {}", retry.next_models.join(", ")))
+        }
+    }
+}
+
+/// Each route, and what becomes of the rest.
+fn routes(settings: &Settings, keys: &[ApiKey], line: &mut Line<'_>) -> fmt::Result {
+    for route in &settings.routes {
+        let group: Vec<_> = route.group(keys).cloned().collect();
+        let labels: Vec<_> = group.iter().map(ApiKey::name).collect();
+        let own = if route.provider.is_some() { "; provider preferences of its own" } else { "" };
+        line("route", format_args!("{} to {}", route.models.join(", "), labels.join(", ")))?;
+        line("", format_args!("{}{own}", Selecting(&route.select(&settings.select), &group)))?;
+    }
+    let models = &settings.models;
+    if !settings.routes.is_empty() {
+        match models.unrouted {
+            Unrouted::AllKeys => line("route", format_args!("every other model to all keys"))?,
+            Unrouted::Refuse => line("route", format_args!("every other model is refused"))?,
+        }
+    }
+    if !models.fallback.is_empty() {
+        line("fallback", format_args!("{}, when a model cannot serve", models.fallback.join(", ")))?;
+    }
+    Ok(())
+}
+
+/// The stages below.
+fn inner(settings: &Settings, line: &mut Line<'_>) -> fmt::Result {
+    let Settings { models, provider, credit, breaker, limits, .. } = settings;
+    if let Some(variant) = models.variant {
+        line("variant", format_args!(":{}, where a request has none", variant.as_str()))?;
+    }
+    if !models.upstream_fallback.is_empty() {
+        line("models", format_args!("{}, where a request names none", models.upstream_fallback.join(", ")))?;
+    }
+    let preferences = serde_json::to_string(provider).map_err(|_| fmt::Error)?;
+    if preferences != "{}" {
+        line("provider", format_args!("{preferences}, where a request does not say"))?;
+    }
+    if credit.poll_interval.0.is_zero() {
+        line("credit", format_args!("never asked about"))?;
+    } else {
+        line("credit", format_args!("asked about every {}", credit.poll_interval))?;
+    }
+    if credit.limit {
+        let tokens = credit.max_tokens_unsaid;
+        line("", format_args!("only where the worst case can be paid; {tokens} tokens where a request sets no bound"))?;
+    }
+    if credit.floor.0 > 0.0 {
+        line("", format_args!("a key with less than {} rests", credit.floor))?;
+    }
     line(
         "breaker",
         format_args!(
@@ -76,6 +147,40 @@ fn stages(settings: &Settings, line: &mut impl FnMut(&str, fmt::Arguments<'_>) -
     }
 }
 
+/// How one selects among these keys.
+struct Selecting<'a>(&'a Select, &'a [ApiKey]);
+
+impl fmt::Display for Selecting<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(select, keys) = self;
+        write!(f, "{}", select.pick)?;
+        if select.pick == PickName::Sticky {
+            write!(f, ", on to the next key below {}", select.sticky_floor)?;
+            if let Some(back) = select.sticky_back {
+                write!(f, " and back above {back}")?;
+            }
+        }
+        if select.sessions {
+            write!(f, "; conversations stay on one account")?;
+        }
+        let mut tiers: Vec<_> = keys.iter().map(ApiKey::tier_of).collect();
+        tiers.sort_unstable();
+        tiers.dedup();
+        if tiers.len() > 1 {
+            let tiers: Vec<_> = tiers.iter().map(u32::to_string).collect();
+            write!(f, "; tiers {}", tiers.join(" before "))?;
+        }
+        write!(f, "; waits up to {}, {} requests at once", select.max_wait, select.max_waiters)?;
+        if select.max_ejected.0 < 1.0 {
+            write!(f, "; at most {} of the keys out for failing", select.max_ejected)?;
+        }
+        if select.panic_below.0 > 0.0 {
+            write!(f, "; all used again below {} of the keys", select.panic_below)?;
+        }
+        Ok(())
+    }
+}
+
 /// One line a key: its label, and what is set of it.
 fn table(keys: &[ApiKey], f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let width = keys.iter().map(|key| key.name().chars().count()).max().unwrap_or(0);
@@ -84,12 +189,15 @@ fn table(keys: &[ApiKey], f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut fact = |name: &str, value: Option<String>| facts.extend(value.map(|value| format!("{name} {value}")));
         fact("account", key.account_name().map(str::to_owned));
         fact("workspace", key.workspace_name().map(str::to_owned));
+        fact("tier", (key.tier_of() != 1).then(|| key.tier_of().to_string()));
         fact("weight", (key.weight_of() != 1.0).then(|| key.weight_of().to_string()));
+        fact("tags", (!key.tags_of().is_empty()).then(|| key.tags_of().join(" ")));
         fact("at most", key.in_flight_cap().map(|cap| format!("{cap} at once")));
-        let models: Vec<_> = key.model_patterns().iter().map(ToString::to_string).collect();
+        let served = key.model_patterns().iter().map(ToString::to_string);
+        let models: Vec<_> = served.chain(key.refused_patterns().iter().map(|pattern| format!("!{pattern}"))).collect();
         fact("models", (!models.is_empty()).then(|| models.join(" ")));
         fact("at", key.base().map(ToString::to_string));
-        writeln!(f, "    {:<width$}  {}", key.name(), facts.join(", "))?;
+        writeln!(f, "    {}", format!("{:<width$}  {}", key.name(), facts.join(", ")).trim_end())?;
     }
     Ok(())
 }

@@ -6,13 +6,15 @@ use tower_openrouter::ApiKey;
 
 mod arguments;
 mod keys;
+mod routes;
 mod settings;
 mod trouble;
 mod values;
 
 pub(crate) use arguments::Arguments;
-pub(crate) use settings::{Breaker, PickName, Retry, Settings, Token};
+pub(crate) use settings::{Breaker, Credit, Limits, PickName, Retry, Select, Settings, Token, Unrouted, WhenFull};
 pub(crate) use trouble::Trouble;
+pub(crate) use values::{Dollars, Span};
 
 use trouble::Source;
 
@@ -46,6 +48,7 @@ impl Arguments {
             self.apply(&mut settings)?;
             settings.check()?;
             let keys = keys::load(&mem::take(&mut settings.keys), folder, variables)?;
+            routes::check(&settings.routes, &keys)?;
             Ok((settings, keys))
         };
         match settle() {

@@ -22,7 +22,8 @@ impl fmt::Display for Table<'_> {
             let mut line = String::new();
             for (column, cell) in row.iter().enumerate() {
                 let width = width(column);
-                line += &if AMOUNTS.contains(&column) { format!("{cell:>width$}  ") } else { format!("{cell:<width$}  ") };
+                line +=
+                    &if AMOUNTS.contains(&column) { format!("{cell:>width$}  ") } else { format!("{cell:<width$}  ") };
             }
             writeln!(f, "{}", line.trim_end())?;
         }
@@ -199,7 +200,9 @@ gone    ?               ?       ?          ?  ?                     ?  ?        
 
     #[test]
     fn spans_are_told_in_their_two_largest_units() {
-        for (seconds, shown) in [(0, "0s"), (59, "59s"), (60, "1m"), (3_599, "59m"), (40_000, "11h 6m"), (273_600, "3d 4h")] {
+        for (seconds, shown) in
+            [(0, "0s"), (59, "59s"), (60, "1m"), (3_599, "59m"), (40_000, "11h 6m"), (273_600, "3d 4h")]
+        {
             assert_eq!(short(Duration::from_secs(seconds)), shown);
         }
     }

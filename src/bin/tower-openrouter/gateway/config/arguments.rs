@@ -6,10 +6,11 @@ use std::{
     path::PathBuf,
 };
 
-use clap::{Args, builder::BoolishValueParser};
+use clap::{Args, Command, FromArgMatches, builder::BoolishValueParser};
 use secrecy::{ExposeSecret, SecretString};
 
 use super::{
+    super::traces::Explained,
     settings::{Settings, Token},
     trouble::Trouble,
     values::{Span, Time},
@@ -52,7 +53,7 @@ pub(crate) struct Arguments {
     #[arg(long, env = "TOWER_OPENROUTER_LISTEN", value_name = "ADDR:PORT", value_parser = address, help_heading = "Listeners")]
     listen: Option<SocketAddr>,
 
-    /// Address of /healthz, /readyz and /stats [default: 127.0.0.1:9090]
+    /// Address of /healthz, /readyz, /stats and /explain/{id} [default: 127.0.0.1:9090]
     #[arg(long, env = "TOWER_OPENROUTER_ADMIN_LISTEN", value_name = "ADDR:PORT", value_parser = address, help_heading = "Listeners")]
     admin_listen: Option<SocketAddr>,
 
@@ -68,7 +69,7 @@ pub(crate) struct Arguments {
     )]
     access_token: Option<SecretString>,
 
-    /// The same for /stats; required when the admin address is not on loopback
+    /// The same for /stats and /explain; required when the admin address is not on loopback
     #[arg(
         long,
         env = "TOWER_OPENROUTER_ADMIN_TOKEN",
@@ -86,9 +87,16 @@ pub(crate) struct Arguments {
     #[arg(long, env = "TOWER_OPENROUTER_DRAIN_TIMEOUT", value_name = "TIME", help_heading = "Listeners")]
     drain_timeout: Option<Span>,
 
-    /// Leave x-balancer-key and x-balancer-attempts out of answers
+    /// Leave x-balancer-key, x-balancer-attempts and x-balancer-explain out of answers
     #[arg(long, env = "TOWER_OPENROUTER_NO_BALANCER_HEADERS", value_parser = BoolishValueParser::new(), help_heading = "Listeners")]
     no_balancer_headers: bool,
+
+    /// Which requests are explained: /explain/{id} on the admin address tells how each came to its key [default: asked]
+    ///
+    /// The id is that of the answer's x-request-id; the latest 1000 are kept. Who sends x-balancer-explain: 1 is answered in
+    /// that header too.
+    #[arg(long, env = "TOWER_OPENROUTER_EXPLAIN", value_name = "WHICH", value_enum, help_heading = "Listeners")]
+    explain: Option<Explained>,
 
     /// Configuration file (TOML), see the example in --help
     ///
@@ -103,6 +111,10 @@ pub(crate) struct Arguments {
     /// Base URL of the upstream [default: https://openrouter.ai/api/v1]
     #[arg(long, env = "TOWER_OPENROUTER_UPSTREAM", value_name = "URL", help_heading = "Upstream and keys")]
     upstream: Option<String>,
+
+    /// How often to ask the upstream what each key and account may spend; 0s: never [default: 60s]
+    #[arg(long, env = "TOWER_OPENROUTER_POLL_INTERVAL", value_name = "TIME", help_heading = "Upstream and keys")]
+    poll_interval: Option<Span>,
 
     /// How many requests may run on one key at once, unless the key has its own limit [default: none]
     #[arg(long, env = "TOWER_OPENROUTER_MAX_IN_FLIGHT", value_name = "N", help_heading = "Upstream and keys")]
@@ -138,6 +150,15 @@ fn address(text: &str) -> Result<SocketAddr, &'static str> {
 }
 
 impl Arguments {
+    /// What is set by no flags but these, and the environment.
+    pub(crate) fn of(config: Option<PathBuf>, upstream: Option<String>) -> Self {
+        let command = Self::augment_args(Command::new("gateway").no_binary_name(true));
+        let matches = command.get_matches_from([] as [&str; 0]);
+        let mut arguments = Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+        (arguments.config, arguments.upstream) = (config.or(arguments.config), upstream.or(arguments.upstream));
+        arguments
+    }
+
     /// Sets what flags and environment say.
     pub(super) fn apply(&self, settings: &mut Settings) -> Result<(), Trouble> {
         fn set<T: Clone>(setting: &mut T, flag: &Option<T>) {
@@ -158,9 +179,11 @@ impl Arguments {
         set(&mut settings.header_timeout, &self.header_timeout);
         set(&mut settings.drain_timeout, &self.drain_timeout);
         settings.balancer_headers &= !self.no_balancer_headers;
+        set(&mut settings.explain, &self.explain);
         if self.upstream.is_some() {
             settings.upstream.clone_from(&self.upstream);
         }
+        set(&mut settings.credit.poll_interval, &self.poll_interval);
         if self.max_in_flight.is_some() {
             settings.limits.max_in_flight = self.max_in_flight;
         }
@@ -261,7 +284,7 @@ mod tests {
             ("[breaker]\nmax_cooldown = \"30s\"", "FILE, line 3: breaker.max_cooldown: 30s is shorter than"),
             ("[retry]\nattempts = 0", "FILE, line 3: attempts is 0: it must be 1"),
             ("[retry]\nattempts = 6", "FILE, line 3: attempts is 6"),
-            ("[retry]\nbudget_ratio = 1.5", "FILE, line 3: budget_ratio: the retry budget's ratio is 1.5"),
+            ("[retry]\nbudget_ratio = 1.5", "FILE, line 3: budget_ratio: it is 1.5: it must be a share"),
             ("[retry]\nmin_backoff = \"2m\"", "FILE, line 2: retry.max_backoff: 30s is shorter than min_backoff, 2m"),
             ("[limits]\nmemory = \"1MiB\"", "FILE, line 3: limits.memory: 1MiB is less than replay_cap, 16MiB"),
             (

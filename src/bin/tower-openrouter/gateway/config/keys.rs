@@ -16,6 +16,8 @@ pub(crate) struct KeyEntry {
     key_env: Option<String>,
     key_file: Option<String>,
     weight: Option<f64>,
+    tier: Option<u32>,
+    tags: Vec<String>,
     account: Option<String>,
     workspace: Option<String>,
     models: Vec<String>,
@@ -119,6 +121,12 @@ impl KeyEntry {
     fn dress(&self, mut key: ApiKey) -> Result<ApiKey, KeyError> {
         if let Some(weight) = self.weight {
             key = key.weight(weight)?;
+        }
+        if let Some(tier) = self.tier {
+            key = key.tier(tier);
+        }
+        if !self.tags.is_empty() {
+            key = key.tags(self.tags.iter().map(String::as_str));
         }
         if let Some(account) = &self.account {
             key = key.account(account.as_str());
@@ -301,6 +309,8 @@ mod tests {
             label = "team a"
             key = " sk-or-v1-a "
             weight = 2.5
+            tier = 2
+            tags = ["eu", "spare"]
             account = "acme"
             workspace = "batch"
             models = ["openai/*"]
@@ -317,6 +327,7 @@ mod tests {
         assert_eq!(keys.iter().map(ApiKey::name).collect::<Vec<_>>(), ["team a", "config-2", "team-c"]);
         let key = &keys[0];
         assert_eq!((key.weight_of(), key.account_name(), key.workspace_name()), (2.5, Some("acme"), Some("batch")));
+        assert!(key.tier_of() == 2 && key.has_tag("eu") && key.has_tag("spare"));
         assert_eq!((key.in_flight_cap(), key.base().unwrap().host()), (Some(3), Some("eu.openrouter.ai")));
         assert!(key.serves("openai/gpt-4o") && !key.serves("acme/swift-1"));
     }

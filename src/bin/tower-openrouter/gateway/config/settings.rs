@@ -4,16 +4,22 @@ use std::{
     fmt,
     net::SocketAddr,
     num::{NonZeroU32, NonZeroUsize},
+    time::Duration,
 };
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, de};
-use tower_openrouter::{RetryLayer, openrouter::BASE_URL, retry::RetryBudget};
+use tower_openrouter::{
+    RetryLayer,
+    openrouter::{BASE_URL, ProviderPreferences, Variant},
+};
 
 use super::{
+    super::traces::Explained,
     keys::KeyEntry,
+    routes::RouteEntry,
     trouble::Trouble,
-    values::{Size, Span, Time},
+    values::{Dollars, Share, Size, Span, Time},
 };
 
 /// Everything that can be set. Its default is what holds without a file.
@@ -27,14 +33,19 @@ pub(crate) struct Settings {
     pub(crate) header_timeout: Time,
     pub(crate) drain_timeout: Span,
     pub(crate) balancer_headers: bool,
+    pub(crate) explain: Explained,
     /// `None`: OpenRouter, or the simulator when there is no key either.
     pub(crate) upstream: Option<String>,
     pub(crate) deadline: Time,
     pub(crate) select: Select,
+    pub(crate) models: Models,
+    pub(crate) provider: ProviderPreferences,
+    pub(crate) credit: Credit,
     pub(crate) breaker: Breaker,
     pub(crate) retry: Retry,
     pub(crate) limits: Limits,
     pub(crate) keys: Vec<KeyEntry>,
+    pub(crate) routes: Vec<RouteEntry>,
 }
 
 impl Default for Settings {
@@ -47,13 +58,18 @@ impl Default for Settings {
             header_timeout: Time::seconds(30),
             drain_timeout: Span::seconds(30),
             balancer_headers: true,
+            explain: Explained::default(),
             upstream: None,
             deadline: Time::seconds(600),
             select: Select::default(),
+            models: Models::default(),
+            provider: ProviderPreferences::default(),
+            credit: Credit::default(),
             breaker: Breaker::default(),
             retry: Retry::default(),
             limits: Limits::default(),
             keys: Vec::new(),
+            routes: Vec::new(),
         }
     }
 }
@@ -63,13 +79,28 @@ impl Default for Settings {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Select {
     pub(crate) pick: PickName,
+    pub(crate) sessions: bool,
+    pub(crate) sticky_floor: Dollars,
+    /// `None`: twice the floor.
+    pub(crate) sticky_back: Option<Dollars>,
     pub(crate) max_wait: Span,
     pub(crate) max_waiters: usize,
+    pub(crate) max_ejected: Share,
+    pub(crate) panic_below: Share,
 }
 
 impl Default for Select {
     fn default() -> Self {
-        Self { pick: PickName::default(), max_wait: Span::seconds(30), max_waiters: 1024 }
+        Self {
+            pick: PickName::default(),
+            sessions: false,
+            sticky_floor: Dollars(1.0),
+            sticky_back: None,
+            max_wait: Span::seconds(30),
+            max_waiters: 1024,
+            max_ejected: Share(1.0),
+            panic_below: Share(0.0),
+        }
     }
 }
 
@@ -79,15 +110,62 @@ impl Default for Select {
 pub(crate) enum PickName {
     #[default]
     LeastInFlight,
+    PeakEwma,
     RoundRobin,
+    Weighted,
+    WeightedRandom,
+    MostCredit,
+    Sticky,
 }
 
 impl fmt::Display for PickName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::LeastInFlight => "least-in-flight",
+            Self::PeakEwma => "peak-ewma",
             Self::RoundRobin => "round-robin",
+            Self::Weighted => "weighted",
+            Self::WeightedRandom => "weighted-random",
+            Self::MostCredit => "most-credit",
+            Self::Sticky => "sticky",
         })
+    }
+}
+
+/// `[models]`: what becomes of models that no route, or no key, serves, and what requests that do not say ask for.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Models {
+    pub(crate) unrouted: Unrouted,
+    pub(crate) fallback: Vec<String>,
+    pub(crate) upstream_fallback: Vec<String>,
+    pub(crate) variant: Option<Variant>,
+}
+
+/// What becomes of a model that has no route.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Unrouted {
+    #[default]
+    AllKeys,
+    Refuse,
+}
+
+/// `[credit]`: what is known of money, and what is made of it.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Credit {
+    /// Zero: never.
+    pub(crate) poll_interval: Span,
+    pub(crate) limit: bool,
+    pub(crate) max_tokens_unsaid: u64,
+    /// Zero: none.
+    pub(crate) floor: Dollars,
+}
+
+impl Default for Credit {
+    fn default() -> Self {
+        Self { poll_interval: Span::seconds(60), limit: false, max_tokens_unsaid: 16_384, floor: Dollars(0.0) }
     }
 }
 
@@ -129,10 +207,21 @@ pub(crate) struct Retry {
     pub(crate) min_backoff: Time,
     pub(crate) max_backoff: Time,
     pub(crate) longest_hint: Span,
-    #[serde(deserialize_with = "ratio")]
-    pub(crate) budget_ratio: f64,
+    pub(crate) budget_ratio: Share,
     pub(crate) budget_per_second: u32,
     pub(crate) unclear: bool,
+    pub(crate) when_provider_full: WhenFull,
+    pub(crate) next_models: Vec<String>,
+}
+
+/// What is tried when a provider has no room.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum WhenFull {
+    #[default]
+    Wait,
+    IgnoreProvider,
+    NextModel,
 }
 
 impl Default for Retry {
@@ -142,9 +231,11 @@ impl Default for Retry {
             min_backoff: Time::millis(500),
             max_backoff: Time::seconds(30),
             longest_hint: Span::seconds(120),
-            budget_ratio: 0.2,
+            budget_ratio: Share(0.2),
             budget_per_second: 10,
             unclear: false,
+            when_provider_full: WhenFull::Wait,
+            next_models: Vec::new(),
         }
     }
 }
@@ -153,12 +244,6 @@ fn attempts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error>
     let attempts = u32::deserialize(deserializer)?;
     RetryLayer::new().attempts(attempts).map_err(de::Error::custom)?;
     Ok(attempts)
-}
-
-fn ratio<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
-    let ratio = f64::deserialize(deserializer)?;
-    RetryBudget::new(ratio, 0).map_err(de::Error::custom)?;
-    Ok(ratio)
 }
 
 /// `[limits]`: how much at once.
@@ -196,6 +281,11 @@ impl Settings {
                 ),
             ));
         }
+        let every = self.credit.poll_interval;
+        if !every.0.is_zero() && every.0 < Duration::from_secs(1) {
+            let what = format_args!("{every} is too often to ask about keys: make it 1s or more, or 0s for never");
+            return Err(Trouble::with("credit.poll_interval", what));
+        }
         if self.breaker.longest() < self.breaker.cooldown {
             let what = format_args!(
                 "{} is shorter than the first cooldown, {}: make it at least that",
@@ -210,6 +300,25 @@ impl Settings {
                 self.retry.max_backoff, self.retry.min_backoff
             );
             return Err(Trouble::with("retry.max_backoff", what));
+        }
+        if self.select.sticky_back.is_some_and(|back| back < self.select.sticky_floor) {
+            let floor = self.select.sticky_floor;
+            let what = format_args!("it is less than sticky_floor, {floor}: make it at least that");
+            return Err(Trouble::with("select.sticky_back", what));
+        }
+        let interval = self.credit.poll_interval;
+        if interval > Span::seconds(0) && interval < Span::seconds(1) {
+            return Err(Trouble::with(
+                "credit.poll_interval",
+                "it is shorter than 1s: make it longer, or 0s for never",
+            ));
+        }
+        if (self.retry.when_provider_full == WhenFull::NextModel) == self.retry.next_models.is_empty() {
+            let what = "name models here and `next-model` in when_provider_full, or neither";
+            return Err(Trouble::with("retry.next_models", what));
+        }
+        if self.models.unrouted == Unrouted::Refuse && self.routes.is_empty() {
+            return Err(Trouble::with("models.unrouted", "without [[routes]] every model would be refused: add one"));
         }
         if self.limits.memory < self.limits.replay_cap {
             let what = format_args!(
@@ -252,5 +361,59 @@ impl PartialEq for Token {
 impl<'de> Deserialize<'de> for Token {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Self::new(&String::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gateway::config::trouble::Source;
+
+    const SAMPLE: &str = include_str!("../../../../../examples/gateway.toml");
+
+    /// The name of the setting that a line shows as its default.
+    fn default_on(line: &str) -> Option<&str> {
+        let shown = line.strip_prefix('#')?;
+        let (name, _) = shown.split_once(" = ")?;
+        name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_').then_some(shown)
+    }
+
+    #[test]
+    fn what_the_sample_shows_as_default_is_the_default() {
+        let shown: Vec<_> = SAMPLE.lines().map(|line| default_on(line).unwrap_or(line)).collect();
+        assert_ne!(shown.join("\n"), SAMPLE.trim_end());
+        let parse =
+            |text: &str| Source::new("sample", text).parse::<Settings>().unwrap_or_else(|error| panic!("{error}"));
+        let (plain, mut shown) = (parse(SAMPLE), parse(&shown.join("\n")));
+        assert_eq!(shown.upstream.take().as_deref(), Some(BASE_URL));
+        assert_eq!(shown.breaker.max_cooldown.take(), Some(Breaker::default().longest()));
+        assert_eq!(plain, shown);
+        let only_examples = Settings { keys: Vec::new(), routes: Vec::new(), provider: Default::default(), ..plain };
+        assert_eq!(only_examples, Settings::default());
+    }
+
+    #[test]
+    fn the_sample_names_every_setting() {
+        let sections =
+            ["", "[select]", "[models]", "[provider]", "[credit]", "[breaker]", "[retry]", "[limits]", "[[keys]]"];
+        let route = "[[routes]]\nmodels = [\"*\"]";
+        for section in sections.into_iter().chain([route]) {
+            let error =
+                Source::new("", &format!("{section}\nno_such = 1")).parse::<Settings>().unwrap_err().to_string();
+            let (_, expected) = error.split_once("expected one of ").unwrap();
+            let sample = match section.lines().next() {
+                None => SAMPLE,
+                Some(header) => SAMPLE.split_once(&format!("\n{header}\n")).unwrap().1,
+            };
+            for name in expected.split(", ").map(|name| name.trim_matches('`')) {
+                let shows = |line: &str| {
+                    let line = line.trim_start_matches(['#', ' ']);
+                    line.starts_with(&format!("{name} = "))
+                        || line == format!("[{name}]")
+                        || line == format!("[[{name}]]")
+                };
+                assert!(sample.lines().any(shows), "{section} {name}");
+            }
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! What is wrong with the configuration: where, and never by a value, which could be a key.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 use serde::de::DeserializeOwned;
 use toml::de::{DeTable, DeValue};
@@ -48,8 +48,8 @@ impl From<String> for Trouble {
 impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.place {
-            Place::Line(line) => write!(f, "line {line}: {}", self.what),
-            _ => f.write_str(&self.what),
+            Place::Line(line) => write!(f, "line {line}: {}", hide(&self.what)),
+            _ => f.write_str(&hide(&self.what)),
         }
     }
 }
@@ -88,8 +88,8 @@ impl Source {
             Place::Path(path) => self.line_of(path),
         };
         match line {
-            Some(line) => format!("{}, line {line}: {}", self.name, trouble.what),
-            None => trouble.what.clone(),
+            Some(line) => format!("{}, line {line}: {}", self.name, hide(&trouble.what)),
+            None => hide(&trouble.what).into_owned(),
         }
     }
 
@@ -146,6 +146,19 @@ fn without_values(message: &str) -> String {
     }
 }
 
+/// The last resort: whatever the message, what looks like a key does not show.
+fn hide(text: &str) -> Cow<'_, str> {
+    const START: &str = "sk-or-";
+    let mut parts = text.split(START);
+    let head = parts.next().unwrap_or_default();
+    let mut hidden = head.to_owned();
+    for part in parts {
+        hidden += "…";
+        hidden += part.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'));
+    }
+    if head.len() == text.len() { Cow::Borrowed(text) } else { Cow::Owned(hidden) }
+}
+
 /// Whether text that should be a name could be a key.
 fn looks_secret(text: &str) -> bool {
     text.contains("sk-") || text.len() > 40 || text.contains(char::is_whitespace)
@@ -195,6 +208,14 @@ mod tests {
             let said = source.tell(&trouble);
             assert!(said.starts_with(told), "{text}: {said}");
             assert!(!said.contains("sk-or"), "{said}");
+        }
+    }
+
+    #[test]
+    fn r099_a_key_does_not_show_wherever_it_was_put() {
+        let trouble = Trouble::with("provider", "order holds \"sk-or-v1-a_1\" twice: sk-or-v1-b");
+        for said in [trouble.to_string(), Source::new("f", "provider.zdr = true").tell(&trouble)] {
+            assert!(said.ends_with("provider: order holds \"…\" twice: …"), "{said}");
         }
     }
 

@@ -16,8 +16,16 @@ pub(crate) struct Time(Duration);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Size(pub(crate) u64);
 
+/// A number from 0 to 1.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
+pub(crate) struct Share(pub(crate) f64);
+
+/// An amount of money, 0 or more.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
+pub(crate) struct Dollars(pub(crate) f64);
+
 /// What a value should have looked like.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
 pub(crate) enum BadValue {
     #[error("expected a whole number with a unit, such as 500ms, 30s, 10m or 1h")]
     Span,
@@ -25,6 +33,10 @@ pub(crate) enum BadValue {
     Zero,
     #[error("expected a whole number with a unit, such as 512KiB, 64MiB or 1GiB")]
     Size,
+    #[error("it is {0}: it must be a share, from 0 to 1")]
+    Share(f64),
+    #[error("it is {0}: it must be an amount of dollars, 0 or more")]
+    Dollars(f64),
 }
 
 impl Span {
@@ -120,6 +132,18 @@ impl fmt::Display for Time {
     }
 }
 
+impl fmt::Display for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for Dollars {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "${}", self.0)
+    }
+}
+
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
@@ -145,6 +169,21 @@ impl<'de> Deserialize<'de> for Time {
 impl<'de> Deserialize<'de> for Size {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+impl<'de> Deserialize<'de> for Share {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let share = f64::deserialize(deserializer)?;
+        if (0.0..=1.0).contains(&share) { Ok(Self(share)) } else { Err(de::Error::custom(BadValue::Share(share))) }
+    }
+}
+
+impl<'de> Deserialize<'de> for Dollars {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let dollars = f64::deserialize(deserializer)?;
+        let is_amount = dollars.is_finite() && dollars >= 0.0;
+        if is_amount { Ok(Self(dollars)) } else { Err(de::Error::custom(BadValue::Dollars(dollars))) }
     }
 }
 

@@ -1,0 +1,227 @@
+//! The library's default stack as it is configured, over all keys and over those of each route.
+
+use std::fmt;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use tower::{BoxError, Service, ServiceBuilder, util::BoxCloneSyncService};
+use tower_openrouter::{
+    ApiKey, Balancer, BufferLayer, DeadlineLayer, ModelRouter, OpenRouter, RespondLayer, RetryLayer,
+    breaker::{BreakerPolicy, TripPolicy},
+    buffer::ReplayBody,
+    endpoint::Money,
+    openrouter::{OnFullPool, PreferenceError, ProviderLayer, ProviderPreferences},
+    retry::{Backoff, RetryBudget},
+    select::{
+        CreditFloor, CreditLimit, LeastInFlight, MostCredit, PeakEwma, Pick, Pool, PriorityTiers, Rendezvous,
+        RoundRobin, SmoothWeighted, Sticky, WeightedRandom,
+    },
+    stack::{BalancerBuilder, BalancerHandle},
+};
+
+use super::{
+    config::{
+        Breaker, Configuration, Credit, Dollars, Limits, PickName, Retry, Select, Settings, Trouble, Unrouted, WhenFull,
+    },
+    routed::Routes,
+};
+
+type Builder<P> = BalancerBuilder<P>;
+type AnyPick = Box<dyn Pick>;
+
+/// The stacks of one configuration, to be put before the upstream, and what the next configuration may take over from them.
+#[derive(Debug)]
+pub(crate) struct Stack {
+    /// Over all keys.
+    pub(crate) all: Builder<AnyPick>,
+    /// Over those of each route, with its patterns.
+    routes: Vec<(Vec<String>, Builder<AnyPick>)>,
+    pool: Pool,
+    retry: RetryLayer,
+    buffer: BufferLayer,
+}
+
+impl Stack {
+    /// What has not changed since `before` is taken over with all it knows: keys with their figures, rests and breakers, the
+    /// budget of retries, the memory of bodies.
+    pub(crate) fn build(
+        configuration: &Configuration,
+        before: Option<(&Self, &Configuration)>,
+    ) -> Result<Self, Trouble> {
+        let Configuration { settings, keys, .. } = configuration;
+        // at another upstream they are not the same keys
+        let before = before.map(|(before, old)| (before, &old.settings));
+        let before = before.filter(|(_, old)| old.upstream() == settings.upstream());
+        let pool = match before {
+            None => Pool::new(keys.iter().cloned()),
+            Some((before, _)) => before.pool.share(keys.iter().cloned()),
+        };
+        let pool = pool.map_err(|error| Trouble::from(error.to_string()))?;
+        let retry = match before {
+            Some((before, old)) if old.retry == settings.retry => before.retry.clone(),
+            _ => retry(&settings.retry)?,
+        };
+        let limits = &settings.limits;
+        let buffer = match before {
+            Some((before, old)) if old.limits == *limits => before.buffer.clone(),
+            _ => buffer(limits).budget(limits.memory.0),
+        };
+        let deadline = DeadlineLayer::new(settings.deadline.get()).map_err(|error| Trouble::with("deadline", error))?;
+        let mut common = Balancer::builder(pool.clone())
+            .breaker(breaker(&settings.breaker)?)
+            .retry(retry.clone())
+            .buffer(buffer.clone())
+            .deadline(deadline);
+        if let Some(cap) = limits.max_in_flight {
+            common = common.max_in_flight(cap.get()).map_err(|error| Trouble::with("limits.max_in_flight", error))?;
+        }
+        if let Some((before, old)) = before
+            && old.breaker == settings.breaker
+        {
+            common = common.keep(&before.handle());
+        }
+        let preferences = provider(settings, &settings.provider).map_err(|error| Trouble::with("provider", error))?;
+        let common = common.provider(preferences);
+        let all = select(common.clone(), &settings.select, &settings.credit, keys)?;
+        let mut routes = Vec::new();
+        for (at, route) in settings.routes.iter().enumerate() {
+            let group: Vec<_> = route.group(keys).cloned().collect();
+            let select = select(common.clone(), &route.select(&settings.select), &settings.credit, &group)?;
+            // the bodies are in memory already, within the budget of the whole
+            let mut builder = select.buffer(self::buffer(limits).budget(u64::MAX));
+            if let Some(own) = &route.provider {
+                let preferences = provider(settings, own).map_err(|error| route_trouble(at, &error))?;
+                builder = builder.provider(preferences);
+            }
+            let group = pool.share(group).map_err(|error| route_trouble(at, &error))?;
+            routes.push((route.models.clone(), builder.pool(group)));
+        }
+        Ok(Self { all, routes, pool, retry, buffer })
+    }
+
+    /// What the stages over all keys can be asked and told.
+    pub(crate) fn handle(&self) -> BalancerHandle {
+        self.all.handle()
+    }
+
+    /// The routes before `leaf`, where anything depends on the model.
+    pub(crate) fn routes<T, TB, B>(
+        &self,
+        settings: &Settings,
+        leaf: &OpenRouter<T>,
+    ) -> Result<Option<Routes<B>>, Trouble>
+    where
+        T: Service<Request<ReplayBody>, Response = Response<TB>> + Clone + Send + Sync + 'static,
+        T::Error: Into<BoxError>,
+        T::Future: Send,
+        TB: Body<Data = Bytes> + Send + 'static,
+        TB::Error: Into<BoxError> + Send,
+        B: Body + Unpin + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<BoxError>,
+    {
+        if self.routes.is_empty() && settings.models.fallback.is_empty() {
+            return Ok(None);
+        }
+        let mut router = ModelRouter::<Balancer<ReplayBody>>::new();
+        for (models, builder) in &self.routes {
+            let balancer = builder.clone().build(leaf.clone());
+            for pattern in models {
+                router = router.route(&**pattern, balancer.clone());
+            }
+        }
+        if settings.models.unrouted == Unrouted::AllKeys {
+            let all = self.all.clone().buffer(buffer(&settings.limits).budget(u64::MAX));
+            router = router.fallback(all.build(leaf.clone()));
+        }
+        let router = router.fallback_models(settings.models.fallback.iter().map(String::as_str)).build();
+        let router = router.map_err(|error| Trouble::with("models", error))?;
+        let service = ServiceBuilder::new().layer(RespondLayer::new()).layer(self.buffer.clone()).service(router);
+        Ok(Some(BoxCloneSyncService::new(service)))
+    }
+}
+
+fn route_trouble(at: usize, what: &dyn fmt::Display) -> Trouble {
+    Trouble::in_entry("routes", at, format_args!("[[routes]] number {}: {what}", at + 1))
+}
+
+fn breaker(settings: &Breaker) -> Result<BreakerPolicy, Trouble> {
+    let trouble = |error| Trouble::with("breaker", error);
+    let trip = TripPolicy::failures(settings.failures.get(), settings.window.get()).map_err(trouble)?;
+    BreakerPolicy::new(trip).cooldown(settings.cooldown.get(), settings.longest().get()).map_err(trouble)
+}
+
+fn retry(settings: &Retry) -> Result<RetryLayer, Trouble> {
+    let trouble = |error| Trouble::with("retry", error);
+    let backoff = Backoff::new(settings.min_backoff.get(), settings.max_backoff.get()).map_err(trouble)?;
+    let budget = RetryBudget::new(settings.budget_ratio.0, settings.budget_per_second).map_err(trouble)?;
+    let layer = RetryLayer::new().attempts(settings.attempts).map_err(trouble)?;
+    Ok(layer.backoff(backoff).budget(budget).wait_cap(settings.longest_hint.0).retry_unclear(settings.unclear))
+}
+
+/// What is put into requests that do not say.
+fn provider(settings: &Settings, preferences: &ProviderPreferences) -> Result<ProviderLayer, PreferenceError> {
+    let (models, retry) = (&settings.models, &settings.retry);
+    let mut layer = ProviderLayer::new(preferences.clone())?.on_full_pool(match retry.when_provider_full {
+        WhenFull::Wait => OnFullPool::Wait,
+        WhenFull::IgnoreProvider => OnFullPool::IgnoreFailed,
+        WhenFull::NextModel => OnFullPool::NextModel(retry.next_models.iter().map(|model| (**model).into()).collect()),
+    })?;
+    if !models.upstream_fallback.is_empty() {
+        layer = layer.models(models.upstream_fallback.iter().map(String::as_str))?;
+    }
+    match models.variant {
+        Some(variant) => layer.variant(variant),
+        None => Ok(layer),
+    }
+}
+
+fn buffer(limits: &Limits) -> BufferLayer {
+    BufferLayer::new().body_limit(limits.body_limit.0).replay_cap(limits.replay_cap.0)
+}
+
+/// How a stack selects among `keys`.
+fn select<P: Pick>(
+    builder: Builder<P>,
+    select: &Select,
+    credit: &Credit,
+    keys: &[ApiKey],
+) -> Result<Builder<AnyPick>, Trouble> {
+    let is_tiered = keys.iter().any(|key| key.tier_of() != keys[0].tier_of());
+    let pick = pick(select);
+    let mut builder = builder
+        .pick(if is_tiered { Box::new(PriorityTiers::new(pick)) } else { pick })
+        .max_wait(select.max_wait.0)
+        .max_waiters(select.max_waiters)
+        .max_ejected(select.max_ejected.0)
+        .and_then(|builder| builder.panic_below(select.panic_below.0))
+        .map_err(|error| Trouble::with("select", error))?;
+    if credit.floor.0 > 0.0 {
+        builder = builder.filter(CreditFloor::new(Money::from_usd(credit.floor.0)));
+    }
+    if credit.limit {
+        builder = builder.filter(CreditLimit::new().max_tokens_unsaid(credit.max_tokens_unsaid));
+    }
+    Ok(builder)
+}
+
+fn pick(select: &Select) -> AnyPick {
+    let money = |amount: Dollars| Money::from_usd(amount.0);
+    let inner: AnyPick = match select.pick {
+        PickName::LeastInFlight => Box::new(LeastInFlight::default()),
+        PickName::PeakEwma => Box::new(PeakEwma::default()),
+        PickName::RoundRobin => Box::new(RoundRobin::default()),
+        PickName::Weighted => Box::new(SmoothWeighted::default()),
+        PickName::WeightedRandom => Box::new(WeightedRandom::default()),
+        PickName::MostCredit => Box::new(MostCredit::default()),
+        PickName::Sticky => {
+            let sticky = Sticky::new(money(select.sticky_floor));
+            Box::new(match select.sticky_back {
+                Some(back) => sticky.back(money(back)),
+                None => sticky,
+            })
+        }
+    };
+    if select.sessions { Box::new(Rendezvous::new(inner)) } else { inner }
+}
