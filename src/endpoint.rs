@@ -37,7 +37,7 @@ struct Inner {
     key: ApiKey,
     figures: Figures,
     account: OnceLock<Box<str>>,
-    // made when first asked for: most pools count no money
+    // made when first asked for
     credit: OnceLock<Box<Credit>>,
     shut_until: AtomicU64,
     /// How many snapshots use it although it is shut.
@@ -177,6 +177,11 @@ impl Endpoint {
         credit
     }
 
+    /// The same where anybody has asked for it before: most pools count no money.
+    pub(crate) fn counted_credit(&self) -> Option<&Credit> {
+        self.0.credit.get().map(|_| self.credit())
+    }
+
     /// What models cost, for all endpoints of the pool.
     pub fn prices(&self) -> &Prices {
         self.0.pool.prices()
@@ -223,9 +228,10 @@ impl Endpoint {
         self.0.pool.touch();
     }
 
-    /// Marks it as one that an answer has put in doubt, so that whoever asks about keys asks about this one soon.
-    pub(crate) fn doubt(&self) {
-        self.0.doubted.store(true, Ordering::Release);
+    /// Marks it as one that an answer has put in doubt, so that whoever asks about keys asks about this one soon. Says
+    /// whether that is new.
+    pub(crate) fn doubt(&self) -> bool {
+        !self.0.doubted.swap(true, Ordering::AcqRel)
     }
 
     /// Whether it was in doubt; from here on it is not.

@@ -16,10 +16,12 @@
 //!
 //! Examples, around any service and in the stack of one key, are at [`LoadMonitorLayer`].
 
+mod credit;
 mod layer;
 mod service;
 mod snapshot;
 
+pub use credit::CreditSnapshot;
 pub use layer::{LoadMonitorLayer, MonitorHandle};
 pub use service::{CurrentLoad, Exchange, LoadMonitor, LoadMonitorFuture};
 pub use snapshot::{EndpointSnapshot, Measures, Snapshot, Spread};

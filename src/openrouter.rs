@@ -64,7 +64,8 @@
 //!
 //! *Retry*: elsewhere = at once on a key outside the scope; back-off = any key, after the rest or a back-off; once = that, a
 //! single time. *Rest*: what the server hints, else the default named here; never more than [`MAX_REST`]. A hint of zero
-//! counts as a guess of a second at most.
+//! counts as a guess of a second at most. An [`AccountPoller`](crate::AccountPoller) ends the rest of row 7 when the upstream,
+//! asked with `GET /key`, accepts the key after all.
 //!
 //! | row | answer | cause | scope | rest | retry |
 //! | --- | --- | --- | --- | --- | --- |

@@ -7,7 +7,12 @@
 //!
 //! For each attempt the [pick](Pick) proposes endpoints from an immutable snapshot, and [filters](Filter), rests and the
 //! readiness of the endpoint's own stack judge them. A breaker that is open or a limit that is full is *not ready*, so any
-//! third-party layer takes part. After a few proposals a scan decides, so a usable key is found if there is one.
+//! third-party layer takes part. When a few proposals were refused everybody is asked, in the pick's order if it has one, so
+//! a usable key is found if there is one.
+//!
+//! Picks that come along: [`RoundRobin`], [`SmoothWeighted`] and [`WeightedRandom`] by the keys' weights, [`LeastInFlight`]
+//! and [`PeakEwma`] by their load, [`Rendezvous`] by the conversation, [`PriorityTiers`] around another pick, and [`pick_fn`].
+//! Filters: [`RequireTags`] and [`filter_fn`]; those that every selector has are named [there](KeySelectLayer::filter).
 //!
 //! When nobody can serve, a request waits in the pool's line, in order of arrival, for at most
 //! [`max_wait`](KeySelectLayer::max_wait) and its own deadline; if nobody comes back in that time it is refused at once with
@@ -78,6 +83,7 @@ mod choose;
 mod claims;
 mod cooldown;
 mod ejection;
+mod explain;
 mod filter;
 mod future;
 mod lanes;

@@ -8,22 +8,31 @@ use http_body_util::{BodyExt, Full};
 use static_assertions::assert_impl_all;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, layer::util::Identity, service_fn};
 use tower_openrouter::{
-    ApiKey, Balancer, BufferLayer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint, KeyError,
-    KeySelect, KeySelectLayer, LoadMonitorLayer, OpenRouter, Outcome, Rejected, RequestContext, RespondLayer,
-    RetryLayer, Snapshot,
+    AccountPoller, ApiKey, Balancer, BufferLayer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint,
+    ExplainLayer, KeyError, KeySelect, KeySelectLayer, LoadMonitorLayer, ModelRouter, OpenRouter, Outcome, Rejected,
+    RequestContext, RespondLayer, RetryLayer, Snapshot,
     breaker::{Admission, BreakerHandle, BreakerPolicy, CircuitBreaker, CircuitBreakerFuture, TripPolicy},
     buffer::{Buffer, BufferFuture, ReplayBody},
     deadline::{Deadline, DeadlineBody, DeadlineFuture, DeadlineService},
     endpoint::Figures,
     endpoint_fn,
     error::UpstreamError,
+    explain::{Explain, ExplainFuture, Explanation, Trace},
     limit::{ConcurrencyLimit, LimitFuture, LimitHandle, LimitPermit},
     monitor::{LoadMonitor, LoadMonitorFuture, MonitorHandle},
-    openrouter::{Authorize, AuthorizeLayer, OpenRouterBody, OpenRouterFuture, ReqwestTransport},
+    openrouter::{
+        AccountClient, Authorize, AuthorizeLayer, HyperTransport, OpenRouterBody, OpenRouterFuture, ProviderLayer,
+        ProviderPreferences, ReqwestTransport,
+        provider::{ProviderFuture, ProviderService},
+    },
     outcome::{Grpc, OutcomeCell},
     respond::{Respond, RespondBody, RespondFuture},
     retry::{Backoff, Retry, RetryBudget, RetryFuture, RetryHandle},
-    select::{EndpointFn, KeySelectFuture, LeastInFlight, Pool, RoundRobin},
+    route::{Routes, RoutesFuture},
+    select::{
+        Candidates, EndpointFn, KeySelectFuture, LeastInFlight, PeakEwma, Pick, Pool, PriorityTiers, Rank, Rendezvous,
+        RequireTags, RoundRobin, SelectError, SmoothWeighted, WeightedRandom,
+    },
     stack::{BalancerBuilder, BalancerHandle},
 };
 
@@ -47,14 +56,16 @@ macro_rules! assert_send {
 
 assert_layers_and_services! {
     RespondLayer, Respond<Plain>,
+    ExplainLayer, Explain<Plain>, Trace,
     DeadlineLayer, DeadlineService<Plain>, Deadline,
     BufferLayer, Buffer<ToReplay>,
     RetryLayer, Retry<Plain>,
+    ModelRouter<Plain>, Routes<ToReplay>, ProviderLayer, ProviderPreferences, ProviderService<Plain>,
     KeySelectLayer<PerKey>, KeySelectLayer<PerKey, LeastInFlight>, KeySelect<Plain>, KeySelect<Plain, LeastInFlight>,
     LoadMonitorLayer, LoadMonitor<Plain>,
     ConcurrencyLimitLayer, ConcurrencyLimit<Plain>,
     AuthorizeLayer, Authorize<Plain>,
-    OpenRouter<Plain>, ReqwestTransport,
+    OpenRouter<Plain>, ReqwestTransport, AccountClient<Plain>,
     CircuitBreakerLayer,
     Balancer<Body>, BalancerBuilder, BalancerBuilder<RoundRobin>, BalancerHandle,
     BreakerHandle, LimitHandle, MonitorHandle, RetryHandle,
@@ -66,14 +77,18 @@ assert_layers_and_services! {
 assert_layers_and_services!(tower_openrouter::openrouter::HyperTransport<Body>);
 assert_impl_all!(CircuitBreaker<Plain>: Clone, Debug, Send, Sync);
 
-assert_handles!(Figures, UpstreamError, LimitPermit, Admission, RoundRobin, LeastInFlight);
+assert_handles!(AccountPoller<Plain>, Figures, UpstreamError, LimitPermit, Admission);
+assert_handles!(RoundRobin, LeastInFlight, SmoothWeighted, WeightedRandom, PeakEwma, Rendezvous, PriorityTiers);
+assert_handles!(Candidates<'_>, Rank, SelectError, RequireTags);
+assert_impl_all!(Box<dyn Pick>: Pick);
 
 // futures and bodies are as sendable as what they hold; `Full` and a boxed future are `Send`
 assert_send! {
+    ExplainFuture<<Plain as Service<Request<Body>>>::Future>, Explanation,
     RespondFuture<<Plain as Service<Request<Body>>>::Future>, RespondBody<Body>,
     DeadlineFuture<<Plain as Service<Request<Body>>>::Future>, DeadlineBody<Body>,
     BufferFuture<ToReplay, Body>, ReplayBody,
-    RetryFuture<Plain, Body, Body>,
+    RetryFuture<Plain, Body, Body>, RoutesFuture<ToReplay>, ProviderFuture<<Plain as Service<Request<Body>>>::Future>,
     KeySelectFuture<Plain, RoundRobin, Body>, <KeySelect<Plain> as Service<Request<Body>>>::Response,
     LoadMonitorFuture<<Plain as Service<Request<Body>>>::Future>,
     CircuitBreakerFuture<<Plain as Service<Request<Body>>>::Future>,
@@ -105,6 +120,7 @@ macro_rules! each_around {
         let respond = $respond;
         let service = $service;
         finished::<_, $body, _>(respond.clone().layer(service.clone()));
+        finished::<_, $body, _>(ExplainLayer::new().layer(respond.clone().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(DeadlineLayer::default().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(LoadMonitorLayer::new().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(CircuitBreakerLayer::default().reject().layer(service.clone())));
@@ -153,6 +169,7 @@ async fn every_layer_fits_around_an_axum_router() {
     use axum::{Router, body::Body, routing::post};
     let router = Router::<()>::new().route("/v1/chat/completions", post(async |body: String| body));
     each_around!(RespondLayer::new(), router.clone(), Body);
+    finished::<_, Body, _>(RespondLayer::new().layer(ProviderLayer::default().layer(router.clone())));
     let stack = finished::<_, Body, _>(all_around!(RespondLayer::new(), BufferLayer::new(), Body::new, router.clone()));
     // and inside one, as its middleware
     let app = Router::<()>::new().fallback_service(stack);
@@ -239,6 +256,9 @@ async fn every_layer_fits_around_a_reqwest_client() {
 
     let transport = ReqwestTransport::new(reqwest::Client::new());
     each_around!(RespondLayer::new(), transport.clone(), ReplayBody);
+    finished::<_, ReplayBody, _>(RespondLayer::new().layer(ProviderLayer::default().layer(transport.clone())));
+    let routes = ModelRouter::new().route("*", transport.clone()).build().unwrap();
+    finished::<_, Body, _>(tower_openrouter::stack::front(routes));
     let leaf = OpenRouter::builder().base_url(format!("http://{address}/api/v1")).build(transport).unwrap();
     each_around!(RespondLayer::new(), leaf.clone(), ReplayBody);
     let client =
@@ -268,4 +288,15 @@ fn a_stack_ends_infallible_whatever_the_error_of_what_is_inside() {
     with_error!(tonic::Status);
     with_error!(tonic::transport::Error);
     with_error!(reqwest::Error);
+}
+
+#[tokio::test]
+async fn the_poller_can_be_spawned_over_every_transport() {
+    let pool = Pool::new([ApiKey::new("sk-or-v1-a").unwrap()]).unwrap();
+    let reqwest = ReqwestTransport::default_client().unwrap();
+    let hyper = tokio::spawn(AccountPoller::new(&pool, OpenRouter::new(HyperTransport::new())).run());
+    let reqwest = tokio::spawn(AccountPoller::new(&pool, OpenRouter::new(reqwest)).run());
+    drop(pool);
+    hyper.await.unwrap();
+    reqwest.await.unwrap();
 }

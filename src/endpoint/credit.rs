@@ -230,6 +230,11 @@ impl Credit {
         self.open_account(now).purse.reserved()
     }
 
+    /// What the account has in flight: what is reserved, and for two seconds the bills of what has ended.
+    pub fn account_in_flight(&self, now: Instant) -> Money {
+        self.open_account(now).in_flight(now)
+    }
+
     /// How much of the account's money may be in flight at once, as its refusals have taught; `None` before the first.
     pub fn in_flight_cap(&self, now: Instant) -> Option<Money> {
         self.open_account(now).brake.cap()
@@ -245,30 +250,31 @@ impl Credit {
         if workspace && enough(&self.key, least) && enough(self.wallet(), amount) {
             return Fits::Yes;
         }
-        Taking::open(self, now).fits(amount)
+        Taking::open(self, now).fits(amount, now)
     }
 
     /// Reserves `amount` if it may go now.
     pub(crate) fn take(&self, amount: Money, now: Instant) -> bool {
         let mut taking = Taking::open(self, now);
-        let fits = taking.fits(amount) == Fits::Yes;
+        let fits = taking.fits(amount, now) == Fits::Yes;
         if fits {
             taking.each(|purse| purse.take(amount));
         }
         fits
     }
 
-    /// Ends a reservation of `amount`, made at `taken`, whose request cost `cost`. Gives what the account has reserved for
-    /// others.
+    /// Ends a reservation of `amount`, made at `taken`, whose request cost `cost`. Gives what the account has in flight
+    /// besides it.
     pub(crate) fn settle(&self, amount: Money, cost: Money, paid: Paid, taken: Instant, now: Instant) -> Money {
         let mut open = Taking::open(self, now);
-        let in_flight = open.account.purse.reserved();
+        let in_flight = open.account.in_flight(now);
         open.each(|purse| purse.settle(amount, cost, now));
+        open.account.brake.bill(cost, now);
         let until = |span| clock::after(now, span);
         match paid {
             Paid::Nothing => {}
             Paid::Served => open.account.brake.served(amount, in_flight),
-            Paid::InFlight => open.account.brake.refused(in_flight - amount, taken, now),
+            Paid::InFlight => open.account.brake.refused(amount, in_flight, taken, now),
             Paid::TooDearForKey => open.key.purse.too_dear(amount, now),
             Paid::TooDearForAccount => open.account.purse.too_dear(amount, now),
             Paid::KeySpent(span) => open.key.purse.spent_out(until(span), now),
@@ -297,15 +303,20 @@ impl<'a> Taking<'a> {
         }
     }
 
-    fn fits(&self, amount: Money) -> Fits {
+    fn fits(&self, amount: Money, now: Instant) -> Fits {
         let least = amount.max(LEAST);
         let money = [
             Some(self.key.purse.fits(least)),
             self.workspace.as_ref().map(|workspace| workspace.purse.fits(least)),
             Some(self.account.purse.fits(amount)),
         ];
-        let braked = !self.account.brake.admits(self.account.purse.reserved(), amount);
-        money.into_iter().flatten().fold(if braked { Fits::Held } else { Fits::Yes }, Fits::and)
+        let brake = &self.account.brake;
+        let in_flight = match (brake.admits(self.account.in_flight(now), amount), brake.eases_at(now)) {
+            (true, _) => Fits::Yes,
+            (false, None) => Fits::Held,
+            (false, at) => Fits::Short(at),
+        };
+        money.into_iter().flatten().fold(in_flight, Fits::and)
     }
 
     fn each(&mut self, change: impl Fn(&mut purse::Purse)) {

@@ -2,7 +2,9 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use serde_json::Value;
+use tokio::time::Instant;
 
+use super::credit::CreditSnapshot;
 use crate::endpoint::{Endpoint, Figures, Times};
 
 /// What was measured up to one moment, to be serialised: each endpoint, all together, and what else is put in.
@@ -28,6 +30,9 @@ pub struct EndpointSnapshot {
     pub account: Option<Box<str>>,
     /// Its share of all attempts, 0 to 1.
     pub share: f64,
+    /// What it may spend, where a poller, a filter or a pick looks at that; else left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credit: Option<CreditSnapshot>,
     /// What was measured.
     #[serde(flatten)]
     pub measures: Measures,
@@ -83,6 +88,7 @@ impl Snapshot {
     pub fn of<'a>(endpoints: impl IntoIterator<Item = &'a Endpoint>) -> Self {
         let read: Vec<_> = endpoints.into_iter().map(|endpoint| (endpoint, Reading::of(endpoint.figures()))).collect();
         let mut all = Reading::default();
+        let now = Instant::now();
         read.iter().for_each(|(_, reading)| all.merge(reading));
         let endpoints = read
             .iter()
@@ -90,6 +96,7 @@ impl Snapshot {
                 key: endpoint.key().name().into(),
                 account: endpoint.account().map(Into::into),
                 share: ratio(reading.started, all.started),
+                credit: endpoint.counted_credit().map(|credit| CreditSnapshot::of(credit, now)),
                 measures: reading.measures(),
             })
             .collect();

@@ -21,6 +21,7 @@ use super::{
 use crate::{
     buffer::ReplayBody,
     error::{Rejected, Why},
+    explain::Next,
     outcome::{HttpStatus, Outcome, Verdict},
     request::RequestContext,
 };
@@ -137,6 +138,9 @@ where
             let Some(hop) = ahead.hops.next() else { return Poll::Ready(result) };
             tracing::debug!(model = &*hop.model, "the model before it cannot serve: trying the next");
             ahead.context.ledger().turn();
+            if let Some(trace) = ahead.context.trace() {
+                trace.next(Next::OtherModel);
+            }
             // what the failed answer holds is free before the next begins
             drop(result);
             let call = Oneshot::new(this.table.service(hop.at).clone(), ahead.request(&hop));

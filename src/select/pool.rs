@@ -204,8 +204,7 @@ impl Pool {
         if self.0.known.book.record(endpoint, request, fault, live, now) {
             self.0.known.state.touch();
         }
-        if is_worth_asking_about(fault.cause) {
-            endpoint.doubt();
+        if is_worth_asking_about(fault.cause) && endpoint.doubt() {
             self.0.known.news.send_replace(());
         }
     }

@@ -164,6 +164,7 @@ impl<S: Send + Sync + 'static, P: Pick> Ticket<S, P> {
         for lane in &snapshot.lanes {
             if !lane.is_contended()
                 && self.shared.fits(&lane.endpoint, &earlier, request, now) == Fit::Yes
+                && !self.shared.is_waited_for(&lane.endpoint, self.number)
                 && self.enlist(lane)
                 && let Some(service) = self.poll_instance(lane, lane.service.clone())
             {
@@ -200,6 +201,11 @@ impl<S: Send + Sync + 'static, P: Pick> Ticket<S, P> {
         }
         // what came free while this waiter had an offer went to others, or to nobody
         Err(true)
+    }
+
+    /// The place in line: lower numbers came earlier.
+    pub(super) fn number(&self) -> u64 {
+        self.number
     }
 
     /// Reserves the lane's place in the line, unless it has one.
@@ -378,12 +384,13 @@ impl<S: Send + Sync + 'static, P: Pick> Wake for LaneWaker<S, P> {
 }
 
 impl<S, P: Pick> Shared<S, P> {
-    /// Whether somebody in line could use the endpoint now and waits for no more than to be told. Who finds that out tells.
-    pub(super) fn is_waited_for(&self, endpoint: &Endpoint) -> bool {
+    /// Whether somebody in line before this number could use the endpoint now, of which some is set aside for each, and waits
+    /// for no more than to be told. Who finds that out tells.
+    pub(super) fn is_waited_for(&self, endpoint: &Endpoint, before: u64) -> bool {
         if !self.reserves || self.pool.waiters().load(Ordering::Relaxed) == 0 {
             return false;
         }
-        let first = first_able(self, endpoint, None);
+        let first = first_of(self, endpoint, |number, waiter| number < before && waiter.offered.is_none());
         if let Ok(number) = first {
             self.wake(number);
         }

@@ -2,6 +2,8 @@
 
 mod api;
 mod check;
+mod explain;
+mod polls;
 mod process;
 mod reload;
 mod secrets;

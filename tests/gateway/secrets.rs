@@ -77,7 +77,12 @@ async fn r099_no_key_and_no_token_shows_however_much_is_logged() {
     .unwrap();
     let mut gateway = Gateway::start(
         &["--config", path.to_str().unwrap(), "--upstream", &upstream.base()],
-        &[("OPENROUTER_API_KEY", ENV_KEY), ("TOWER_OPENROUTER_ACCESS_TOKEN", CLIENT), ("RUST_LOG", "trace")],
+        &[
+            ("OPENROUTER_API_KEY", ENV_KEY),
+            ("TOWER_OPENROUTER_ACCESS_TOKEN", CLIENT),
+            ("TOWER_OPENROUTER_POLL_INTERVAL", "1s"),
+            ("RUST_LOG", "trace"),
+        ],
     );
     fs::remove_file(&path).unwrap();
     let mut outputs = vec![gateway.banner.clone()];

@@ -80,14 +80,16 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
     });
     runtime.shutdown_background();
     let asked = asked.map_err(|trouble: Trouble| configuration.tell(&trouble))?;
-    let mut out = io::stdout().lock();
-    if arguments.json {
-        serde_json::to_writer_pretty(&mut out, &table::json(&asked))?;
-        writeln!(out)?;
+    let shown = if arguments.json {
+        serde_json::to_string_pretty(&table::json(&asked))? + "\n"
     } else {
-        write!(out, "{}", table::Table(&asked))?;
+        table::Table(&asked).to_string()
+    };
+    match io::stdout().write_all(shown.as_bytes()) {
+        // whoever reads has seen enough
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+        written => written?,
     }
-    out.flush()?;
     for Asked { key, info, .. } in &asked {
         if let Err(error) = info {
             eprintln!("{}: {}", key.name(), told(error));

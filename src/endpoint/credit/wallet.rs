@@ -31,6 +31,13 @@ pub(super) struct State {
     pub(super) brake: Brake,
 }
 
+impl State {
+    /// What is held by those that run, and for a moment by those that ran.
+    pub(super) fn in_flight(&self, now: Instant) -> Money {
+        self.purse.reserved() + self.brake.settling(now)
+    }
+}
+
 impl Default for Wallet {
     fn default() -> Self {
         Self {
@@ -45,6 +52,7 @@ impl Default for Wallet {
 /// A wallet being changed; what others read of it is brought up to date when this is dropped.
 pub(super) struct Open<'a> {
     wallet: &'a Wallet,
+    now: Instant,
     state: MutexGuard<'a, State>,
 }
 
@@ -70,9 +78,10 @@ impl Drop for Open<'_> {
             Spendable::Unlimited => UNLIMITED,
             Spendable::Money(money) => money.nanos().clamp(UNKNOWN + 1, UNLIMITED - 1),
         };
+        let in_flight = self.state.in_flight(self.now);
         // nothing in flight is room for anything
-        let cap = brake.cap().filter(|_| purse.reserved() > Money::ZERO);
-        let room = cap.map_or(UNLIMITED, |cap| (cap - purse.reserved()).nanos());
+        let cap = brake.cap().filter(|_| in_flight > Money::ZERO);
+        let room = cap.map_or(UNLIMITED, |cap| (cap - in_flight).nanos());
         let turns = purse.turns_at().map_or(u64::MAX, clock::nanos);
         self.wallet.spendable.store(spendable, Ordering::Release);
         self.wallet.room.store(room, Ordering::Release);
@@ -82,7 +91,7 @@ impl Drop for Open<'_> {
 
 impl Wallet {
     pub(super) fn open(&self, now: Instant) -> Open<'_> {
-        let mut open = Open { wallet: self, state: lock(&self.state) };
+        let mut open = Open { wallet: self, now, state: lock(&self.state) };
         open.purse.roll(now);
         open
     }
@@ -98,7 +107,7 @@ impl Wallet {
         }
     }
 
-    /// Whether the brake lets so much more go into flight.
+    /// Whether the brake lets so much more go into flight. A no may have become a yes with time.
     pub(super) fn has_room(&self, amount: Money) -> bool {
         amount <= Money::ZERO || amount.nanos() <= self.room.load(Ordering::Acquire)
     }

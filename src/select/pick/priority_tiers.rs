@@ -32,9 +32,15 @@ use crate::endpoint::Endpoint;
 /// let pick = PriorityTiers::new(WeightedRandom::default());
 /// # let _ = pick;
 /// ```
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct PriorityTiers<P = LeastInFlight> {
     inner: P,
+}
+
+impl Default for PriorityTiers {
+    fn default() -> Self {
+        Self::new(LeastInFlight)
+    }
 }
 
 impl<P> PriorityTiers<P> {
@@ -153,7 +159,7 @@ mod tests {
             let refuses = |index: usize| refusals >> index & 1 == 1;
             let lowest = (0..tiers.len()).filter(|index| !refuses(*index)).map(|index| tiers[index]).min();
             if let Some(lowest) = lowest {
-                let taken = picks(&PriorityTiers::<LeastInFlight>::default(), &tiered(&tiers), 20, refuses);
+                let taken = picks(&PriorityTiers::default(), &tiered(&tiers), 20, refuses);
                 prop_assert!(taken.iter().all(|index| tiers[*index] == lowest));
             }
         }

@@ -45,9 +45,15 @@ const PROPOSALS: usize = 3;
 /// let pick = Rendezvous::new(PeakEwma::default());
 /// # let _ = pick;
 /// ```
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Rendezvous<P = LeastInFlight> {
     inner: P,
+}
+
+impl Default for Rendezvous {
+    fn default() -> Self {
+        Self::new(LeastInFlight)
+    }
 }
 
 impl<P> Rendezvous<P> {
