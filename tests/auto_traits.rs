@@ -9,14 +9,15 @@ use static_assertions::assert_impl_all;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, layer::util::Identity, service_fn};
 use tower_openrouter::{
     AccountPoller, ApiKey, Balancer, BufferLayer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint,
-    KeyError, KeySelect, KeySelectLayer, LoadMonitorLayer, OpenRouter, Outcome, Rejected, RequestContext, RespondLayer,
-    RetryLayer, Snapshot,
+    ExplainLayer, KeyError, KeySelect, KeySelectLayer, LoadMonitorLayer, OpenRouter, Outcome, Rejected, RequestContext,
+    RespondLayer, RetryLayer, Snapshot,
     breaker::{Admission, BreakerHandle, BreakerPolicy, CircuitBreaker, CircuitBreakerFuture, TripPolicy},
     buffer::{Buffer, BufferFuture, ReplayBody},
     deadline::{Deadline, DeadlineBody, DeadlineFuture, DeadlineService},
     endpoint::Figures,
     endpoint_fn,
     error::UpstreamError,
+    explain::{Explain, ExplainFuture, Explanation, Trace},
     limit::{ConcurrencyLimit, LimitFuture, LimitHandle, LimitPermit},
     monitor::{LoadMonitor, LoadMonitorFuture, MonitorHandle},
     openrouter::{
@@ -52,6 +53,7 @@ macro_rules! assert_send {
 
 assert_layers_and_services! {
     RespondLayer, Respond<Plain>,
+    ExplainLayer, Explain<Plain>, Trace,
     DeadlineLayer, DeadlineService<Plain>, Deadline,
     BufferLayer, Buffer<ToReplay>,
     RetryLayer, Retry<Plain>,
@@ -78,6 +80,7 @@ assert_impl_all!(Box<dyn Pick>: Pick);
 
 // futures and bodies are as sendable as what they hold; `Full` and a boxed future are `Send`
 assert_send! {
+    ExplainFuture<<Plain as Service<Request<Body>>>::Future>, Explanation,
     RespondFuture<<Plain as Service<Request<Body>>>::Future>, RespondBody<Body>,
     DeadlineFuture<<Plain as Service<Request<Body>>>::Future>, DeadlineBody<Body>,
     BufferFuture<ToReplay, Body>, ReplayBody,
@@ -113,6 +116,7 @@ macro_rules! each_around {
         let respond = $respond;
         let service = $service;
         finished::<_, $body, _>(respond.clone().layer(service.clone()));
+        finished::<_, $body, _>(ExplainLayer::new().layer(respond.clone().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(DeadlineLayer::default().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(LoadMonitorLayer::new().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(CircuitBreakerLayer::default().reject().layer(service.clone())));

@@ -19,8 +19,8 @@ use tower::{
     util::{BoxCloneSyncService, MapRequestLayer},
 };
 use tower_openrouter::{
-    ApiKey, BufferLayer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint, KeySelectLayer,
-    LoadMonitorLayer, OpenRouter, RespondLayer, RetryLayer,
+    ApiKey, BufferLayer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint, ExplainLayer,
+    KeySelectLayer, LoadMonitorLayer, OpenRouter, RespondLayer, RetryLayer,
     breaker::{BreakerHandle, BreakerPolicy, BreakerState, TripPolicy},
     buffer::ReplayBody,
     endpoint_fn,
@@ -152,6 +152,7 @@ pub fn innermost(probe: &Probe) -> Stack {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
+    Explain,
     Respond,
     Deadline,
     Buffer,
@@ -169,7 +170,8 @@ pub enum Stage {
 }
 
 impl Stage {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
+        Self::Explain,
         Self::Respond,
         Self::Deadline,
         Self::Buffer,
@@ -189,6 +191,7 @@ impl Stage {
     /// Puts the stage around `inner`; `watch` sees what it holds.
     pub fn around(self, inner: Stack, watch: &mut Watch) -> Stack {
         match self {
+            Self::Explain => erase(ExplainLayer::new().all().layer(inner)),
             Self::Respond => erase(RespondLayer::new().layer(inner)),
             Self::Deadline => erase(DeadlineLayer::new(Duration::from_secs(2)).unwrap().layer(inner)),
             Self::Buffer => watch.buffer(BufferLayer::new(), inner),

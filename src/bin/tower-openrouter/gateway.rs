@@ -39,6 +39,7 @@ mod reload;
 mod routed;
 mod server;
 mod stack;
+mod traces;
 mod upstream;
 
 pub(crate) use config::{Arguments, Trouble};
@@ -55,6 +56,7 @@ use reload::Runner;
 use routed::Routed;
 use server::Server;
 use stack::Stack;
+use traces::Traces;
 
 /// How long cut connections have to pass their last words on.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -117,17 +119,20 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError> + Send,
 {
-    let drain = Drain::new();
+    let (drain, traces) = (Drain::new(), Traces::default());
     let mut signals = Signals::new()?;
     let settings = &configuration.settings;
     let header_timeout = settings.header_timeout.get();
     let (listen, admin_listen, asks_token) = (settings.listen, settings.admin_listen, settings.access_token.is_some());
     let (draining, is_simulated, polling) = (drain.clone(), simulated.is_some(), Mutex::new(None));
+    let keeping = traces.clone();
     let make = move |Configuration { settings, .. }: &Configuration, stack: &Stack| {
         let shared = Shared {
             access: Access(settings.access_token.clone()),
             drain: draining.clone(),
             balancer_headers: settings.balancer_headers,
+            explain: settings.explain,
+            traces: keeping.clone(),
             simulated: is_simulated,
         };
         let leaf = leaf(settings, transport.clone())?;
@@ -137,7 +142,7 @@ where
         *polling.lock().unwrap_or_else(PoisonError::into_inner) = poller;
         Ok(app::app(Routed::new(stack.all.service(leaf), routes), shared))
     };
-    let mut runner = Runner::new(arguments, configuration, make, drain.clone(), is_simulated)?;
+    let mut runner = Runner::new(arguments, configuration, make, drain.clone(), traces, is_simulated)?;
     let listener = bind(listen, "listen").await?;
     let admin_listener = bind(admin_listen, "admin-listen").await?;
     let (listen, admin_listen) = (listener.local_addr()?, admin_listener.local_addr()?);
