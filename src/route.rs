@@ -104,6 +104,7 @@ use crate::{
 };
 
 /// Sends each request to the stack of its model. See the [module](self).
+#[derive(Clone)]
 #[must_use]
 pub struct ModelRouter<S> {
     routes: Vec<(Box<str>, S)>,

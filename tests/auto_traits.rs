@@ -9,8 +9,8 @@ use static_assertions::assert_impl_all;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, layer::util::Identity, service_fn};
 use tower_openrouter::{
     AccountPoller, ApiKey, Balancer, BufferLayer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint,
-    ExplainLayer, KeyError, KeySelect, KeySelectLayer, LoadMonitorLayer, OpenRouter, Outcome, Rejected, RequestContext,
-    RespondLayer, RetryLayer, Snapshot,
+    ExplainLayer, KeyError, KeySelect, KeySelectLayer, LoadMonitorLayer, ModelRouter, OpenRouter, Outcome, Rejected,
+    RequestContext, RespondLayer, RetryLayer, Snapshot,
     breaker::{Admission, BreakerHandle, BreakerPolicy, CircuitBreaker, CircuitBreakerFuture, TripPolicy},
     buffer::{Buffer, BufferFuture, ReplayBody},
     deadline::{Deadline, DeadlineBody, DeadlineFuture, DeadlineService},
@@ -21,11 +21,14 @@ use tower_openrouter::{
     limit::{ConcurrencyLimit, LimitFuture, LimitHandle, LimitPermit},
     monitor::{LoadMonitor, LoadMonitorFuture, MonitorHandle},
     openrouter::{
-        AccountClient, Authorize, AuthorizeLayer, HyperTransport, OpenRouterBody, OpenRouterFuture, ReqwestTransport,
+        AccountClient, Authorize, AuthorizeLayer, HyperTransport, OpenRouterBody, OpenRouterFuture, ProviderLayer,
+        ProviderPreferences, ReqwestTransport,
+        provider::{ProviderFuture, ProviderService},
     },
     outcome::{Grpc, OutcomeCell},
     respond::{Respond, RespondBody, RespondFuture},
     retry::{Backoff, Retry, RetryBudget, RetryFuture, RetryHandle},
+    route::{Routes, RoutesFuture},
     select::{
         Candidates, EndpointFn, KeySelectFuture, LeastInFlight, PeakEwma, Pick, Pool, PriorityTiers, Rank, Rendezvous,
         RequireTags, RoundRobin, SelectError, SmoothWeighted, WeightedRandom,
@@ -57,6 +60,7 @@ assert_layers_and_services! {
     DeadlineLayer, DeadlineService<Plain>, Deadline,
     BufferLayer, Buffer<ToReplay>,
     RetryLayer, Retry<Plain>,
+    ModelRouter<Plain>, Routes<ToReplay>, ProviderLayer, ProviderPreferences, ProviderService<Plain>,
     KeySelectLayer<PerKey>, KeySelectLayer<PerKey, LeastInFlight>, KeySelect<Plain>, KeySelect<Plain, LeastInFlight>,
     LoadMonitorLayer, LoadMonitor<Plain>,
     ConcurrencyLimitLayer, ConcurrencyLimit<Plain>,
@@ -84,7 +88,7 @@ assert_send! {
     RespondFuture<<Plain as Service<Request<Body>>>::Future>, RespondBody<Body>,
     DeadlineFuture<<Plain as Service<Request<Body>>>::Future>, DeadlineBody<Body>,
     BufferFuture<ToReplay, Body>, ReplayBody,
-    RetryFuture<Plain, Body, Body>,
+    RetryFuture<Plain, Body, Body>, RoutesFuture<ToReplay>, ProviderFuture<<Plain as Service<Request<Body>>>::Future>,
     KeySelectFuture<Plain, RoundRobin, Body>, <KeySelect<Plain> as Service<Request<Body>>>::Response,
     LoadMonitorFuture<<Plain as Service<Request<Body>>>::Future>,
     CircuitBreakerFuture<<Plain as Service<Request<Body>>>::Future>,
@@ -165,6 +169,7 @@ async fn every_layer_fits_around_an_axum_router() {
     use axum::{Router, body::Body, routing::post};
     let router = Router::<()>::new().route("/v1/chat/completions", post(async |body: String| body));
     each_around!(RespondLayer::new(), router.clone(), Body);
+    finished::<_, Body, _>(RespondLayer::new().layer(ProviderLayer::default().layer(router.clone())));
     let stack = finished::<_, Body, _>(all_around!(RespondLayer::new(), BufferLayer::new(), Body::new, router.clone()));
     // and inside one, as its middleware
     let app = Router::<()>::new().fallback_service(stack);
@@ -251,6 +256,9 @@ async fn every_layer_fits_around_a_reqwest_client() {
 
     let transport = ReqwestTransport::new(reqwest::Client::new());
     each_around!(RespondLayer::new(), transport.clone(), ReplayBody);
+    finished::<_, ReplayBody, _>(RespondLayer::new().layer(ProviderLayer::default().layer(transport.clone())));
+    let routes = ModelRouter::new().route("*", transport.clone()).build().unwrap();
+    finished::<_, Body, _>(tower_openrouter::stack::front(routes));
     let leaf = OpenRouter::builder().base_url(format!("http://{address}/api/v1")).build(transport).unwrap();
     each_around!(RespondLayer::new(), leaf.clone(), ReplayBody);
     let client =

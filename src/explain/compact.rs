@@ -10,7 +10,7 @@ use crate::outcome::Outcome;
 /// The longest it gets.
 const LONGEST: usize = 1024;
 /// What is kept free for the count of what found no room.
-const ROOM_FOR_COUNT: usize = 16;
+const ROOM_FOR_COUNT: usize = 24;
 /// The longest a label gets, the mark that it was cut not counted.
 const LONGEST_LABEL: usize = 40;
 /// The most reasons told of one attempt.

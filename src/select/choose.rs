@@ -112,7 +112,6 @@ impl<S, P: Pick> Shared<S, P> {
         S::Error: Into<BoxError>,
     {
         let snapshot = self.lanes.current(now);
-        let findings = request.trace().map(|_| Box::default());
         let mut search = Search {
             shared: self,
             request,
@@ -121,7 +120,7 @@ impl<S, P: Pick> Shared<S, P> {
             patient,
             behind,
             outlook: Outlook::default(),
-            findings,
+            findings: request.trace().map(|_| Box::default()),
         };
         {
             let ledger = request.ledger();

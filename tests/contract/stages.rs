@@ -20,13 +20,13 @@ use tower::{
 };
 use tower_openrouter::{
     ApiKey, BufferLayer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint, ExplainLayer,
-    KeySelectLayer, LoadMonitorLayer, OpenRouter, RespondLayer, RetryLayer,
+    KeySelectLayer, LoadMonitorLayer, ModelRouter, OpenRouter, RespondLayer, RetryLayer,
     breaker::{BreakerHandle, BreakerPolicy, BreakerState, TripPolicy},
     buffer::ReplayBody,
     endpoint_fn,
     limit::LimitHandle,
     monitor::MonitorHandle,
-    openrouter::AuthorizeLayer,
+    openrouter::{AuthorizeLayer, OnFullPool, ProviderLayer, ProviderPreferences},
     request::Replay,
     retry::{Backoff, RetryHandle},
     select::{LeastInFlight, Pool},
@@ -52,6 +52,12 @@ impl Payload {
 
     pub fn coming(pieces: usize, pause: Duration) -> Self {
         Self::Coming { pieces, pause, sleep: None }
+    }
+}
+
+impl From<Bytes> for Payload {
+    fn from(bytes: Bytes) -> Self {
+        Self::Kept(bytes.into())
     }
 }
 
@@ -158,6 +164,8 @@ pub enum Stage {
     Buffer,
     Tee,
     Retry,
+    Route,
+    Provider,
     Select,
     Monitor,
     Breaker,
@@ -170,13 +178,15 @@ pub enum Stage {
 }
 
 impl Stage {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::Explain,
         Self::Respond,
         Self::Deadline,
         Self::Buffer,
         Self::Tee,
         Self::Retry,
+        Self::Route,
+        Self::Provider,
         Self::Select,
         Self::Monitor,
         Self::Breaker,
@@ -200,6 +210,19 @@ impl Stage {
                 let retry = RetryLayer::new().backoff(quick()).retry_unclear(true);
                 watch.retries.push(retry.handle());
                 erase(retry.layer(inner))
+            }
+            Self::Route => {
+                let kept = MapRequestLayer::new(|request: Request<ReplayBody>| request.map(Payload::Kept));
+                let route = kept.layer(inner);
+                let router = ModelRouter::new().route("some/*", route.clone()).fallback(route);
+                let routes = router.fallback_models(["some/spare", "other"]).build().unwrap();
+                let buffer = BufferLayer::new();
+                watch.buffers.push(buffer.clone());
+                erase(buffer.layer(routes))
+            }
+            Self::Provider => {
+                let layer = ProviderLayer::new(ProviderPreferences::new().order(["a", "b"]).zdr(true)).unwrap();
+                erase(layer.on_full_pool(OnFullPool::IgnoreFailed).unwrap().layer(inner))
             }
             Self::Select => {
                 let layer = KeySelectLayer::new(watch.pool(), endpoint_fn(|_: &Endpoint| Identity::new()));
