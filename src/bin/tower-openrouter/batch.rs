@@ -109,6 +109,7 @@ async fn batch(arguments: Arguments, mut progress: Progress) -> Result<u8, Box<d
         progress.say(&format!("{} has {finished} of {total} rows: {next}", out.display()));
     }
     progress.start(total, finished);
+    let start = Instant::now();
     let desk = Arc::new(Desk {
         balancer,
         handle,
@@ -116,16 +117,18 @@ async fn batch(arguments: Arguments, mut progress: Progress) -> Result<u8, Box<d
         patience,
         stop: watch::Sender::new(None),
         held: Held::default(),
+        turns: tokio::sync::Mutex::new(start),
+        start,
         answered: Mutex::default(),
     });
-    let run = Run { desk: desk.clone(), output: &output, input: &input, concurrency, start: Instant::now() };
+    let run = Run { desk: desk.clone(), output: &output, input: &input, concurrency };
     let mut tally = Tally::of(&written);
     run.all(&written, &mut tally, &mut progress).await?;
     progress.clear();
 
     output.sync()?;
     let stop = desk.stop.borrow().clone();
-    let took = run.start.elapsed();
+    let took = start.elapsed();
     let snapshot = desk.handle.snapshot();
     let is_done = tally.sum() == total;
     if is_done {
@@ -242,7 +245,6 @@ struct Run<'a> {
     output: &'a Output,
     input: &'a Input,
     concurrency: usize,
-    start: Instant,
 }
 
 impl Run<'_> {
