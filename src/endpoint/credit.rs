@@ -6,6 +6,9 @@
 //! from which every request that runs has its worst case set aside. A request may go where all three can pay it.
 //!
 //! Null is unlimited, unknown is not zero, and what a request met beats an older poll.
+//!
+//! Polls come from an [`AccountPoller`](crate::AccountPoller) or from whoever else knows. What requests cost, set aside and
+//! meet is booked by a [`CreditLimit`](crate::select::CreditLimit); without one, only polls move these figures.
 
 use std::{
     fmt,
