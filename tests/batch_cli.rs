@@ -253,11 +253,13 @@ fn what_cannot_be_meant_is_refused_before_anything_is_sent() {
     assert!(!fs::exists(world.path("out.jsonl")).unwrap());
     world.write("empty.jsonl", "\n\n");
     refused("empty.jsonl", &[], &["empty.jsonl: there is no row in it"]);
+    assert_eq!(fs::read_dir(&world.folder).unwrap().count(), 2, "nothing is left behind");
     world.write("no-prompt.csv", "question,answer\na,b\n");
     refused("no-prompt.csv", &[], &["no-prompt.csv line 1: it has no column `prompt`, only `question`, `answer`"]);
     world.write("out.jsonl", "{\"somebody\":\"else's\"}\n");
     refused("in.jsonl", &[], &["out.jsonl: line 1 is not an answer of this command", "another --out"]);
     assert_eq!(world.read("out.jsonl"), "{\"somebody\":\"else's\"}\n");
+    assert!(!fs::exists(world.path("out.jsonl.running")).unwrap());
     refused("out.jsonl", &[], &["--out", "is the input"]);
     fs::remove_file(world.path("out.jsonl")).unwrap();
     refused("in.jsonl", &["--config", "none.toml"], &["none.toml"]);
