@@ -8,9 +8,10 @@ use http_body_util::{BodyExt, Full};
 use static_assertions::assert_impl_all;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, layer::util::Identity, service_fn};
 use tower_openrouter::{
-    AccountPoller, ApiKey, Balancer, BufferLayer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint,
-    ExplainLayer, KeyError, KeySelect, KeySelectLayer, LoadMonitorLayer, ModelRouter, OpenRouter, Outcome, Rejected,
-    RequestContext, RespondLayer, RetryLayer, Snapshot,
+    AccountPoller, ApiKey, Balancer, Batch, BufferLayer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer,
+    Endpoint, ExplainLayer, KeyError, KeySelect, KeySelectLayer, LoadMonitorLayer, ModelRouter, OpenRouter, Outcome,
+    Rejected, RequestContext, RespondLayer, RetryLayer, Snapshot,
+    batch::{AsTheyCome, InOrder},
     breaker::{Admission, BreakerHandle, BreakerPolicy, CircuitBreaker, CircuitBreakerFuture, TripPolicy},
     buffer::{Buffer, BufferFuture, ReplayBody},
     deadline::{Deadline, DeadlineBody, DeadlineFuture, DeadlineService},
@@ -43,6 +44,8 @@ type ToReplay = tower::util::BoxCloneSyncService<Request<ReplayBody>, Response<F
 type PerKey = EndpointFn<fn(&Endpoint) -> Identity>;
 type Body = Full<Bytes>;
 
+type Requests = tower_openrouter::batch::Iter<std::vec::IntoIter<Request<Body>>>;
+
 macro_rules! assert_layers_and_services {
     ($($type:ty),* $(,)?) => { $(assert_impl_all!($type: Clone, Debug, Send, Sync);)* };
 }
@@ -68,7 +71,7 @@ assert_layers_and_services! {
     AuthorizeLayer, Authorize<Plain>,
     OpenRouter<Plain>, ReqwestTransport, AccountClient<Plain>,
     CircuitBreakerLayer,
-    Balancer<Body>, BalancerBuilder, BalancerBuilder<RoundRobin>, BalancerHandle,
+    Balancer<Body>, BalancerBuilder, BalancerBuilder<RoundRobin>, BalancerHandle, Batch<Plain, Requests>,
     BreakerHandle, LimitHandle, MonitorHandle, RetryHandle,
     Pool, Endpoint, ApiKey, RequestContext, OutcomeCell, Outcome, Snapshot,
     BreakerPolicy, TripPolicy, Backoff, RetryBudget,
@@ -97,6 +100,7 @@ assert_send! {
     LimitFuture<Plain, Body>, <ConcurrencyLimit<Plain> as Service<Request<Body>>>::Response,
     OpenRouterFuture<<Plain as Service<Request<Body>>>::Future, Body>, OpenRouterBody<Body>,
     <Balancer<Body> as Service<Request<Body>>>::Future,
+    AsTheyCome<Plain, Requests>, InOrder<Plain, Requests>,
 }
 
 fn pool() -> Pool {

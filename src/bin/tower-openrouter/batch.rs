@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     error::Error,
+    fs,
     io::{self, Write},
     pin::pin,
     process::ExitCode,
@@ -87,15 +88,27 @@ async fn batch(arguments: Arguments, mut progress: Progress) -> Result<u8, Box<d
         return Err(format!("--out {} is the input: choose another name", out.display()).into());
     }
     let journal = Journal::open(&place)?;
-    let (mut output, mut written) = Output::open(&place)?;
-    let lost = journal.lost(|row| written.contains_key(&row));
-    if retry_failed && written.values().any(|written| written.kind != Kind::Answered) {
-        for (row, _) in written.iter().filter(|(row, written)| written.kind == Kind::Failed && journal.has(**row)) {
-            journal.take_back(*row)?;
+    let ready = Output::open(&place).and_then(|(mut output, mut written)| {
+        let lost = journal.lost(|row| written.contains_key(&row));
+        if retry_failed {
+            drop_failed(&mut output, &mut written, &journal)?;
         }
-        output.retain(&mut written, |written| written.kind == Kind::Answered)?;
-    }
-    let total = look_over(&mut rows, &input, &written, &out.display().to_string(), &progress)?;
+        let total = look_over(&mut rows, &input, &written, &out.display().to_string(), &progress)?;
+        Ok((output, written, lost, total))
+    });
+    let (mut output, written, lost, total) = match ready {
+        Ok(ready) => ready,
+        Err(what) => {
+            // nothing is left behind of a run that was none
+            if journal.is_blank() {
+                journal.remove()?;
+            }
+            if fs::metadata(&place).is_ok_and(|file| file.len() == 0) {
+                fs::remove_file(&place)?;
+            }
+            return Err(what.into());
+        }
+    };
 
     if is_simulated {
         progress.say(
@@ -159,6 +172,17 @@ async fn batch(arguments: Arguments, mut progress: Progress) -> Result<u8, Box<d
             INTERRUPTED
         }
     })
+}
+
+/// Takes out what is not answered, so that it is asked again.
+fn drop_failed(output: &mut Output, written: &mut HashMap<u64, Written>, journal: &Journal) -> Result<(), String> {
+    if written.values().all(|written| written.kind == Kind::Answered) {
+        return Ok(());
+    }
+    for (row, _) in written.iter().filter(|(row, written)| written.kind == Kind::Failed && journal.has(**row)) {
+        journal.take_back(*row)?;
+    }
+    output.retain(written, |written| written.kind == Kind::Answered)
 }
 
 /// Reads the input once: counts its rows, names the bad ones, and makes sure that what is written answers them.
