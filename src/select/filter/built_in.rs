@@ -45,11 +45,14 @@ pub(in crate::select) fn bar(
     request: &RequestContext,
     now: Instant,
 ) -> Option<Bar> {
-    if endpoint.is_removed() || endpoint.key().weight_of() == 0.0 {
-        return Some(Bar::Drained);
-    }
-    if !serves(endpoint, request) {
-        return Some(Bar::OtherModel);
+    // in good times this looks at the endpoint alone, and not at the key
+    if !endpoint.serves_all() {
+        if endpoint.is_removed() || endpoint.key().weight_of() == 0.0 {
+            return Some(Bar::Drained);
+        }
+        if !serves(endpoint, request) {
+            return Some(Bar::OtherModel);
+        }
     }
     if !tags::has_all(endpoint, request.required()) {
         return Some(Bar::MissingTag);
