@@ -19,7 +19,9 @@ use tokio::{
 };
 use tower::{Layer, Service, layer::util::Identity};
 use tower_openrouter::{
-    ApiKey, Endpoint, KeySelect, KeySelectLayer, RequestContext, endpoint_fn,
+    ApiKey, Endpoint, KeySelect, KeySelectLayer, RequestContext,
+    endpoint::{KeyReport, Money, Spendable},
+    endpoint_fn,
     select::{Candidates, Pick, Pool, Prepared, Rng},
 };
 
@@ -67,6 +69,8 @@ pub(crate) fn subject<P: Pick>(
         figures.first_byte(span, now);
         figures.leave();
         figures.succeed(span, span);
+        let left = Spendable::Money(Money::from_usd(10.0));
+        endpoint.credit().report_key(KeyReport { left, ..KeyReport::default() }, now);
     }
     let contexts = (0..64).map(|number| {
         let context = RequestContext::new();
