@@ -1,7 +1,8 @@
 //! Whom each pick picks: 100,000 requests through the simulator for each, under a clock that waits for nobody.
 //!
 //! `cargo run --release --example policies` prints the table of the README. There are three keys on three accounts. `a` has
-//! weight 3 and its first byte comes after 100 ms, `b` weight 2 and 200 ms, `c` weight 1, 400 ms and tier 2. Answers go on for
+//! weight 3 and 3 dollars, and its first byte comes after 100 ms; `b` has weight 2, 2 dollars and 200 ms; `c` weight 1, 1
+//! dollar, 400 ms and tier 2. All requests together cost 2 dollars. Answers go on for
 //! a second after their first byte, and 100 requests are under way at once, in 1,000 conversations.
 
 use std::{cell::Cell, rc::Rc};
@@ -9,13 +10,15 @@ use std::{cell::Cell, rc::Rc};
 use bytes::Bytes;
 use http::Request;
 use http_body_util::{BodyExt, Full};
-use tokio::{runtime::Builder, task::LocalSet};
+use tokio::{runtime::Builder, task::LocalSet, time::Instant};
 use tower::{BoxError, Layer, ServiceBuilder, ServiceExt};
 use tower_openrouter::{
-    ApiKey, AuthorizeLayer, Endpoint, KeySelectLayer, LoadMonitorLayer, OpenRouter, endpoint_fn,
+    ApiKey, AuthorizeLayer, Endpoint, KeySelectLayer, LoadMonitorLayer, OpenRouter, RequestContext,
+    endpoint::{KeyReport, Money, Price, Spendable},
+    endpoint_fn,
     select::{
-        Candidates, LeastInFlight, PeakEwma, Pick, Pool, PriorityTiers, Rendezvous, Rng, RoundRobin, SmoothWeighted,
-        WeightedRandom, pick_fn,
+        Candidates, CreditLimit, LeastInFlight, MostCredit, PeakEwma, Pick, Pool, PriorityTiers, Rendezvous, Rng,
+        RoundRobin, SmoothWeighted, Sticky, WeightedRandom, pick_fn,
     },
     simulator::{Fault, Scenario, Simulator, What},
 };
@@ -23,12 +26,15 @@ use tower_openrouter::{
 const PICKS: u64 = 100_000;
 const AT_ONCE: u64 = 100;
 const SESSIONS: u64 = 1_000;
+const CHAT: &str =
+    r#"{"model":"acme/swift","stream":true,"max_tokens":10,"messages":[{"role":"user","content":"Hi"}]}"#;
 
 const PLATFORM: &str = r#"
     accounts = [{ name = "a", credits = 1e6 }, { name = "b", credits = 1e6 }, { name = "c", credits = 1e6 }]
     keys = [{ label = "a", account = "a" }, { label = "b", account = "b" }, { label = "c", account = "c" }]
     models = [{ id = "acme/swift" }]
-    endpoints = [{ model = "acme/swift", provider = "P", accept_ms = 50, first_token_ms = 50, tokens_per_second = 10, jitter = 0 }]
+    endpoints = [{ model = "acme/swift", provider = "P", accept_ms = 50, first_token_ms = 50, tokens_per_second = 10, jitter = 0, completion_price = 2.0 }]
+    reply = { min_tokens = 10, max_tokens = 10 }
 "#;
 
 /// A policy's line of code, what it is for, and itself.
@@ -46,6 +52,12 @@ fn policies() -> Vec<Policy> {
         ),
         ("LeastInFlight::default()", "the default: answers of very unlike length", Box::new(LeastInFlight::default())),
         ("PeakEwma::default()", "keys that are not equally fast", Box::new(PeakEwma::default())),
+        ("MostCredit::default()", "caps and balances that are to drain evenly", Box::new(MostCredit::default())),
+        (
+            "Sticky::new(Money::from_usd(1.5))",
+            "one key used up before the next is begun",
+            Box::new(Sticky::new(Money::from_usd(1.5))),
+        ),
         (
             "Rendezvous::default()",
             "conversations that keep their account and its prompt cache",
@@ -72,7 +84,13 @@ async fn measure(pick: Box<dyn Pick>) -> Result<[f64; 3], BoxError> {
             .layer(AuthorizeLayer::new(endpoint.key()))
             .into_inner()
     });
-    let layer = KeySelectLayer::new(Pool::new(keys)?, per_key).pick(pick);
+    let pool = Pool::new(keys)?;
+    pool.prices().set([("acme/swift".into(), Price::per_million(0.0, 2.0))]);
+    for (endpoint, dollars) in pool.endpoints().iter().zip([3.0, 2.0, 1.0]) {
+        let left = Spendable::Money(Money::from_usd(dollars));
+        endpoint.credit().report_key(KeyReport { left, ..KeyReport::default() }, Instant::now());
+    }
+    let layer = KeySelectLayer::new(pool, per_key).filter(CreditLimit::new()).pick(pick);
     let service = layer.layer(OpenRouter::new(simulator.service()));
 
     let next = Rc::new(Cell::new(0));
@@ -82,11 +100,11 @@ async fn measure(pick: Box<dyn Pick>) -> Result<[f64; 3], BoxError> {
             tokio::task::spawn_local(async move {
                 while next.get() < PICKS {
                     let session = next.replace(next.get() + 1) % SESSIONS;
-                    let request = Request::post("/v1/chat/completions")
+                    let mut request = Request::post("/v1/chat/completions")
                         .header("x-session-id", session.to_string())
-                        .body(Full::<Bytes>::from(
-                            r#"{"model":"acme/swift","stream":true,"max_tokens":10,"messages":[{"role":"user","content":"Hi"}]}"#,
-                        ))?;
+                        .body(Full::<Bytes>::from(CHAT))?;
+                    // as a BufferLayer would
+                    RequestContext::of(&mut request).set_body(Bytes::from_static(CHAT.as_bytes()));
                     service.clone().oneshot(request).await?.into_body().collect().await?;
                 }
                 Ok::<_, BoxError>(())

@@ -41,7 +41,7 @@
 //!
 //! let request = Request::post("/v1/chat/completions")
 //!     .header("x-balancer-explain", "1")
-//!     .body(Full::<Bytes>::from(r#"{"model":"acme/swift-1","messages":[]}"#))?;
+//!     .body(Full::<Bytes>::from(r#"{"model":"acme/swift-1","messages":[{"role":"user","content":"hello"}]}"#))?;
 //! let response = service.oneshot(request).await?;
 //! assert_eq!(response.headers()["x-balancer-explain"], "1:b=200 out=breaker_open*1");
 //! # Ok(()) }

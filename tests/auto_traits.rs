@@ -8,13 +8,14 @@ use http_body_util::{BodyExt, Full};
 use static_assertions::assert_impl_all;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, layer::util::Identity, service_fn};
 use tower_openrouter::{
-    AccountPoller, ApiKey, Balancer, BufferLayer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint,
-    ExplainLayer, KeyError, KeySelect, KeySelectLayer, LoadMonitorLayer, ModelRouter, OpenRouter, Outcome, Rejected,
-    RequestContext, RespondLayer, RetryLayer, Snapshot,
+    AccountPoller, ApiKey, Balancer, Batch, BufferLayer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer,
+    Endpoint, ExplainLayer, KeyError, KeySelect, KeySelectLayer, LoadMonitorLayer, ModelRouter, OpenRouter, Outcome,
+    Rejected, RequestContext, RespondLayer, RetryLayer, Snapshot,
+    batch::{AsTheyCome, InOrder},
     breaker::{Admission, BreakerHandle, BreakerPolicy, CircuitBreaker, CircuitBreakerFuture, TripPolicy},
     buffer::{Buffer, BufferFuture, ReplayBody},
     deadline::{Deadline, DeadlineBody, DeadlineFuture, DeadlineService},
-    endpoint::Figures,
+    endpoint::{Credit, Figures, Prices},
     endpoint_fn,
     error::UpstreamError,
     explain::{Explain, ExplainFuture, Explanation, Trace},
@@ -30,8 +31,9 @@ use tower_openrouter::{
     retry::{Backoff, Retry, RetryBudget, RetryFuture, RetryHandle},
     route::{Routes, RoutesFuture},
     select::{
-        Candidates, EndpointFn, KeySelectFuture, LeastInFlight, PeakEwma, Pick, Pool, PriorityTiers, Rank, Rendezvous,
-        RequireTags, RoundRobin, SelectError, SmoothWeighted, WeightedRandom,
+        Candidates, CreditFloor, CreditLimit, EndpointFn, KeySelectFuture, LeastInFlight, MostCredit, PeakEwma, Pick,
+        Pool, PriorityTiers, Rank, Rendezvous, RequireTags, RoundRobin, SelectError, SmoothWeighted, Sticky,
+        WeightedRandom,
     },
     stack::{BalancerBuilder, BalancerHandle},
 };
@@ -41,6 +43,8 @@ type Plain = tower::util::BoxCloneSyncService<Request<Full<Bytes>>, Response<Ful
 type ToReplay = tower::util::BoxCloneSyncService<Request<ReplayBody>, Response<Full<Bytes>>, BoxError>;
 type PerKey = EndpointFn<fn(&Endpoint) -> Identity>;
 type Body = Full<Bytes>;
+
+type Requests = tower_openrouter::batch::Iter<std::vec::IntoIter<Request<Body>>>;
 
 macro_rules! assert_layers_and_services {
     ($($type:ty),* $(,)?) => { $(assert_impl_all!($type: Clone, Debug, Send, Sync);)* };
@@ -67,7 +71,7 @@ assert_layers_and_services! {
     AuthorizeLayer, Authorize<Plain>,
     OpenRouter<Plain>, ReqwestTransport, AccountClient<Plain>,
     CircuitBreakerLayer,
-    Balancer<Body>, BalancerBuilder, BalancerBuilder<RoundRobin>, BalancerHandle,
+    Balancer<Body>, BalancerBuilder, BalancerBuilder<RoundRobin>, BalancerHandle, Batch<Plain, Requests>,
     BreakerHandle, LimitHandle, MonitorHandle, RetryHandle,
     Pool, Endpoint, ApiKey, RequestContext, OutcomeCell, Outcome, Snapshot,
     BreakerPolicy, TripPolicy, Backoff, RetryBudget,
@@ -77,6 +81,7 @@ assert_layers_and_services! {
 assert_layers_and_services!(tower_openrouter::openrouter::HyperTransport<Body>);
 assert_impl_all!(CircuitBreaker<Plain>: Clone, Debug, Send, Sync);
 
+assert_handles!(MostCredit, Sticky, CreditLimit, CreditFloor, Credit, Prices);
 assert_handles!(AccountPoller<Plain>, Figures, UpstreamError, LimitPermit, Admission);
 assert_handles!(RoundRobin, LeastInFlight, SmoothWeighted, WeightedRandom, PeakEwma, Rendezvous, PriorityTiers);
 assert_handles!(Candidates<'_>, Rank, SelectError, RequireTags);
@@ -95,6 +100,7 @@ assert_send! {
     LimitFuture<Plain, Body>, <ConcurrencyLimit<Plain> as Service<Request<Body>>>::Response,
     OpenRouterFuture<<Plain as Service<Request<Body>>>::Future, Body>, OpenRouterBody<Body>,
     <Balancer<Body> as Service<Request<Body>>>::Future,
+    AsTheyCome<Plain, Requests>, InOrder<Plain, Requests>,
 }
 
 fn pool() -> Pool {

@@ -24,10 +24,11 @@ const SCENARIO: &str = r#"
       { label = "one", account = "alpha", secret = "sk-or-v1-batch-one" },
       { label = "two", account = "alpha", secret = "sk-or-v1-batch-two" },
     ]
-    models = [{ id = "acme/swift" }]
+    models = [{ id = "acme/swift" }, { id = "acme/full" }]
     endpoints = [
       { model = "acme/swift", provider = "DeepInfra", completion_price = 0.6,
         accept_ms = 4, first_token_ms = 4, tokens_per_second = 1000 },
+      { model = "acme/full", provider = "DeepInfra", completion_price = 0.6 },
     ]
 "#;
 
@@ -252,11 +253,13 @@ fn what_cannot_be_meant_is_refused_before_anything_is_sent() {
     assert!(!fs::exists(world.path("out.jsonl")).unwrap());
     world.write("empty.jsonl", "\n\n");
     refused("empty.jsonl", &[], &["empty.jsonl: there is no row in it"]);
+    assert_eq!(fs::read_dir(&world.folder).unwrap().count(), 2, "nothing is left behind");
     world.write("no-prompt.csv", "question,answer\na,b\n");
     refused("no-prompt.csv", &[], &["no-prompt.csv line 1: it has no column `prompt`, only `question`, `answer`"]);
     world.write("out.jsonl", "{\"somebody\":\"else's\"}\n");
     refused("in.jsonl", &[], &["out.jsonl: line 1 is not an answer of this command", "another --out"]);
     assert_eq!(world.read("out.jsonl"), "{\"somebody\":\"else's\"}\n");
+    assert!(!fs::exists(world.path("out.jsonl.running")).unwrap());
     refused("out.jsonl", &[], &["--out", "is the input"]);
     fs::remove_file(world.path("out.jsonl")).unwrap();
     refused("in.jsonl", &["--config", "none.toml"], &["none.toml"]);
@@ -308,6 +311,20 @@ fn a_full_provider_is_waited_for() {
     let (code, summary, log) = world.run("in.jsonl", &["--attempts", "1", "--max-wait", "0s"]);
     assert_eq!(code, 0, "{summary}{log}");
     assert!(world.rows().values().all(|line| line["error"].is_null()));
+}
+
+#[test]
+fn a_row_whose_provider_stays_full_fails_while_others_are_served() {
+    let world = World::new("stays-full");
+    let lines = ["{\"prompt\":\"Hi\",\"model\":\"acme/full\"}\n".to_owned(), "\"Hi\"\n".repeat(400)];
+    world.write("in.jsonl", lines.concat());
+    world.simulator.inject(Fault::new(What::PoolFull { retry_after: Some(1) }).model("acme/full")).unwrap();
+    let flags = ["--concurrency", "2", "--attempts", "1", "--max-wait", "0s", "--patience", "2s"];
+    let (code, summary, log) = world.run("in.jsonl", &flags);
+    assert!(code == 3 && summary.contains("400 of 401 rows answered, 1 failed"), "{code} {summary}{log}");
+    let full = &world.rows()[&1];
+    assert!(full["attempts"].as_u64().unwrap() > 1, "{full}");
+    assert!(full["seconds"].as_f64().unwrap() >= 2.0, "{full}");
 }
 
 #[test]

@@ -267,6 +267,16 @@ async fn a_refusal_of_our_own_carries_its_trace_too() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_waited_in_vain_is_told_how_long() {
+    let (simulator, pool) = upstream(&["a"]);
+    let builder = Balancer::builder(pool).max_in_flight(1).unwrap().max_wait(Duration::from_millis(100));
+    let stack = explained(&simulator, builder);
+    let (_, response) = tokio::join!(ask(&stack), stack.clone().oneshot(chat()));
+    let response = response.unwrap();
+    assert_eq!((response.status().as_u16(), header(&response)), (429, "1:-=no_key wait=0.1s out=busy*1"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_the_pick_compared_is_told() {
     let (simulator, pool) = upstream(&["a", "b"]);
     let endpoints = pool.endpoints();

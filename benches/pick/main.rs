@@ -15,9 +15,10 @@ use std::{alloc::System, process::ExitCode};
 
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 use subject::{Subject, subject};
+use tower_openrouter::endpoint::Money;
 use tower_openrouter::select::{
-    Candidates, LeastInFlight, PeakEwma, PriorityTiers, Rendezvous, Rng, RoundRobin, SmoothWeighted, WeightedRandom,
-    pick_fn,
+    Candidates, LeastInFlight, MostCredit, PeakEwma, PriorityTiers, Rendezvous, Rng, RoundRobin, SmoothWeighted,
+    Sticky, WeightedRandom, pick_fn,
 };
 
 #[global_allocator]
@@ -47,6 +48,8 @@ fn subjects(keys: usize) -> Vec<Box<dyn Subject>> {
         subject("WeightedRandom", keys, |index| (2.0 + index as f64).sqrt(), NO_SESSION, WeightedRandom::default()),
         subject("LeastInFlight", keys, equal, NO_SESSION, LeastInFlight::default()),
         subject("PeakEwma", keys, equal, NO_SESSION, PeakEwma::default()),
+        subject("MostCredit", keys, equal, NO_SESSION, MostCredit::default()),
+        subject("Sticky", keys, equal, NO_SESSION, Sticky::new(Money::from_usd(1.0))),
         subject("PriorityTiers of RoundRobin", keys, equal, NO_SESSION, PriorityTiers::new(RoundRobin::default())),
         subject(
             "Rendezvous of RoundRobin, no session",

@@ -19,7 +19,9 @@ use tokio::{
 };
 use tower::{Layer, Service, layer::util::Identity};
 use tower_openrouter::{
-    ApiKey, Endpoint, KeySelect, KeySelectLayer, RequestContext, endpoint_fn,
+    ApiKey, Endpoint, KeySelect, KeySelectLayer, RequestContext,
+    endpoint::{KeyReport, Money, Spendable},
+    endpoint_fn,
     select::{Candidates, Pick, Pool, Prepared, Rng},
 };
 
@@ -67,6 +69,8 @@ pub(crate) fn subject<P: Pick>(
         figures.first_byte(span, now);
         figures.leave();
         figures.succeed(span, span);
+        let left = Spendable::Money(Money::from_usd(10.0));
+        endpoint.credit().report_key(KeyReport { left, ..KeyReport::default() }, now);
     }
     let contexts = (0..64).map(|number| {
         let context = RequestContext::new();
@@ -159,7 +163,7 @@ impl<P: Pick + Clone> Subject for Measured<P> {
 pub(crate) fn medians(sizes: &mut [Box<dyn Subject>; 3], rounds: usize) -> ([f64; 3], [f64; 3]) {
     let mut times: [[Vec<f64>; 3]; 2] = Default::default();
     // enough for each of 10,000 keys to have served
-    (0..60).for_each(|_| sizes.iter_mut().for_each(|subject| drop((subject.propose(), subject.select()))));
+    (0..60).for_each(|_| sizes.iter_mut().for_each(|subject| _ = (subject.propose(), subject.select())));
     for _ in 0..rounds {
         for (at, subject) in sizes.iter_mut().enumerate() {
             times[0][at].push(subject.propose());

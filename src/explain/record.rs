@@ -49,7 +49,7 @@ pub struct Attempt {
     /// Why selection gave up the search.
     #[serde(serialize_with = "why")]
     pub rejected: Option<Why>,
-    /// How long it waited for the key.
+    /// How long it stood in line for a key.
     pub waited_ms: u64,
     /// The answer's status.
     pub status: Option<u16>,

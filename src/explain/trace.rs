@@ -122,7 +122,7 @@ impl Trace {
             attempt.key = Some(label.into());
             // who found a key at the first look only took the time to look
             let waited = by == By::Line || attempt.looked > 1;
-            attempt.waited_ms = if waited { at_ms - attempt.at_ms } else { 0 };
+            attempt.waited_ms = if waited { at_ms.saturating_sub(attempt.at_ms) } else { 0 };
             if tracing::enabled!(target: TARGET, tracing::Level::DEBUG) {
                 let last = attempt.looks.last();
                 let keys = last.map(|look| (look.candidates.count, look.keys)).unwrap_or_default();
@@ -139,11 +139,13 @@ impl Trace {
 
     /// Notes that no key could be had.
     pub(crate) fn reject(&self, why: Option<Why>) {
+        let at_ms = self.at(Instant::now());
         let mut state = self.state();
         let Some(number) = state.open.take() else { return };
         let mut out = String::new();
         if let Some(attempt) = state.attempt(number) {
             attempt.rejected = why;
+            attempt.waited_ms = if attempt.looked > 1 { at_ms.saturating_sub(attempt.at_ms) } else { 0 };
             out = attempt.looks.last().map(out_of).unwrap_or_default();
         }
         drop(state);

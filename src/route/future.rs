@@ -89,12 +89,12 @@ where
             (Some(first), Some(body)) => {
                 let body = body.clone();
                 let ahead = Ahead { head: request.into_parts().0, context: context.clone(), body, hops };
-                let call = Oneshot::new(table.service(first.at).clone(), ahead.request(&first));
+                let call = Oneshot::new(table.stack(first.at).clone(), ahead.request(&first));
                 (Some(call), (ahead.hops.len() > 0).then(|| Box::new(ahead)))
             }
             _ => {
                 let at = table.find(asks.model.as_deref());
-                (at.map(|at| Oneshot::new(table.service(at).clone(), request)), None)
+                (at.map(|at| Oneshot::new(table.stack(at).clone(), request)), None)
             }
         };
         let state = match call {
@@ -143,7 +143,7 @@ where
             }
             // what the failed answer holds is free before the next begins
             drop(result);
-            let call = Oneshot::new(this.table.service(hop.at).clone(), ahead.request(&hop));
+            let call = Oneshot::new(this.table.stack(hop.at).clone(), ahead.request(&hop));
             this.state.set(State::Running { call });
         }
     }

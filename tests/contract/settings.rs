@@ -83,6 +83,7 @@ fn r117_every_number_out_of_range_is_refused_by_name() {
         ("twice", refusal(routes().route("a/**", ()).build())),
         ("twice", refusal(routes().fallback_models(["a/1", "a/1"]).build())),
         ("fallback model", refusal(routes().fallback_models(["b/1"]).build())),
+        ("no pattern", refusal(routes().routes(Vec::<String>::new(), ()).build())),
         ("neither", refusal(ModelRouter::<()>::new().build())),
         ("only", refusal(ProviderLayer::new(prefer().only(Vec::<String>::new())))),
         ("max_price", refusal(ProviderLayer::new(cap(-1.0)))),

@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     error::Error,
+    fs,
     io::{self, Write},
     pin::pin,
     process::ExitCode,
@@ -87,15 +88,27 @@ async fn batch(arguments: Arguments, mut progress: Progress) -> Result<u8, Box<d
         return Err(format!("--out {} is the input: choose another name", out.display()).into());
     }
     let journal = Journal::open(&place)?;
-    let (mut output, mut written) = Output::open(&place)?;
-    let lost = journal.lost(|row| written.contains_key(&row));
-    if retry_failed && written.values().any(|written| written.kind != Kind::Answered) {
-        for (row, _) in written.iter().filter(|(row, written)| written.kind == Kind::Failed && journal.has(**row)) {
-            journal.take_back(*row)?;
+    let ready = Output::open(&place).and_then(|(mut output, mut written)| {
+        let lost = journal.lost(|row| written.contains_key(&row));
+        if retry_failed {
+            drop_failed(&mut output, &mut written, &journal)?;
         }
-        output.retain(&mut written, |written| written.kind == Kind::Answered)?;
-    }
-    let total = look_over(&mut rows, &input, &written, &out.display().to_string(), &progress)?;
+        let total = look_over(&mut rows, &input, &written, &out.display().to_string(), &progress)?;
+        Ok((output, written, lost, total))
+    });
+    let (mut output, written, lost, total) = match ready {
+        Ok(ready) => ready,
+        Err(what) => {
+            // nothing is left behind of a run that was none
+            if journal.is_blank() {
+                journal.remove()?;
+            }
+            if fs::metadata(&place).is_ok_and(|file| file.len() == 0) {
+                fs::remove_file(&place)?;
+            }
+            return Err(what.into());
+        }
+    };
 
     if is_simulated {
         progress.say(
@@ -109,6 +122,7 @@ async fn batch(arguments: Arguments, mut progress: Progress) -> Result<u8, Box<d
         progress.say(&format!("{} has {finished} of {total} rows: {next}", out.display()));
     }
     progress.start(total, finished);
+    let start = Instant::now();
     let desk = Arc::new(Desk {
         balancer,
         handle,
@@ -116,16 +130,18 @@ async fn batch(arguments: Arguments, mut progress: Progress) -> Result<u8, Box<d
         patience,
         stop: watch::Sender::new(None),
         held: Held::default(),
+        turns: tokio::sync::Mutex::new(start),
+        start,
         answered: Mutex::default(),
     });
-    let run = Run { desk: desk.clone(), output: &output, input: &input, concurrency, start: Instant::now() };
+    let run = Run { desk: desk.clone(), output: &output, input: &input, concurrency };
     let mut tally = Tally::of(&written);
     run.all(&written, &mut tally, &mut progress).await?;
     progress.clear();
 
     output.sync()?;
     let stop = desk.stop.borrow().clone();
-    let took = run.start.elapsed();
+    let took = start.elapsed();
     let snapshot = desk.handle.snapshot();
     let is_done = tally.sum() == total;
     if is_done {
@@ -156,6 +172,17 @@ async fn batch(arguments: Arguments, mut progress: Progress) -> Result<u8, Box<d
             INTERRUPTED
         }
     })
+}
+
+/// Takes out what is not answered, so that it is asked again.
+fn drop_failed(output: &mut Output, written: &mut HashMap<u64, Written>, journal: &Journal) -> Result<(), String> {
+    if written.values().all(|written| written.kind == Kind::Answered) {
+        return Ok(());
+    }
+    for (row, _) in written.iter().filter(|(row, written)| written.kind == Kind::Failed && journal.has(**row)) {
+        journal.take_back(*row)?;
+    }
+    output.retain(written, |written| written.kind == Kind::Answered)
 }
 
 /// Reads the input once: counts its rows, names the bad ones, and makes sure that what is written answers them.
@@ -242,7 +269,6 @@ struct Run<'a> {
     output: &'a Output,
     input: &'a Input,
     concurrency: usize,
-    start: Instant,
 }
 
 impl Run<'_> {

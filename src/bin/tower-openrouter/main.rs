@@ -12,7 +12,7 @@ use clap::{Parser, Subcommand};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Balance LLM requests over many OpenRouter keys, ask what they may spend, or simulate OpenRouter.
+/// Balance LLM requests over many OpenRouter keys, one by one or in batches, ask what they may spend, or simulate OpenRouter.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Cli {

@@ -82,24 +82,30 @@ impl Brake {
     /// In a burst much of what is in flight will be refused itself, and only the last of these refusals sees what was let in.
     /// So those that were sent before the cut lower it further, as one event with it. With nothing else in flight there is
     /// nothing to learn.
-    pub(super) fn refused(&mut self, amount: Money, in_flight: Money, taken: Instant, now: Instant) {
+    ///
+    /// Says whether the cap is what holds back from here on. Where far less was in flight than it allows, something is held
+    /// of which we do not know, bills that settle longer as like as not, and only a rest gets past that.
+    pub(super) fn refused(&mut self, amount: Money, in_flight: Money, taken: Instant, now: Instant) -> bool {
         if in_flight <= amount {
-            return;
+            return false;
         }
+        let mut pressed = true;
         let below = |level: Money| level.share(CUT).min(level - amount).max(amount);
         match self.cap {
             None => (self.cap, self.floor) = (Some(below(in_flight)), Money::ZERO),
             Some(cap) if self.cut.is_some_and(|cut| taken <= cut) => {
                 self.cap = Some(cap.min(below(in_flight).max(self.floor)));
-                return;
+                return true;
             }
             Some(cap) => {
-                // far below the cap it may be bills that settle longer than we know, so half of the way is believed
+                pressed = in_flight >= cap.share(PRESSED);
+                // so half of the way is believed
                 let level = cap - (cap - in_flight).max(Money::ZERO).share(0.5);
                 (self.cap, self.floor) = (Some(below(level).min(cap)), cap.share(0.5));
             }
         }
         (self.cut, self.since_cut) = (Some(now), 0);
+        pressed
     }
 
     /// A request of `amount` ended well, when `in_flight` ran with it included.
@@ -166,9 +172,10 @@ mod tests {
         assert_eq!(brake.cap(), cap, "a straggler does not cut twice");
         brake.refused(usd(1), usd(1), now + 2 * second, now + 3 * second);
         assert_eq!(brake.cap(), cap, "with nothing in flight there is nothing to learn");
-        brake.refused(usd(1), usd(90), now + 2 * second, now + 3 * second);
+        assert!(brake.refused(usd(1), usd(90), now + 2 * second, now + 3 * second));
         // half of the way from the cap to what was in flight, and a step below
         assert_eq!(brake.cap(), Some((usd(90) + usd(100).share(CUT)).share(0.5).share(CUT)));
+        assert!(!brake.refused(usd(1), usd(10), now + 4 * second, now + 4 * second), "it is not we who fill it");
     }
 
     #[test]

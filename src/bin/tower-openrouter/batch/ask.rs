@@ -6,6 +6,7 @@
 //! may have run upstream is never repeated: that is the caller's decision (`--retry-failed`).
 
 use std::{
+    pin::pin,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -19,7 +20,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::{
     sync::watch,
-    time::{Instant, sleep},
+    time::{Instant, sleep, sleep_until},
 };
 use tower::ServiceExt;
 use tower_openrouter::{
@@ -33,6 +34,7 @@ use tower_openrouter::{
 use super::{
     journal::Journal,
     output::{BAD_ROW, Failure, Response},
+    progress::span,
     row::{Ask, Row},
     stack::Balancer,
 };
@@ -40,6 +42,8 @@ use super::{
 /// The shortest and the longest pause before a row is sent again when nobody says how long.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
+/// How long to wait for a refusal before the next of the rows held back is sent.
+const REFUSED_WITHIN: Duration = Duration::from_secs(1);
 /// How often a request is looked at that runs while the batch ends.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
@@ -53,9 +57,16 @@ pub(super) struct Desk {
     /// Why the batch ends early, once it does.
     pub(super) stop: watch::Sender<Option<Stop>>,
     pub(super) held: Held,
+    /// Rows that were refused are sent again one after the other: each waits until the one before it was answered, and if that
+    /// was refused too, until this instant. All at once they would be refused at once.
+    pub(super) turns: tokio::sync::Mutex<Instant>,
+    pub(super) start: Instant,
     /// When the latest good answer came.
     pub(super) answered: Mutex<Option<Instant>>,
 }
+
+/// The right to send a row again.
+type Turn<'a> = tokio::sync::MutexGuard<'a, Instant>;
 
 /// Why a batch ends before its last row.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,13 +148,9 @@ impl Desk {
             answer.is_unsent = true;
             return answer;
         }
+        let (mut turn, mut held) = (None, Duration::ZERO);
         for time in 0.. {
-            let context = RequestContext::new();
-            let sent = tokio::select! {
-                biased;
-                sent = self.send(ask, &context) => sent,
-                () = self.ended_without(&context) => break,
-            };
+            let Some(sent) = self.send_in_turn(ask, &mut turn).await else { break };
             answer.attempts += sent.attempts;
             answer.took = start.elapsed();
             if sent.error.is_none() {
@@ -154,15 +161,20 @@ impl Desk {
             (answer.response, answer.error) = (sent.response, sent.error);
             (answer.key, answer.cost) = (sent.key.or(answer.key), sent.cost.or(answer.cost));
             let Some(pause) = pause else { return answer };
-            let left = self.patience.saturating_sub(start.elapsed());
-            if left.is_zero() {
-                if lock(&self.answered).is_some_and(|answered| answered >= start) {
-                    // others are served, so this is the row's own trouble
-                    return answer;
-                }
-                self.end(Stop::NoKey(format!("for {:?} no row was answered: {told}", self.patience)));
+            if let Some(mut turn) = turn.take() {
+                *turn = Instant::now() + pause.min(PAUSE.1);
             }
-            if !self.hold(pause.min(left), told).await {
+            let served_at = lock(&self.answered).unwrap_or(self.start).max(start);
+            if served_at.elapsed() >= self.patience {
+                self.end(Stop::NoKey(format!("for {} no row was answered: {told}", span(self.patience))));
+            } else if held >= self.patience {
+                // others are served, so this is the row's own trouble
+                return answer;
+            }
+            let pause = pause.min(self.patience - served_at.elapsed().min(self.patience));
+            held += pause;
+            turn = self.hold(pause, told).await;
+            if turn.is_none() {
                 break;
             }
         }
@@ -173,8 +185,8 @@ impl Desk {
         answer
     }
 
-    /// Waits; false when the batch ends meanwhile.
-    async fn hold(&self, span: Duration, why: String) -> bool {
+    /// Waits for so long, and then for a turn; none when the batch ends meanwhile.
+    async fn hold(&self, pause: Duration, why: String) -> Option<Turn<'_>> {
         struct Counted<'a>(&'a AtomicUsize);
         impl Drop for Counted<'_> {
             fn drop(&mut self) {
@@ -185,10 +197,31 @@ impl Desk {
         self.held.count.fetch_add(1, Ordering::Relaxed);
         let _counted = Counted(&self.held.count);
         *lock(&self.held.why) = why;
+        let wait = async {
+            sleep(pause).await;
+            let turn = self.turns.lock().await;
+            sleep_until(*turn).await;
+            turn
+        };
         tokio::select! {
             biased;
-            _ = stop.wait_for(Option::is_some) => false,
-            () = sleep(span) => true,
+            _ = stop.wait_for(Option::is_some) => None,
+            turn = wait => Some(turn),
+        }
+    }
+
+    /// Sends once; none when the batch ends before anything runs. Who has a turn keeps it as long as a refusal may take.
+    async fn send_in_turn(&self, ask: &Ask, turn: &mut Option<Turn<'_>>) -> Option<Sent> {
+        let context = RequestContext::new();
+        let (mut sending, mut ended) = (pin!(self.send(ask, &context)), pin!(self.ended_without(&context)));
+        let mut refused = pin!(sleep(REFUSED_WITHIN));
+        loop {
+            tokio::select! {
+                biased;
+                sent = &mut sending => return Some(sent),
+                () = &mut ended => return None,
+                () = &mut refused, if turn.is_some() => *turn = None,
+            }
         }
     }
 

@@ -167,7 +167,10 @@ impl Columns {
 mod tests {
     use super::*;
 
-    fn rows(name: &str, content: &[u8]) -> Result<Vec<(u64, u64, Result<String, String>)>, String> {
+    /// A row's number, its line, and what it holds or what is wrong with it.
+    type Told = (u64, u64, Result<String, String>);
+
+    fn rows(name: &str, content: &[u8]) -> Result<Vec<Told>, String> {
         let path = std::env::temp_dir().join(format!("tower-openrouter-rows-{}-{name}", std::process::id()));
         std::fs::write(&path, content).unwrap();
         let defaults = Defaults { model: Some("a/b".into()), ..Defaults::default() };

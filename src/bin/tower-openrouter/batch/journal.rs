@@ -92,6 +92,11 @@ impl Journal {
             .map_err(|error| format!("{}: {error}; mend that, and run the same command again", self.path.display()))
     }
 
+    /// Whether no earlier run has left anything to remember.
+    pub(super) fn is_blank(&self) -> bool {
+        self.sent.is_empty()
+    }
+
     /// Whether a row was sent.
     pub(super) fn has(&self, row: u64) -> bool {
         self.sent.get(&row).is_some_and(|times| *times > 0)

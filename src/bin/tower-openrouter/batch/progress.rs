@@ -64,6 +64,8 @@ impl Progress {
             text += &format!(", {} left", span(self.bar.eta()));
         }
         if let Some((count, why)) = held.now() {
+            // a line that breaks would stay where the bar was
+            let why: String = why.chars().take(60).collect();
             text += &format!("; {count} held back: {why}");
         }
         text

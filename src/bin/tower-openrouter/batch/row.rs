@@ -42,7 +42,7 @@ impl Mark {
             hash.update(b"\n");
         }
         let hash = hash.finalize();
-        Self(hash.iter().take(8).fold(0, |mark, byte| mark << 8 | u64::from(*byte)))
+        Self(hash.iter().take(8).fold(0, |mark, byte| (mark << 8) | u64::from(*byte)))
     }
 
     pub(super) fn parse(text: &str) -> Option<Self> {

@@ -127,9 +127,7 @@ impl Stack {
         let mut router = ModelRouter::<Balancer<ReplayBody>>::new();
         for (models, builder) in &self.routes {
             let balancer = builder.clone().build(leaf.clone());
-            for pattern in models {
-                router = router.route(&**pattern, balancer.clone());
-            }
+            router = router.routes(models.iter().map(String::as_str), balancer);
         }
         if settings.models.unrouted == Unrouted::AllKeys {
             let all = self.all.clone().buffer(buffer(&settings.limits).budget(u64::MAX));

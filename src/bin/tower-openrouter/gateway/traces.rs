@@ -28,10 +28,13 @@ pub(crate) enum Explained {
 
 /// The latest traces. Clones are the same.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Traces(Arc<Mutex<VecDeque<(Box<str>, Trace)>>>);
+pub(super) struct Traces(Arc<Mutex<Latest>>);
+
+/// By id, the latest last.
+type Latest = VecDeque<(Box<str>, Trace)>;
 
 impl Traces {
-    fn lock(&self) -> MutexGuard<'_, VecDeque<(Box<str>, Trace)>> {
+    fn lock(&self) -> MutexGuard<'_, Latest> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -4,7 +4,6 @@ use std::{
     fmt,
     net::SocketAddr,
     num::{NonZeroU32, NonZeroUsize},
-    time::Duration,
 };
 
 use secrecy::{ExposeSecret, SecretString};
@@ -280,11 +279,6 @@ impl Settings {
                     self.admin_listen
                 ),
             ));
-        }
-        let every = self.credit.poll_interval;
-        if !every.0.is_zero() && every.0 < Duration::from_secs(1) {
-            let what = format_args!("{every} is too often to ask about keys: make it 1s or more, or 0s for never");
-            return Err(Trouble::with("credit.poll_interval", what));
         }
         if self.breaker.longest() < self.breaker.cooldown {
             let what = format_args!(
