@@ -32,19 +32,23 @@ pub use suspects::{Blame, Route, Suspects};
 #[derive(Clone)]
 pub struct Endpoint(Arc<Inner>);
 
+// in the order of use: with thousands of keys none is in a cache, and what an attempt touches should lie side by side
+#[repr(C)]
 struct Inner {
+    removed: AtomicBool,
+    doubted: AtomicBool,
+    /// Whether the key itself may serve every request: it is not drained, and has no model patterns.
+    serves_all: bool,
     id: EndpointId,
-    key: ApiKey,
+    shut_until: AtomicU64,
+    pool: Arc<PoolState>,
     figures: Figures,
     account: OnceLock<Box<str>>,
     // made when first asked for
     credit: OnceLock<Box<Credit>>,
-    shut_until: AtomicU64,
+    key: ApiKey,
     /// How many snapshots use it although it is shut.
     forced: AtomicU32,
-    removed: AtomicBool,
-    doubted: AtomicBool,
-    pool: Arc<PoolState>,
 }
 
 /// Tells endpoints apart; never used twice in a process.
@@ -124,16 +128,17 @@ impl Endpoint {
         pool.live.fetch_add(1, Ordering::Relaxed);
         let account = key.account_name().map_or_else(OnceLock::new, |name| OnceLock::from(Box::<str>::from(name)));
         Self(Arc::new(Inner {
+            removed: AtomicBool::new(false),
+            doubted: AtomicBool::new(false),
+            serves_all: key.weight_of() != 0.0 && key.serves_all(),
             id: EndpointId(NEXT.fetch_add(1, Ordering::Relaxed)),
-            key,
+            shut_until: AtomicU64::new(0),
+            pool,
             figures: Figures::default(),
             account,
             credit: OnceLock::new(),
-            shut_until: AtomicU64::new(0),
+            key,
             forced: AtomicU32::new(0),
-            removed: AtomicBool::new(false),
-            doubted: AtomicBool::new(false),
-            pool,
         }))
     }
 
@@ -145,6 +150,11 @@ impl Endpoint {
     /// The key.
     pub fn key(&self) -> &ApiKey {
         &self.0.key
+    }
+
+    /// Whether it is in its pool and its key may serve every request, told without a look at the key.
+    pub(crate) fn serves_all(&self) -> bool {
+        self.0.serves_all && !self.is_removed()
     }
 
     /// What is measured on it.

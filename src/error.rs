@@ -79,6 +79,11 @@ impl Rejected {
         self.why
     }
 
+    /// What was wrong, in a sentence.
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+
     /// How long from the refusal until it makes sense to come back, where that is known.
     pub fn after(&self) -> Option<Duration> {
         self.retry_after

@@ -405,7 +405,7 @@ pub enum KeyError {
         what: &'static str,
     },
     /// A model pattern is not usable.
-    #[error("the model pattern {0:?} is empty or holds white space: write one such as \"anthropic/*\"")]
+    #[error("the model pattern {0:?} is empty, negated or holds white space: write one such as \"anthropic/*\"")]
     BadPattern(Box<str>),
     /// There is no key at all.
     #[error("no key is given: a pool needs at least one")]

@@ -56,6 +56,7 @@
 //! - [`endpoint`]: one key of a pool, and what its layers and the pool know of each other.
 //! - [`key`]: the credential, never shown.
 //! - [`error`]: refusals of our own, and failures on the way up.
+//! - [`explain`]: why a request went where it did, told to who asks; its layer goes outermost.
 //! - [`body`]: guards that are given back when a body is over.
 //!
 //! # Quick start
@@ -214,6 +215,7 @@ pub mod body;
 mod clock;
 pub mod endpoint;
 pub mod error;
+pub mod explain;
 mod json;
 pub mod key;
 pub mod outcome;
@@ -246,6 +248,7 @@ pub use buffer::BufferLayer;
 pub use deadline::DeadlineLayer;
 pub use endpoint::Endpoint;
 pub use error::Rejected;
+pub use explain::ExplainLayer;
 pub use key::{ApiKey, KeyError};
 pub use limit::ConcurrencyLimitLayer;
 pub use monitor::{LoadMonitorLayer, Snapshot};

@@ -21,14 +21,14 @@ use serde_json::value::RawValue;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use crate::{clock, endpoint::Endpoint, outcome::Outcome};
+use crate::{clock, endpoint::Endpoint, explain::Trace, outcome::Outcome};
 
 /// The shared context of a request and of its attempts.
 #[derive(Clone)]
 pub struct RequestContext(Arc<Inner>);
 
 struct Inner {
-    /// The context this one differs from by its body only: deadline, demands and ledger are there.
+    /// The context this one differs from by its body only: deadline, demands, ledger and trace are there.
     root: Option<Arc<Inner>>,
     /// When the request came, if the stage that made the context had looked at the clock.
     arrived: Option<Instant>,
@@ -38,6 +38,8 @@ struct Inner {
     asks: OnceLock<Asks>,
     required: OnceLock<Box<[Box<str>]>>,
     ledger: Mutex<Ledger>,
+    /// Set when somebody wants to know.
+    trace: OnceLock<Trace>,
 }
 
 impl RequestContext {
@@ -55,10 +57,12 @@ impl RequestContext {
             asks: OnceLock::new(),
             required: OnceLock::new(),
             ledger: Mutex::default(),
+            trace: OnceLock::new(),
         }))
     }
 
-    /// The context of the same request with another body: what it asks for is read anew, deadline and ledger are shared.
+    /// The context of the same request with another body: what it asks for is read anew; deadline, ledger and trace are
+    /// shared.
     ///
     /// For stages that change the body on its way down; put it into the extensions in place of this one.
     #[must_use]
@@ -71,6 +75,7 @@ impl RequestContext {
             asks: OnceLock::new(),
             required: OnceLock::new(),
             ledger: Mutex::default(),
+            trace: OnceLock::new(),
         }))
     }
 
@@ -157,6 +162,16 @@ impl RequestContext {
     /// The attempts made so far. Hold it briefly: it is a lock.
     pub fn ledger(&self) -> MutexGuard<'_, Ledger> {
         lock(&self.root().ledger)
+    }
+
+    /// Has the request [explained](crate::explain): stages write into the trace from now on. Another call finds the same.
+    pub fn explain(&self) -> &Trace {
+        self.root().trace.get_or_init(|| Trace::starting(self.arrived().unwrap_or_else(Instant::now)))
+    }
+
+    /// The trace of a request that is explained.
+    pub fn trace(&self) -> Option<&Trace> {
+        self.root().trace.get()
     }
 }
 

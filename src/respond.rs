@@ -22,8 +22,8 @@
 //! of ours says `"limit_source":"balancer"`, which the upstream's never do. gRPC answers consist of trailers only. Messages
 //! are those of our own errors; the text of any other is never passed on, since it could hold a secret.
 //!
-//! Who stands above, in the same process, finds in the answer's extensions the [`Rejected`] that it stands for, or what an
-//! [`UpstreamError`] means as an [`OutcomeCell`].
+//! Who stands above, in the same process, finds in the answer's extensions the [`Rejected`] that it stands for, or what
+//! any other error means as an [`OutcomeCell`].
 //!
 //! An error of the response body is not an answer any more; it passes through, and the server cuts the stream.
 //!
@@ -95,8 +95,8 @@ mod answer;
 use answer::{Answer, Form};
 
 use crate::{
-    error::{Rejected, UpstreamError},
-    outcome::OutcomeCell,
+    error::Rejected,
+    outcome::{OutcomeCell, error_fault},
 };
 
 /// Ends a stack: its services answer whatever happens. See the [module](self).
@@ -226,9 +226,9 @@ where
         let mut response = Answer::to(&*error).into_response(*this.form);
         if let Some(refusal) = Rejected::find(&*error) {
             response.extensions_mut().insert(refusal.clone());
-        } else if let Some(error) = UpstreamError::find(&*error) {
+        } else {
             let cell = OutcomeCell::new();
-            cell.end(error.fault().into());
+            cell.end(error_fault(&*error).into());
             response.extensions_mut().insert(cell);
         }
         Poll::Ready(Ok(response))

@@ -10,7 +10,8 @@
 //!   the model, so it counts neither as an attempt nor against the budget; its own bound is once per distinct scope, and 8.
 //!   Without a selector below there is no elsewhere: a limit that passes by itself is waited for as below, the rest given up.
 //! - [`Backoff`](crate::outcome::Retry::Backoff), such as a provider's 429, 5xx, no connection: again after a jittered wait
-//!   that grows, never before a hinted time, within three attempts and the [budget](RetryBudget).
+//!   that grows, never before a hinted time, within three attempts and the [budget](RetryBudget). Without a wait where a stage
+//!   below has noted in the request's ledger that it will ask for another provider or model then.
 //!   [`Once`](crate::outcome::Retry::Once) is the same, a single time.
 //! - [`Unclear`](crate::outcome::Retry::Unclear): not repeated unless [asked for](RetryLayer::retry_unclear).
 //!

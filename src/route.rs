@@ -98,15 +98,13 @@ mod table;
 pub use future::RoutesFuture;
 use table::Table;
 
-use crate::{
-    buffer::ReplayBody,
-    key::{KeyError, ModelPattern},
-};
+use crate::{buffer::ReplayBody, key::KeyError};
 
 /// Sends each request to the stack of its model. See the [module](self).
+#[derive(Clone)]
 #[must_use]
 pub struct ModelRouter<S> {
-    routes: Vec<(Box<str>, S)>,
+    routes: Vec<(Vec<Box<str>>, S)>,
     fallback: Option<S>,
     fallback_models: Vec<Box<str>>,
 }
@@ -119,8 +117,14 @@ impl<S> ModelRouter<S> {
 
     /// Sends models that match `pattern`, such as `anthropic/*`, to `service`. Box services of different types
     /// (`tower::util::BoxCloneSyncService`); [`Balancer`](crate::Balancer)s are of one type already.
-    pub fn route(mut self, pattern: impl Into<Box<str>>, service: S) -> Self {
-        self.routes.push((pattern.into(), service));
+    pub fn route(self, pattern: impl Into<Box<str>>, service: S) -> Self {
+        self.routes([pattern], service)
+    }
+
+    /// Sends models that match any of `patterns` to `service`: one route, so that a list of models within it is left to
+    /// upstream.
+    pub fn routes<P: Into<Box<str>>>(mut self, patterns: impl IntoIterator<Item = P>, service: S) -> Self {
+        self.routes.push((patterns.into_iter().map(Into::into).collect(), service));
         self
     }
 
@@ -140,13 +144,13 @@ impl<S> ModelRouter<S> {
     /// Ends the settings.
     ///
     /// # Errors
-    /// When there is nothing to send to, a pattern is malformed or given twice, or a fallback model is given twice or has
+    /// When there is nothing to send to, a route has no pattern, a pattern is malformed or given twice, or a fallback model is given twice or has
     /// no route.
     pub fn build(self) -> Result<Routes<S>, RouteError> {
         let Self { routes, fallback, fallback_models } = self;
         let mut table = Table::new(fallback);
-        for (pattern, service) in routes {
-            table.add(ModelPattern::new(&pattern)?, service)?;
+        for (patterns, service) in routes {
+            table.add(&patterns, service)?;
         }
         table.set_models(fallback_models)?;
         Ok(Routes { table: Arc::new(table) })
@@ -161,7 +165,7 @@ impl<S> Default for ModelRouter<S> {
 
 impl<S> fmt::Debug for ModelRouter<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let routes: Vec<_> = self.routes.iter().map(|(pattern, _)| pattern).collect();
+        let routes: Vec<_> = self.routes.iter().map(|(patterns, _)| patterns).collect();
         f.debug_struct("ModelRouter")
             .field("routes", &routes)
             .field("fallback", &self.fallback.is_some())
@@ -180,6 +184,9 @@ pub enum RouteError {
     /// Two routes have one pattern.
     #[error("the route {0:?} is given twice: a model can go to one of them only")]
     Duplicate(Box<str>),
+    /// A route has no pattern.
+    #[error("a route has no pattern: name its models, or give its service as the fallback")]
+    NoPattern,
     /// There is nowhere to send anything.
     #[error("the router has neither a route nor a fallback: give it at least one")]
     Empty,
@@ -200,7 +207,7 @@ pub struct Routes<S> {
 impl<S> Routes<S> {
     /// The stack that serves `model`, if any does.
     pub fn stack_of(&self, model: &str) -> Option<&S> {
-        self.table.find(Some(model)).map(|at| self.table.service(at))
+        self.table.find(Some(model)).map(|at| self.table.stack(at))
     }
 }
 

@@ -83,6 +83,7 @@ mod choose;
 mod claims;
 mod cooldown;
 mod ejection;
+mod explain;
 mod filter;
 mod future;
 mod lanes;

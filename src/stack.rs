@@ -263,6 +263,20 @@ impl<P: Pick> BalancerBuilder<P> {
     ///
     /// It knows what answers tell. Run an [`AccountPoller`](crate::AccountPoller) beside it, so that it also knows caps,
     /// balances and prices.
+    ///
+    /// ```
+    /// use tower_openrouter::{AccountPoller, ApiKey, Balancer, OpenRouter, select::{CreditLimit, Pool}};
+    /// # use tower_openrouter::simulator::{Scenario, Simulator};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), tower::BoxError> {
+    /// # let transport = Simulator::new(Scenario::default())?.service();
+    /// let pool = Pool::new([ApiKey::new("sk-or-v1-a")?, ApiKey::new("sk-or-v1-b")?])?;
+    /// let leaf = OpenRouter::new(transport);
+    /// tokio::spawn(AccountPoller::new(&pool, leaf.clone()).run());
+    /// let balancer = Balancer::builder(pool).credit(CreditLimit::new()).build(leaf);
+    /// # let _: &Balancer<String> = &balancer;
+    /// # Ok(()) }
+    /// ```
     pub fn credit(self, limit: CreditLimit) -> BalancerBuilder<MostCredit> {
         self.pick(MostCredit::default()).filter(limit)
     }

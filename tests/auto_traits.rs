@@ -8,26 +8,32 @@ use http_body_util::{BodyExt, Full};
 use static_assertions::assert_impl_all;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, layer::util::Identity, service_fn};
 use tower_openrouter::{
-    AccountPoller, ApiKey, Balancer, BufferLayer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint,
-    KeyError, KeySelect, KeySelectLayer, LoadMonitorLayer, OpenRouter, Outcome, Rejected, RequestContext, RespondLayer,
-    RetryLayer, Snapshot,
+    AccountPoller, ApiKey, Balancer, Batch, BufferLayer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer,
+    Endpoint, ExplainLayer, KeyError, KeySelect, KeySelectLayer, LoadMonitorLayer, ModelRouter, OpenRouter, Outcome,
+    Rejected, RequestContext, RespondLayer, RetryLayer, Snapshot,
+    batch::{AsTheyCome, InOrder},
     breaker::{Admission, BreakerHandle, BreakerPolicy, CircuitBreaker, CircuitBreakerFuture, TripPolicy},
     buffer::{Buffer, BufferFuture, ReplayBody},
     deadline::{Deadline, DeadlineBody, DeadlineFuture, DeadlineService},
-    endpoint::Figures,
+    endpoint::{Credit, Figures, Prices},
     endpoint_fn,
     error::UpstreamError,
+    explain::{Explain, ExplainFuture, Explanation, Trace},
     limit::{ConcurrencyLimit, LimitFuture, LimitHandle, LimitPermit},
     monitor::{LoadMonitor, LoadMonitorFuture, MonitorHandle},
     openrouter::{
-        AccountClient, Authorize, AuthorizeLayer, HyperTransport, OpenRouterBody, OpenRouterFuture, ReqwestTransport,
+        AccountClient, Authorize, AuthorizeLayer, HyperTransport, OpenRouterBody, OpenRouterFuture, ProviderLayer,
+        ProviderPreferences, ReqwestTransport,
+        provider::{ProviderFuture, ProviderService},
     },
     outcome::{Grpc, OutcomeCell},
     respond::{Respond, RespondBody, RespondFuture},
     retry::{Backoff, Retry, RetryBudget, RetryFuture, RetryHandle},
+    route::{Routes, RoutesFuture},
     select::{
-        Candidates, EndpointFn, KeySelectFuture, LeastInFlight, PeakEwma, Pick, Pool, PriorityTiers, Rank, Rendezvous,
-        RequireTags, RoundRobin, SelectError, SmoothWeighted, WeightedRandom,
+        Candidates, CreditFloor, CreditLimit, EndpointFn, KeySelectFuture, LeastInFlight, MostCredit, PeakEwma, Pick,
+        Pool, PriorityTiers, Rank, Rendezvous, RequireTags, RoundRobin, SelectError, SmoothWeighted, Sticky,
+        WeightedRandom,
     },
     stack::{BalancerBuilder, BalancerHandle},
 };
@@ -37,6 +43,8 @@ type Plain = tower::util::BoxCloneSyncService<Request<Full<Bytes>>, Response<Ful
 type ToReplay = tower::util::BoxCloneSyncService<Request<ReplayBody>, Response<Full<Bytes>>, BoxError>;
 type PerKey = EndpointFn<fn(&Endpoint) -> Identity>;
 type Body = Full<Bytes>;
+
+type Requests = tower_openrouter::batch::Iter<std::vec::IntoIter<Request<Body>>>;
 
 macro_rules! assert_layers_and_services {
     ($($type:ty),* $(,)?) => { $(assert_impl_all!($type: Clone, Debug, Send, Sync);)* };
@@ -52,16 +60,18 @@ macro_rules! assert_send {
 
 assert_layers_and_services! {
     RespondLayer, Respond<Plain>,
+    ExplainLayer, Explain<Plain>, Trace,
     DeadlineLayer, DeadlineService<Plain>, Deadline,
     BufferLayer, Buffer<ToReplay>,
     RetryLayer, Retry<Plain>,
+    ModelRouter<Plain>, Routes<ToReplay>, ProviderLayer, ProviderPreferences, ProviderService<Plain>,
     KeySelectLayer<PerKey>, KeySelectLayer<PerKey, LeastInFlight>, KeySelect<Plain>, KeySelect<Plain, LeastInFlight>,
     LoadMonitorLayer, LoadMonitor<Plain>,
     ConcurrencyLimitLayer, ConcurrencyLimit<Plain>,
     AuthorizeLayer, Authorize<Plain>,
     OpenRouter<Plain>, ReqwestTransport, AccountClient<Plain>,
     CircuitBreakerLayer,
-    Balancer<Body>, BalancerBuilder, BalancerBuilder<RoundRobin>, BalancerHandle,
+    Balancer<Body>, BalancerBuilder, BalancerBuilder<RoundRobin>, BalancerHandle, Batch<Plain, Requests>,
     BreakerHandle, LimitHandle, MonitorHandle, RetryHandle,
     Pool, Endpoint, ApiKey, RequestContext, OutcomeCell, Outcome, Snapshot,
     BreakerPolicy, TripPolicy, Backoff, RetryBudget,
@@ -71,6 +81,7 @@ assert_layers_and_services! {
 assert_layers_and_services!(tower_openrouter::openrouter::HyperTransport<Body>);
 assert_impl_all!(CircuitBreaker<Plain>: Clone, Debug, Send, Sync);
 
+assert_handles!(MostCredit, Sticky, CreditLimit, CreditFloor, Credit, Prices);
 assert_handles!(AccountPoller<Plain>, Figures, UpstreamError, LimitPermit, Admission);
 assert_handles!(RoundRobin, LeastInFlight, SmoothWeighted, WeightedRandom, PeakEwma, Rendezvous, PriorityTiers);
 assert_handles!(Candidates<'_>, Rank, SelectError, RequireTags);
@@ -78,16 +89,18 @@ assert_impl_all!(Box<dyn Pick>: Pick);
 
 // futures and bodies are as sendable as what they hold; `Full` and a boxed future are `Send`
 assert_send! {
+    ExplainFuture<<Plain as Service<Request<Body>>>::Future>, Explanation,
     RespondFuture<<Plain as Service<Request<Body>>>::Future>, RespondBody<Body>,
     DeadlineFuture<<Plain as Service<Request<Body>>>::Future>, DeadlineBody<Body>,
     BufferFuture<ToReplay, Body>, ReplayBody,
-    RetryFuture<Plain, Body, Body>,
+    RetryFuture<Plain, Body, Body>, RoutesFuture<ToReplay>, ProviderFuture<<Plain as Service<Request<Body>>>::Future>,
     KeySelectFuture<Plain, RoundRobin, Body>, <KeySelect<Plain> as Service<Request<Body>>>::Response,
     LoadMonitorFuture<<Plain as Service<Request<Body>>>::Future>,
     CircuitBreakerFuture<<Plain as Service<Request<Body>>>::Future>,
     LimitFuture<Plain, Body>, <ConcurrencyLimit<Plain> as Service<Request<Body>>>::Response,
     OpenRouterFuture<<Plain as Service<Request<Body>>>::Future, Body>, OpenRouterBody<Body>,
     <Balancer<Body> as Service<Request<Body>>>::Future,
+    AsTheyCome<Plain, Requests>, InOrder<Plain, Requests>,
 }
 
 fn pool() -> Pool {
@@ -113,6 +126,7 @@ macro_rules! each_around {
         let respond = $respond;
         let service = $service;
         finished::<_, $body, _>(respond.clone().layer(service.clone()));
+        finished::<_, $body, _>(ExplainLayer::new().layer(respond.clone().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(DeadlineLayer::default().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(LoadMonitorLayer::new().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(CircuitBreakerLayer::default().reject().layer(service.clone())));
@@ -161,6 +175,7 @@ async fn every_layer_fits_around_an_axum_router() {
     use axum::{Router, body::Body, routing::post};
     let router = Router::<()>::new().route("/v1/chat/completions", post(async |body: String| body));
     each_around!(RespondLayer::new(), router.clone(), Body);
+    finished::<_, Body, _>(RespondLayer::new().layer(ProviderLayer::default().layer(router.clone())));
     let stack = finished::<_, Body, _>(all_around!(RespondLayer::new(), BufferLayer::new(), Body::new, router.clone()));
     // and inside one, as its middleware
     let app = Router::<()>::new().fallback_service(stack);
@@ -247,6 +262,9 @@ async fn every_layer_fits_around_a_reqwest_client() {
 
     let transport = ReqwestTransport::new(reqwest::Client::new());
     each_around!(RespondLayer::new(), transport.clone(), ReplayBody);
+    finished::<_, ReplayBody, _>(RespondLayer::new().layer(ProviderLayer::default().layer(transport.clone())));
+    let routes = ModelRouter::new().route("*", transport.clone()).build().unwrap();
+    finished::<_, Body, _>(tower_openrouter::stack::front(routes));
     let leaf = OpenRouter::builder().base_url(format!("http://{address}/api/v1")).build(transport).unwrap();
     each_around!(RespondLayer::new(), leaf.clone(), ReplayBody);
     let client =

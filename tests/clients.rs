@@ -2,6 +2,8 @@
 //!
 //! The clients of other languages are in `clients/`, with the scenario both kinds share.
 
+#[path = "clients/choosing.rs"]
+mod choosing;
 #[path = "clients/openai_rs.rs"]
 mod openai_rs;
 #[path = "clients/openrouter_rs.rs"]

@@ -7,9 +7,9 @@ use http::{Request, Response};
 use http_body::Body;
 use http_body_util::{BodyExt, Full};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, Stats, StatsAlloc};
-use tower::{Service, ServiceExt, service_fn};
+use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_openrouter::{
-    ApiKey, Balancer, OpenRouter,
+    ApiKey, Balancer, ExplainLayer, OpenRouter,
     openrouter::BASE_URL,
     select::{Pool, RoundRobin},
 };
@@ -53,6 +53,22 @@ where
     }
 }
 
+/// Allocations that so many requests make.
+async fn taken<S, B>(service: &mut S, requests: usize) -> usize
+where
+    S: Service<Request<Full<Bytes>>, Response = Response<B>, Error = Infallible>,
+    B: Body<Data = Bytes, Error: fmt::Debug>,
+{
+    for _ in 0..100 {
+        ask(service).await;
+    }
+    let heap = Region::new(HEAP);
+    for _ in 0..requests {
+        ask(service).await;
+    }
+    heap.change().allocations
+}
+
 fn grown(stats: Stats) -> usize {
     stats.bytes_allocated - stats.bytes_deallocated
 }
@@ -92,4 +108,16 @@ async fn a_request_leaves_nothing_on_the_heap_and_takes_few_pieces_of_it() {
     println!("allocations a request: {}", change.allocations / 1000);
     assert_eq!(grown(change), 0);
     assert!(change.allocations <= 25 * 1000, "{} allocations for 1000 requests", change.allocations);
+}
+
+#[tokio::test(flavor = "current_thread")]
+#[expect(clippy::await_holding_lock, reason = "one thread, and nobody else waits on this runtime")]
+async fn a_request_that_nobody_asks_to_explain_takes_no_piece_of_the_heap_for_it() {
+    let _turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let without = taken(&mut stack(pool(3)), 1000).await;
+    let off = taken(&mut ExplainLayer::new().layer(stack(pool(3))), 1000).await;
+    let on = taken(&mut ExplainLayer::new().all().layer(stack(pool(3))), 1000).await;
+    println!("allocations a request: {} without the layer, {} off, {} on", without / 1000, off / 1000, on / 1000);
+    assert_eq!(off, without);
+    assert!(on > without, "and this can tell");
 }

@@ -21,6 +21,7 @@ use tower_openrouter::{
     endpoint::{Money, Spendable},
     openrouter::{AccountClient, LookupError},
     outcome::Cause,
+    select::{CreditFloor, RoundRobin},
     simulator::{Fault, Scenario, SimKey, Simulator, Stale, What},
 };
 
@@ -79,7 +80,9 @@ impl World {
     }
 
     fn balancer(&self) -> Balancer<Full<Bytes>> {
-        Balancer::builder(self.pool.clone()).build(OpenRouter::new(self.simulator.service()))
+        Balancer::builder(self.pool.clone())
+            .pick(RoundRobin::default())
+            .build(OpenRouter::new(self.simulator.service()))
     }
 
     fn lookups(&self) -> u64 {
@@ -131,6 +134,31 @@ async fn r085_what_changes_elsewhere_is_known_after_an_interval() {
     sleep(72 * SECOND).await;
     assert_eq!(world.spendable("a1"), usd(4.5));
     assert_eq!(world.spendable("b1"), usd(0.0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn r085_a_key_rests_below_the_floor_and_is_back_when_a_poll_finds_it_above() {
+    let world = World::new(scenario());
+    let _poller = world.poll();
+    let leaf = OpenRouter::new(world.simulator.service());
+    let floor = CreditFloor::new(Money::from_usd(1.0));
+    let balancer = Balancer::builder(world.pool.clone()).filter(floor).pick(RoundRobin::default()).build(leaf);
+    let served = async |label: &str| {
+        let attempts = || world.simulator.counts().keys[label].attempts;
+        let before = attempts();
+        for _ in 0..6 {
+            assert_eq!(chat(&balancer).await, 200);
+        }
+        attempts() - before
+    };
+    sleep(3 * SECOND).await;
+    assert_eq!(served("b1").await, 2);
+    world.simulator.set_credits("beta", 0.5).unwrap();
+    sleep(72 * SECOND).await;
+    assert_eq!(served("b1").await, 0);
+    world.simulator.set_credits("beta", 5.0).unwrap();
+    sleep(72 * SECOND).await;
+    assert_eq!(served("b1").await, 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -225,14 +253,23 @@ async fn a_401_by_mistake_costs_a_key_seconds_and_a_revoked_key_stays_out() {
     let _poller = world.poll();
     let balancer = world.balancer();
     sleep(30 * SECOND).await;
+    let attempts = |label: &str| world.simulator.counts().keys[label].by_status.get(&401).copied();
     world.simulator.inject(Fault::new(What::Unauthorized).key("a1").times(1)).unwrap();
-    world.simulator.disable_key("a2", true).unwrap();
-    for _ in 0..9 {
+    for _ in 0..3 {
         assert_eq!(chat(&balancer).await, 200);
     }
+    assert_eq!((attempts("a1"), world.resting("a1")), (Some(1), Some(Cause::InvalidKey)));
     sleep(2 * SECOND).await;
     assert_eq!(world.resting("a1"), None, "the upstream vouches for it");
-    assert_eq!(world.resting("a2"), Some(Cause::InvalidKey));
+
+    // long enough after the first for the two not to be one event of the platform
+    sleep(30 * SECOND).await;
+    world.simulator.disable_key("a2", true).unwrap();
+    for _ in 0..3 {
+        assert_eq!(chat(&balancer).await, 200);
+    }
+    sleep(20 * SECOND).await;
+    assert_eq!((attempts("a2"), world.resting("a2")), (Some(1), Some(Cause::InvalidKey)));
 }
 
 #[tokio::test(start_paused = true)]

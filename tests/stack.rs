@@ -287,3 +287,42 @@ async fn a_lone_keys_refusal_says_when_the_key_comes_back() {
     let stats = serde_json::to_value(stack.handle().snapshot()).unwrap();
     assert_eq!(stats["retry"]["attempts"], 1, "what selection refused was no attempt: {stats}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn stacks_over_pools_that_share_their_keys_share_limits_and_breakers() {
+    let (simulator, pool) = upstream(five_keys());
+    let key = pool.endpoints()[0].key().clone();
+    let common = Balancer::builder(pool.clone()).max_in_flight(1).unwrap().max_wait(Duration::ZERO);
+    let [group, twin] = [0, 1].map(|_| common.clone().pool(pool.share([key.clone()]).unwrap()));
+    let (group, twin) = (stack(&simulator, group), stack(&simulator, twin));
+    let running = group.clone().oneshot(chat(MODEL)).await.unwrap();
+    assert_eq!(running.status(), StatusCode::OK);
+    assert_eq!(send(&twin, MODEL, 1, 1).await, BTreeMap::from([(429, 1)]), "its one request runs elsewhere");
+
+    let next = pool.share([key.clone()]).unwrap();
+    let keeping = Balancer::builder(next.clone()).max_wait(Duration::ZERO);
+    let keeping = stack(&simulator, keeping.max_in_flight(1).unwrap().keep(&common.handle()));
+    assert_eq!(send(&keeping, MODEL, 1, 1).await, BTreeMap::from([(429, 1)]), "it runs on");
+    let endpoint = &next.endpoints()[0];
+    common.handle().breaker(endpoint).unwrap().isolate();
+    drop(running);
+    assert_eq!(send(&keeping, MODEL, 1, 1).await, BTreeMap::from([(429, 1)]), "one breaker for all");
+    keeping.handle().breaker(endpoint).unwrap().reset();
+    for stack in [&group, &twin, &keeping] {
+        assert_eq!(send(stack, MODEL, 1, 1).await, BTreeMap::from([(200, 1)]));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_successor_heeds_its_own_caps() {
+    let (simulator, pool) = upstream(five_keys());
+    let key = pool.endpoints()[0].key().clone();
+    let old = Balancer::builder(pool.share([key.clone()]).unwrap()).max_in_flight(1).unwrap().max_wait(Duration::ZERO);
+    let old = stack(&simulator, old);
+    let running = old.clone().oneshot(chat(MODEL)).await.unwrap();
+    let wider = Balancer::builder(old.handle().pool().share([key]).unwrap()).max_in_flight(2).unwrap();
+    let wider = stack(&simulator, wider.max_wait(Duration::ZERO).keep(old.handle()));
+    let second = wider.clone().oneshot(chat(MODEL)).await.unwrap();
+    assert_eq!((running.status(), second.status()), (StatusCode::OK, StatusCode::OK));
+    assert_eq!(send(&wider, MODEL, 1, 1).await, BTreeMap::from([(429, 1)]), "two run");
+}

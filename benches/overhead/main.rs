@@ -18,8 +18,8 @@ use exchange::{Asking, Leaf};
 use measure::{Measured, Subject};
 use tower::{Layer, ServiceBuilder};
 use tower_openrouter::{
-    BufferLayer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer, LoadMonitorLayer, OpenRouter, RespondLayer,
-    RetryLayer, breaker::BreakerPolicy, openrouter::AuthorizeLayer,
+    BufferLayer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer, ExplainLayer, LoadMonitorLayer, OpenRouter,
+    RespondLayer, RetryLayer, breaker::BreakerPolicy, openrouter::AuthorizeLayer,
 };
 
 /// The most the whole stack with three keys may cost, as a share of what tower's own parts cost.
@@ -44,6 +44,8 @@ fn subjects() -> Vec<Box<dyn Subject>> {
         measure::subject(WHOLE, |_| stacks::ours(3)),
         measure::subject(MANY, |_| stacks::ours(10_000)),
         measure::subject("whole stack, boxed, 3 keys", |_| stacks::boxed(3)),
+        measure::subject("whole stack, 3 keys, explain off", |_| ExplainLayer::new().layer(stacks::ours(3))),
+        measure::subject("whole stack, 3 keys, explained", |_| ExplainLayer::new().all().layer(stacks::ours(3))),
         measure::subject("respond", |leaf| RespondLayer::new().layer(leaf)),
         measure::subject("deadline", |leaf| DeadlineLayer::default().layer(leaf)),
         measure::subject("buffer", |leaf| BufferLayer::new().layer(leaf)),

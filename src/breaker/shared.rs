@@ -30,14 +30,16 @@ const CLEAN: u64 = 2;
 const OPEN: u64 = 4;
 const EPOCH_SHIFT: u32 = 3;
 
+// what every attempt reads comes first, and lies side by side
+#[repr(C)]
 #[derive(Debug)]
 pub(super) struct Breaker {
     /// The epoch and the flags; written under the lock.
     word: AtomicU64,
-    locked: Mutex<Locked>,
     endpoint: OnceLock<Endpoint>,
     /// When an answer counts as slow.
     pub(super) slow_after: Option<Duration>,
+    locked: Mutex<Locked>,
 }
 
 #[derive(Debug)]

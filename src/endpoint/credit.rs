@@ -6,6 +6,9 @@
 //! from which every request that runs has its worst case set aside. A request may go where all three can pay it.
 //!
 //! Null is unlimited, unknown is not zero, and what a request met beats an older poll.
+//!
+//! Polls come from an [`AccountPoller`](crate::AccountPoller) or from whoever else knows. What requests cost, set aside and
+//! meet is booked by a [`CreditLimit`](crate::select::CreditLimit); without one, only polls move these figures.
 
 use std::{
     fmt,
@@ -230,6 +233,11 @@ impl Credit {
         self.open_account(now).purse.reserved()
     }
 
+    /// What the account has in flight: what is reserved, and for two seconds the bills of what has ended.
+    pub fn account_in_flight(&self, now: Instant) -> Money {
+        self.open_account(now).in_flight(now)
+    }
+
     /// How much of the account's money may be in flight at once, as its refusals have taught; `None` before the first.
     pub fn in_flight_cap(&self, now: Instant) -> Option<Money> {
         self.open_account(now).brake.cap()
@@ -258,9 +266,9 @@ impl Credit {
         fits
     }
 
-    /// Ends a reservation of `amount`, made at `taken`, whose request cost `cost`. Gives what the account has in flight
-    /// besides it.
-    pub(crate) fn settle(&self, amount: Money, cost: Money, paid: Paid, taken: Instant, now: Instant) -> Money {
+    /// Ends a reservation of `amount`, made at `taken`, whose request cost `cost`. Says whether a full account is seen to, so
+    /// that it need not rest.
+    pub(crate) fn settle(&self, amount: Money, cost: Money, paid: Paid, taken: Instant, now: Instant) -> bool {
         let mut open = Taking::open(self, now);
         let in_flight = open.account.in_flight(now);
         open.each(|purse| purse.settle(amount, cost, now));
@@ -269,7 +277,7 @@ impl Credit {
         match paid {
             Paid::Nothing => {}
             Paid::Served => open.account.brake.served(amount, in_flight),
-            Paid::InFlight => open.account.brake.refused(in_flight - amount, taken, now),
+            Paid::InFlight => return open.account.brake.refused(amount, in_flight, taken, now),
             Paid::TooDearForKey => open.key.purse.too_dear(amount, now),
             Paid::TooDearForAccount => open.account.purse.too_dear(amount, now),
             Paid::KeySpent(span) => open.key.purse.spent_out(until(span), now),
@@ -278,7 +286,7 @@ impl Credit {
             }
             Paid::AccountSpent(span) => open.account.purse.spent_out(until(span), now),
         }
-        in_flight - amount
+        false
     }
 }
 

@@ -23,21 +23,23 @@ use crate::outcome::{Cause, CauseCounts, Fault, Scope, Usage};
 /// [leaves](Self::cancel). Each way has its own times, so that none falsifies another.
 ///
 /// Without history it takes well under 1 KiB; the two histograms, 3.6 KiB together, are made at the first success.
+// what picks read comes first, then what every success writes
+#[repr(C)]
 #[derive(Debug, Default)]
 pub struct Figures {
     started: AtomicU64,
     left: AtomicU64,
     succeeded: AtomicU64,
+    penalty: Penalty,
+    latency: OnceLock<Box<Latency>>,
+    prompt_tokens: AtomicU64,
+    completion_tokens: AtomicU64,
+    cost_nano_usd: AtomicU64,
+    recent_first_byte: Peak,
     cancelled: Series,
     refused: Series,
     faults: CauseCounts,
     failed_micros: AtomicU64,
-    prompt_tokens: AtomicU64,
-    completion_tokens: AtomicU64,
-    cost_nano_usd: AtomicU64,
-    latency: OnceLock<Box<Latency>>,
-    penalty: Penalty,
-    recent_first_byte: Peak,
 }
 
 /// How many there were, and how long they took together.

@@ -21,11 +21,13 @@ const LEAST: Duration = Duration::from_secs(5);
 /// Longest penalty: a hint above it counts as this.
 const MOST: Duration = Duration::from_secs(300);
 
+#[repr(C)]
 #[derive(Debug, Default)]
 pub(super) struct Penalty {
     /// When nothing is left, in nanoseconds; read first, so that an endpoint in good standing costs one load.
     until: AtomicU64,
-    melting: Mutex<Option<Melting>>,
+    // boxed, since few have one and it stands among what every attempt touches
+    melting: Mutex<Option<Box<Melting>>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -53,8 +55,8 @@ impl Penalty {
     pub(super) fn add(&self, hint: Option<Duration>, now: Instant) {
         let until = clock::after(now, span(hint));
         let mut melting = self.melting.lock().unwrap_or_else(PoisonError::into_inner);
-        let (left, until) = melting.map_or((0.0, until), |old| (old.left(now), old.until.max(until)));
-        *melting = Some(Melting { amount: left + 1.0, since: now, until });
+        let (left, until) = melting.as_ref().map_or((0.0, until), |old| (old.left(now), old.until.max(until)));
+        *melting = Some(Box::new(Melting { amount: left + 1.0, since: now, until }));
         self.until.store(clock::nanos(until), Ordering::Release);
     }
 
@@ -64,7 +66,7 @@ impl Penalty {
         if until == 0 || until <= clock::nanos(now) {
             return 0.0;
         }
-        self.melting.lock().unwrap_or_else(PoisonError::into_inner).map_or(0.0, |melting| melting.left(now))
+        self.melting.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map_or(0.0, |melting| melting.left(now))
     }
 }
 

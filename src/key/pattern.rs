@@ -10,9 +10,9 @@ impl ModelPattern {
     /// Reads a pattern.
     ///
     /// # Errors
-    /// When it is empty or holds white space.
+    /// When it is empty, begins with `!`, which only the patterns of a [key](crate::ApiKey::models) may, or holds white space.
     pub fn new(pattern: &str) -> Result<Self, KeyError> {
-        if pattern.is_empty() || pattern.contains(char::is_whitespace) {
+        if pattern.is_empty() || pattern.starts_with('!') || pattern.contains(char::is_whitespace) {
             return Err(KeyError::BadPattern(pattern.into()));
         }
         // several stars in a row are one
@@ -85,7 +85,7 @@ mod tests {
         ] {
             assert_eq!(ModelPattern::new(pattern).unwrap().matches(model), expected, "{pattern} {model}");
         }
-        assert!(ModelPattern::new("a b").is_err());
+        assert!(["", "a b", "!a"].iter().all(|pattern| ModelPattern::new(pattern).is_err()));
     }
 
     #[test]

@@ -103,7 +103,7 @@ impl Drop for Locked<'_> {
         let State { in_flight, queue, watchers, .. } = &*self.state;
         let wanted = if queue.is_empty() && watchers.is_empty() { 0 } else { LOCKED };
         self.core.cap.store(self.state.cap, Ordering::Relaxed);
-        self.core.word.store(in_flight * ONE | wanted, Ordering::Release);
+        self.core.word.store((in_flight * ONE) | wanted, Ordering::Release);
     }
 }
 

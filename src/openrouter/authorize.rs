@@ -52,10 +52,7 @@ pub(super) struct KeyBase(pub(super) Arc<Base>);
 /// # Ok::<(), tower_openrouter::KeyError>(())
 /// ```
 #[derive(Clone)]
-pub struct AuthorizeLayer(Arc<With>);
-
-/// Shared, since every attempt clones the service.
-struct With {
+pub struct AuthorizeLayer {
     authorization: HeaderValue,
     base: Option<KeyBase>,
 }
@@ -63,11 +60,11 @@ struct With {
 impl AuthorizeLayer {
     /// Authorizes with `key`.
     pub fn new(key: &ApiKey) -> Self {
-        Self(Arc::new(With {
+        Self {
             authorization: key.authorization().clone(),
             // the key refused what could not be a base when it was given
             base: key.base().and_then(|url| Base::of(url).ok()).map(|base| KeyBase(Arc::new(base))),
-        }))
+        }
     }
 }
 
@@ -103,9 +100,8 @@ where
         for name in [COOKIE, PROXY_AUTHORIZATION, API_KEY] {
             headers.remove(name);
         }
-        let With { authorization, base } = &*self.with.0;
-        headers.insert(AUTHORIZATION, authorization.clone());
-        match base {
+        headers.insert(AUTHORIZATION, self.with.authorization.clone());
+        match &self.with.base {
             Some(base) => {
                 request.extensions_mut().insert(base.clone());
             }
@@ -120,6 +116,6 @@ where
 
 impl fmt::Debug for AuthorizeLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AuthorizeLayer").field("base", &self.0.base).finish_non_exhaustive()
+        f.debug_struct("AuthorizeLayer").field("base", &self.base).finish_non_exhaustive()
     }
 }

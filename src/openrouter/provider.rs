@@ -19,7 +19,7 @@
 //! | [`OnFullPool`] | the next attempt |
 //! | --- | --- |
 //! | [`Wait`](OnFullPool::Wait) (default) | asks the same, after a wait |
-//! | [`IgnoreFailed`](OnFullPool::IgnoreFailed) | ignores the providers that failed, unless nobody would be left, or `allow_fallbacks` is false |
+//! | [`IgnoreFailed`](OnFullPool::IgnoreFailed) | ignores the providers that failed, where `order` or `only` names another and `allow_fallbacks` is not false: a model may have no other provider |
 //! | [`NextModel`](OnFullPool::NextModel) | asks for the next of these models, without the request's own list, which has failed by then |
 //!
 //! It reads the request's ledger, which selection writes, and knows nothing else of either.

@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     Rejected,
+    explain::Next,
     outcome::{Classify, Fault, Outcome, Retry, Verdict},
     request::{Replay, RequestContext},
 };
@@ -113,18 +114,31 @@ impl Attempts {
     fn after<B: Replay>(&mut self, fault: Fault, spare: &B) -> Option<Wait> {
         if !spare.is_replayable() {
             self.shared.counts.unreplayable();
+            self.tell(Next::GiveUp { why: "unreplayable" });
             return None;
         }
         match self.next(fault) {
             Ok(wait) => {
+                self.tell(match &wait {
+                    Wait::Not => Next::Failover,
+                    Wait::Until { span, .. } => Next::retry_after(*span),
+                });
                 tracing::debug!(cause = %fault.cause, scope = %fault.scope, wait = ?wait.span(), "trying again");
                 Some(wait)
             }
             Err(why) => {
+                self.tell(Next::GiveUp { why: why.as_str() });
                 tracing::debug!(cause = %fault.cause, scope = %fault.scope, why = why.as_str(), "giving up");
                 self.shared.counts.give_up(why);
                 None
             }
+        }
+    }
+
+    /// Tells the request's trace, if it is explained.
+    fn tell(&self, next: Next) {
+        if let Some(trace) = self.context.trace() {
+            trace.next(next);
         }
     }
 

@@ -21,6 +21,7 @@ use super::{
 use crate::{
     buffer::ReplayBody,
     error::{Rejected, Why},
+    explain::Next,
     outcome::{HttpStatus, Outcome, Verdict},
     request::RequestContext,
 };
@@ -88,12 +89,12 @@ where
             (Some(first), Some(body)) => {
                 let body = body.clone();
                 let ahead = Ahead { head: request.into_parts().0, context: context.clone(), body, hops };
-                let call = Oneshot::new(table.service(first.at).clone(), ahead.request(&first));
+                let call = Oneshot::new(table.stack(first.at).clone(), ahead.request(&first));
                 (Some(call), (ahead.hops.len() > 0).then(|| Box::new(ahead)))
             }
             _ => {
                 let at = table.find(asks.model.as_deref());
-                (at.map(|at| Oneshot::new(table.service(at).clone(), request)), None)
+                (at.map(|at| Oneshot::new(table.stack(at).clone(), request)), None)
             }
         };
         let state = match call {
@@ -137,9 +138,12 @@ where
             let Some(hop) = ahead.hops.next() else { return Poll::Ready(result) };
             tracing::debug!(model = &*hop.model, "the model before it cannot serve: trying the next");
             ahead.context.ledger().turn();
+            if let Some(trace) = ahead.context.trace() {
+                trace.next(Next::OtherModel);
+            }
             // what the failed answer holds is free before the next begins
             drop(result);
-            let call = Oneshot::new(this.table.service(hop.at).clone(), ahead.request(&hop));
+            let call = Oneshot::new(this.table.stack(hop.at).clone(), ahead.request(&hop));
             this.state.set(State::Running { call });
         }
     }

@@ -124,12 +124,12 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::{key::ModelPattern, request::RequestContext};
+    use crate::request::RequestContext;
 
     fn table(fallback: bool, models: &[&str]) -> Table<char> {
         let mut table = Table::new(fallback.then_some('f'));
-        for (pattern, service) in [("a/*", 'a'), ("b/*", 'b'), ("a/special", 's')] {
-            table.add(ModelPattern::new(pattern).unwrap(), service).unwrap();
+        for (patterns, stack) in [(vec!["a/*", "also-a"], 'a'), (vec!["b/*"], 'b'), (vec!["a/special"], 's')] {
+            table.add(&patterns.into_iter().map(Into::into).collect::<Vec<_>>(), stack).unwrap();
         }
         table.set_models(models.iter().map(|model| (*model).into()).collect()).unwrap();
         table
@@ -139,8 +139,7 @@ mod tests {
         let context = RequestContext::new();
         context.set_body(body.to_owned().into());
         let hops = plan(table, context.asks());
-        let hop =
-            |hop: &Hop| format!("{}:{}", table.service(hop.at), rewrite(body.as_bytes(), hop).unwrap_or_default());
+        let hop = |hop: &Hop| format!("{}:{}", table.stack(hop.at), rewrite(body.as_bytes(), hop).unwrap_or_default());
         hops.iter().map(hop).collect::<Vec<_>>().join(" ")
     }
 
@@ -151,6 +150,8 @@ mod tests {
             (r#"{"model":"a/1"}"#, ""),
             (r#"{"model":"a/1","models":["a/2","a/3"]}"#, ""),
             (r#"{"models":["a/1","a/2"]}"#, ""),
+            // two patterns, one route
+            (r#"{"models":["a/1","also-a"]}"#, ""),
             (r#"{"model":"a/1","models":["b/1"]}"#, r#"a:{"model":"a/1"} b:{"model":"b/1"}"#),
             (
                 r#"{"models":["a/1","a/2","b/1","a/3"],"n":1}"#,

@@ -3,35 +3,43 @@ use std::fmt;
 use super::RouteError;
 use crate::key::ModelPattern;
 
-/// The routes, the most specific first.
+/// The patterns, the most specific first, and the stacks they lead to.
 pub(super) struct Table<S> {
-    routes: Vec<(ModelPattern, S)>,
-    fallback: Option<S>,
+    patterns: Vec<(ModelPattern, At)>,
+    fallback: Option<At>,
+    stacks: Vec<S>,
     /// The configured fallback models.
     models: Vec<Box<str>>,
 }
 
-/// A place in the table; the fallback's is behind the last.
+/// The place of a stack in the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct At(usize);
 
 impl<S> Table<S> {
     pub(super) fn new(fallback: Option<S>) -> Self {
-        Self { routes: Vec::new(), fallback, models: Vec::new() }
+        let stacks = Vec::from_iter(fallback);
+        Self { patterns: Vec::new(), fallback: (!stacks.is_empty()).then_some(At(0)), stacks, models: Vec::new() }
     }
 
-    pub(super) fn add(&mut self, pattern: ModelPattern, service: S) -> Result<(), RouteError> {
-        match self.routes.binary_search_by(|(other, _)| other.rank().cmp(&pattern.rank())) {
-            Ok(_) => Err(RouteError::Duplicate(pattern.to_string().into())),
-            Err(at) => {
-                self.routes.insert(at, (pattern, service));
-                Ok(())
+    pub(super) fn add(&mut self, patterns: &[Box<str>], stack: S) -> Result<(), RouteError> {
+        if patterns.is_empty() {
+            return Err(RouteError::NoPattern);
+        }
+        let place = At(self.stacks.len());
+        for pattern in patterns {
+            let pattern = ModelPattern::new(pattern)?;
+            match self.patterns.binary_search_by(|(other, _)| other.rank().cmp(&pattern.rank())) {
+                Ok(_) => return Err(RouteError::Duplicate(pattern.to_string().into())),
+                Err(at) => self.patterns.insert(at, (pattern, place)),
             }
         }
+        self.stacks.push(stack);
+        Ok(())
     }
 
     pub(super) fn set_models(&mut self, models: Vec<Box<str>>) -> Result<(), RouteError> {
-        if self.routes.is_empty() && self.fallback.is_none() {
+        if self.stacks.is_empty() {
             return Err(RouteError::Empty);
         }
         for (at, model) in models.iter().enumerate() {
@@ -52,23 +60,20 @@ impl<S> Table<S> {
 
     /// Where requests for `model` go.
     pub(super) fn find(&self, model: Option<&str>) -> Option<At> {
-        let named = model.and_then(|model| self.routes.iter().position(|(pattern, _)| pattern.matches(model)));
-        named.or(self.fallback.is_some().then_some(self.routes.len())).map(At)
+        let named = model.and_then(|model| self.patterns.iter().find(|(pattern, _)| pattern.matches(model)));
+        named.map(|(_, at)| *at).or(self.fallback)
     }
 
-    pub(super) fn service(&self, at: At) -> &S {
-        match self.routes.get(at.0) {
-            Some((_, service)) => service,
-            None => self.fallback.as_ref().expect("a place behind the last is given out only when there is a fallback"),
-        }
+    pub(super) fn stack(&self, At(at): At) -> &S {
+        &self.stacks[at]
     }
 }
 
 impl<S> fmt::Debug for Table<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let routes: Vec<_> = self.routes.iter().map(|(pattern, _)| pattern.to_string()).collect();
+        let patterns: Vec<_> = self.patterns.iter().map(|(pattern, at)| (pattern.to_string(), at.0)).collect();
         f.debug_struct("Table")
-            .field("routes", &routes)
+            .field("patterns", &patterns)
             .field("fallback", &self.fallback.is_some())
             .field("models", &self.models)
             .finish()

@@ -14,9 +14,10 @@ use tower::{BoxError, Service};
 use super::{
     WaitPolicy,
     claims::Claims,
+    explain::{Findings, Searched},
     filter::{self, Filter, Fit},
     lanes::{Lane, Lanes, Snapshot},
-    order::{self, Asked},
+    order::{self, Asked, Turn},
     pick::{Candidates, Pick},
     pool::Pool,
     waiting::Room,
@@ -24,6 +25,7 @@ use super::{
 use crate::{
     endpoint::Endpoint,
     error::{Rejected, Why},
+    explain::{By, Reason},
     outcome::{Classify, Scope},
     request::{Attempt, RequestContext},
 };
@@ -110,15 +112,28 @@ impl<S, P: Pick> Shared<S, P> {
         S::Error: Into<BoxError>,
     {
         let snapshot = self.lanes.current(now);
-        let mut search =
-            Search { shared: self, request, earlier: Vec::new(), now, patient, behind, outlook: Outlook::default() };
+        let mut search = Search {
+            shared: self,
+            request,
+            earlier: Vec::new(),
+            now,
+            patient,
+            behind,
+            outlook: Outlook::default(),
+            findings: request.trace().map(|_| Box::default()),
+        };
         {
             let ledger = request.ledger();
             if !ledger.current().is_empty() {
                 search.earlier = ledger.current().to_vec();
             }
         }
-        match search.run(&snapshot, headers) {
+        let found = search.run(&snapshot, headers);
+        if let Some(findings) = search.findings.take() {
+            let found = found.as_ref().map(|found| &found.endpoint);
+            self.explain(Searched { request, earlier: &search.earlier, now, patient, found, findings: *findings });
+        }
+        match found {
             Some(found) => Choice::Ready(found),
             None => {
                 search.add_those_out();
@@ -205,6 +220,8 @@ struct Search<'a, S, P> {
     /// Those in line with lower numbers come first.
     behind: u64,
     outlook: Outlook,
+    /// Kept when the request is explained.
+    findings: Option<Box<Findings>>,
 }
 
 impl<S, P: Pick> Search<'_, S, P> {
@@ -216,13 +233,24 @@ impl<S, P: Pick> Search<'_, S, P> {
         let pick = &*self.shared.pick;
         let prepared = snapshot.prepared.get_or_init(|| pick.prepare(&snapshot.endpoints));
         let candidates = Candidates::new(&snapshot.endpoints, self.request, headers, self.now).with(prepared.as_ref());
-        order::find(pick, &candidates, &mut fastrand::Rng::new(), |index, last| {
+        order::find(pick, &candidates, &mut fastrand::Rng::new(), |index, turn| {
             let lane = &snapshot.lanes[index];
-            if !last && self.second_choice(lane) {
+            if turn != Turn::Last && self.second_choice(lane) {
                 return Asked::Later;
             }
-            self.try_lane(lane).map_or(Asked::Refused, Asked::Found)
+            let Some(found) = self.try_lane(lane) else { return Asked::Refused };
+            if let Some(findings) = &mut self.findings {
+                findings.by = Some(if turn == Turn::Proposed { By::Pick } else { By::Scan });
+            }
+            Asked::Found(found)
         })
+    }
+
+    /// Notes that the lane's endpoint could not serve though nothing stood against it.
+    fn unready(&mut self, lane: &Lane<S>, reason: Reason) {
+        if let Some(findings) = &mut self.findings {
+            findings.unready.insert(lane.endpoint.id(), reason);
+        }
     }
 
     fn second_choice(&self, lane: &Lane<S>) -> bool {
@@ -259,6 +287,7 @@ impl<S, P: Pick> Search<'_, S, P> {
         // who waits for what filters set aside has no place in a lane's line, so must be asked about
         if lane.is_contended() || self.shared.is_waited_for(endpoint, self.behind) {
             self.outlook.busy = true;
+            self.unready(lane, Reason::Busy);
             return None;
         }
         let mut service = lane.service.clone();
@@ -266,16 +295,21 @@ impl<S, P: Pick> Search<'_, S, P> {
         match service.poll_ready(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Ok(())) => {
                 let found = self.shared.claim(endpoint, service, self.request, self.now);
-                self.outlook.busy |= found.is_none();
+                if found.is_none() {
+                    self.outlook.busy = true;
+                    self.unready(lane, Reason::Busy);
+                }
                 found
             }
             Poll::Pending => {
                 self.outlook.busy = true;
+                self.unready(lane, Reason::Busy);
                 None
             }
             Poll::Ready(Err(error)) => {
                 self.shared.lanes.rebuild(&lane.endpoint);
                 self.outlook.broken = Some(error.into());
+                self.unready(lane, Reason::Broken);
                 None
             }
         }

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use crate::{
     endpoint::Endpoint,
+    explain::name_of,
     outcome::{Outcome, Usage},
     request::RequestContext,
 };
@@ -19,7 +20,7 @@ mod credit_floor;
 mod credit_limit;
 mod tags;
 
-pub(super) use built_in::{built_in, is_second_choice};
+pub(super) use built_in::{Bar, bar, built_in, is_second_choice};
 pub use closure::{FilterFn, filter_fn};
 pub use credit_floor::CreditFloor;
 pub use credit_limit::CreditLimit;
@@ -89,6 +90,11 @@ pub struct Ended {
 pub trait Filter: Send + Sync + 'static {
     /// Judges.
     fn judge(&self, endpoint: &Endpoint, request: &RequestContext, now: Instant) -> Fit;
+
+    /// What it is called where a choice is [explained](crate::explain); default the name of its type.
+    fn name(&self) -> &str {
+        name_of::<Self>()
+    }
 
     /// Whether the filter sets anything aside. Asked often, so it should just say so; default no.
     fn reserves(&self) -> bool {

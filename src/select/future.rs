@@ -24,6 +24,7 @@ use crate::{
     clock,
     endpoint::{Endpoint, Route},
     error::{Rejected, Why},
+    explain::Entry,
     outcome::{Outcome, OutcomeCell, Rest, Retry, Scope, Verdict},
     request::RequestContext,
 };
@@ -120,18 +121,27 @@ where
                 Poll::Pending => ready!(wait(this.shared, request, context, waiting.as_mut().expect("in line"), cx)),
             };
             let waited = waiting.take().is_some();
-            let Found { endpoint, mut service, mut claims } = found?;
+            let Found { endpoint, mut service, mut claims } = match found {
+                Ok(found) => found,
+                Err(error) => {
+                    if let Some(trace) = context.trace() {
+                        trace.reject(Rejected::find(&*error).map(Rejected::why));
+                    }
+                    return Poll::Ready(Err(error));
+                }
+            };
             if waited && this.shared.reserves {
                 this.shared.pass_on(&endpoint);
             }
             claims.sent();
             let Some(Looking { request, context, .. }) = looking.take() else { unreachable!("it was there above") };
             context.ledger().start(&endpoint);
+            let entry = context.trace().map(|trace| Box::new(trace.send(endpoint.key().name(), Instant::now())));
             if endpoint.is_forced() {
                 this.shared.pool.state().count_panic_pick();
             }
-            let record =
-                Some(Record { pool: this.shared.pool.clone(), endpoint, context, cell: None, awaits: false, claims });
+            let pool = this.shared.pool.clone();
+            let record = Some(Record { pool, endpoint, context, cell: None, awaits: false, claims, entry });
             this.state.set(State::Calling { call: service.call(request), record });
         }
         let StateProject::Calling { call, record } = this.state.project() else { unreachable!("set above") };
@@ -279,11 +289,16 @@ pub struct Record {
     /// Whether the outcome is yet to be written.
     awaits: bool,
     claims: Claims,
+    /// The attempt in the request's trace, if it is explained.
+    entry: Option<Box<Entry>>,
 }
 
 impl Record {
     /// Takes in the head; the guard goes on with the body while that may still tell more.
     fn answered<S, P: Pick, B>(mut self, response: &Response<B>, shared: &Shared<S, P>) -> Option<Self> {
+        if let Some(entry) = &self.entry {
+            entry.head(response.status().as_u16());
+        }
         match Verdict::of(response, &*shared.classify) {
             Verdict::Known(outcome) => {
                 self.learn(response);
@@ -300,7 +315,7 @@ impl Record {
             // what a foreign stream says in its trailers, the breaker and the monitor read
             Verdict::AtEnd => {}
         }
-        (self.awaits || !self.claims.is_empty()).then_some(self)
+        (self.awaits || !self.claims.is_empty() || self.entry.is_some()).then_some(self)
     }
 
     fn learn<B>(&self, response: &Response<B>) {
@@ -317,6 +332,11 @@ impl Record {
     fn known(&mut self, outcome: Outcome) {
         let seen_to = !outcome.is_success() && self.settle(Some(outcome));
         self.book(outcome, seen_to);
+        if !outcome.is_success()
+            && let Some(entry) = self.entry.take()
+        {
+            entry.judge(outcome, self.cell.as_ref().and_then(OutcomeCell::provider));
+        }
     }
 
     fn settle(&mut self, outcome: Option<Outcome>) -> bool {
@@ -363,6 +383,9 @@ impl Guard for Record {
         let seen_to = self.settle(end.or(commit.filter(|outcome| !outcome.is_success())));
         if let Some(outcome) = end.or(commit).filter(|_| self.awaits) {
             self.book(outcome, seen_to);
+        }
+        if let Some(entry) = self.entry.take() {
+            entry.end(ending, end.or(commit), self.cell.as_ref().and_then(OutcomeCell::usage));
         }
     }
 }

@@ -16,11 +16,13 @@ use crate::{
 };
 
 /// An endpoint with the prototype of its stack, cloned for each attempt.
+// in the order of use, so that an attempt touches no more of it than it must
+#[repr(C)]
 pub(super) struct Lane<S> {
-    pub(super) endpoint: Endpoint,
-    pub(super) service: S,
     /// Whether waiters stand in line for it, so that a newcomer must not pass them.
     pub(super) contended: AtomicBool,
+    pub(super) endpoint: Endpoint,
+    pub(super) service: S,
 }
 
 impl<S> Lane<S> {

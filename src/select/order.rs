@@ -20,12 +20,23 @@ pub(super) enum Asked<T> {
     Later,
 }
 
-/// Asks until one is found. `ask` gets the index, and whether there is nobody left to prefer.
+/// Why an endpoint is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// The pick proposes it.
+    Proposed,
+    /// Everybody is asked.
+    Everybody,
+    /// There is nobody left to prefer.
+    Last,
+}
+
+/// Asks until one is found. `ask` gets the index and the reason.
 pub(super) fn find<P: Pick + ?Sized, T>(
     pick: &P,
     candidates: &Candidates<'_>,
     rng: &mut Rng,
-    mut ask: impl FnMut(usize, bool) -> Asked<T>,
+    mut ask: impl FnMut(usize, Turn) -> Asked<T>,
 ) -> Option<T> {
     let count = candidates.endpoints.len();
     if count == 0 {
@@ -37,19 +48,19 @@ pub(super) fn find<P: Pick + ?Sized, T>(
         if proposed >= count {
             break;
         }
-        if let Asked::Found(found) = ask(proposed, false) {
+        if let Asked::Found(found) = ask(proposed, Turn::Proposed) {
             return Some(found);
         }
     }
     let mut later = SmallVec::<[usize; 8]>::new();
     for index in everybody(pick, candidates, rng) {
-        match ask(index, false) {
+        match ask(index, Turn::Everybody) {
             Asked::Found(found) => return Some(found),
             Asked::Refused => {}
             Asked::Later => later.push(index),
         }
     }
-    later.into_iter().find_map(|index| match ask(index, true) {
+    later.into_iter().find_map(|index| match ask(index, Turn::Last) {
         Asked::Found(found) => Some(found),
         Asked::Refused | Asked::Later => None,
     })
@@ -141,9 +152,9 @@ mod tests {
         let endpoints = endpoints(pick.0.len(), |_, key| key);
         let (request, headers, mut asked) = (RequestContext::new(), HeaderMap::new(), Vec::new());
         let candidates = Candidates::new(&endpoints, &request, &headers, Instant::now());
-        find::<_, ()>(pick, &candidates, &mut Rng::new(), |index, last| {
+        find::<_, ()>(pick, &candidates, &mut Rng::new(), |index, turn| {
             asked.push(index);
-            if !last && later.contains(&index) { Asked::Later } else { Asked::Refused }
+            if turn != Turn::Last && later.contains(&index) { Asked::Later } else { Asked::Refused }
         });
         asked
     }

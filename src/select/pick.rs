@@ -15,7 +15,7 @@ use fastrand::Rng;
 use http::HeaderMap;
 use tokio::time::Instant;
 
-use crate::{endpoint::Endpoint, request::RequestContext};
+use crate::{endpoint::Endpoint, explain::name_of, request::RequestContext};
 
 mod closure;
 mod least_in_flight;
@@ -92,6 +92,19 @@ impl fmt::Debug for Candidates<'_> {
     }
 }
 
+impl Candidates<'_> {
+    /// Notes a figure by which the pick judges an endpoint, and gives it back. It is kept where the request is
+    /// [explained](crate::explain), and costs next to nothing elsewhere.
+    pub fn note(&self, figure: &'static str, index: usize, value: f64) -> f64 {
+        if let Some(trace) = self.request.trace()
+            && let Some(endpoint) = self.endpoints.get(index)
+        {
+            trace.compare(figure, endpoint.key().name(), value);
+        }
+        value
+    }
+}
+
 /// Proposes an endpoint.
 ///
 /// What is known of an endpoint is at hand: its [`key`](Endpoint::key) with the weight
@@ -157,6 +170,11 @@ pub trait Pick: Send + Sync + 'static {
         let _ = (candidates, index, rng);
         None
     }
+
+    /// What it is called where a choice is [explained](crate::explain); default the name of its type.
+    fn name(&self) -> &str {
+        name_of::<Self>()
+    }
 }
 
 /// A place in the order in which everybody is looked at: the lower tier first, then the lower number.
@@ -208,6 +226,10 @@ macro_rules! forward {
 
             fn rank(&self, candidates: &Candidates<'_>, index: usize, rng: &mut Rng) -> Option<Rank> {
                 (**self).rank(candidates, index, rng)
+            }
+
+            fn name(&self) -> &str {
+                (**self).name()
             }
         }
     )* };

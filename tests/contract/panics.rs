@@ -45,11 +45,14 @@ macro_rules! storms {
 }
 
 storms! {
+    r008_panics_leave_explain_whole: Explain,
     r008_panics_leave_respond_whole: Respond,
     r008_panics_leave_deadline_whole: Deadline,
     r008_panics_leave_buffer_whole: Buffer,
     r008_panics_leave_tee_whole: Tee,
     r008_panics_leave_retry_whole: Retry,
+    r008_panics_leave_route_whole: Route,
+    r008_panics_leave_provider_whole: Provider,
     r008_panics_leave_select_whole: Select,
     r008_panics_leave_monitor_whole: Monitor,
     r008_panics_leave_breaker_whole: Breaker,

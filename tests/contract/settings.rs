@@ -7,12 +7,13 @@ use proptest::prelude::*;
 use tokio::time;
 use tower::{Layer, ServiceBuilder, ServiceExt};
 use tower_openrouter::{
-    ApiKey, Balancer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint, KeySelectLayer, OpenRouter,
-    Rejected, RespondLayer, RetryLayer,
+    ApiKey, Balancer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint, KeySelectLayer, ModelRouter,
+    OpenRouter, Rejected, RespondLayer, RetryLayer,
     breaker::{BreakerPolicy, TripPolicy},
     deadline::Deadline,
     endpoint_fn,
     error::Why,
+    openrouter::{MaxPrice, OnFullPool, ProviderLayer, ProviderPreferences, SortBy, Variant},
     retry::{Backoff, RetryBudget},
     select::Pool,
 };
@@ -73,6 +74,26 @@ fn r117_every_number_out_of_range_is_refused_by_name() {
         ("Referer", refusal(leaf().referer("a\nb").build(()))),
         ("base URL", refusal(leaf().base_url("example.com").build(()))),
     ];
+    let routes = || ModelRouter::new().route("a/*", ());
+    let prefer = ProviderPreferences::new;
+    let provider = ProviderLayer::default;
+    let cap = |price| prefer().max_price(MaxPrice { request: Some(price), ..MaxPrice::default() });
+    table.extend([
+        ("pattern", refusal(routes().route("a b", ()).build())),
+        ("twice", refusal(routes().route("a/**", ()).build())),
+        ("twice", refusal(routes().fallback_models(["a/1", "a/1"]).build())),
+        ("fallback model", refusal(routes().fallback_models(["b/1"]).build())),
+        ("no pattern", refusal(routes().routes(Vec::<String>::new(), ()).build())),
+        ("neither", refusal(ModelRouter::<()>::new().build())),
+        ("only", refusal(ProviderLayer::new(prefer().only(Vec::<String>::new())))),
+        ("max_price", refusal(ProviderLayer::new(cap(-1.0)))),
+        ("max_price", refusal(ProviderLayer::new(cap(f64::NAN)))),
+        ("preferred_max_latency", refusal(ProviderLayer::new(prefer().preferred_max_latency(0.0)))),
+        ("models", refusal(provider().models(["a", "a"]))),
+        ("nitro", refusal(provider().variant(Variant::Nitro).unwrap().variant(Variant::Nitro))),
+        ("sort", refusal(ProviderLayer::new(prefer().sort(SortBy::Price)).unwrap().variant(Variant::Floor))),
+        ("on_full_pool", refusal(provider().on_full_pool(OnFullPool::NextModel(vec![])))),
+    ]);
     for share in [-1.0, -f64::MIN_POSITIVE, 1.0 + f64::EPSILON, f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
         table.push(("ratio", refusal(RetryBudget::new(share, 0))));
         table.push(("share", refusal(TripPolicy::share(share, SECOND, 1))));

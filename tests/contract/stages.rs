@@ -19,14 +19,14 @@ use tower::{
     util::{BoxCloneSyncService, MapRequestLayer},
 };
 use tower_openrouter::{
-    ApiKey, BufferLayer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint, KeySelectLayer,
-    LoadMonitorLayer, OpenRouter, RespondLayer, RetryLayer,
+    ApiKey, BufferLayer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint, ExplainLayer,
+    KeySelectLayer, LoadMonitorLayer, ModelRouter, OpenRouter, RespondLayer, RetryLayer,
     breaker::{BreakerHandle, BreakerPolicy, BreakerState, TripPolicy},
     buffer::ReplayBody,
     endpoint_fn,
     limit::LimitHandle,
     monitor::MonitorHandle,
-    openrouter::AuthorizeLayer,
+    openrouter::{AuthorizeLayer, OnFullPool, ProviderLayer, ProviderPreferences},
     request::Replay,
     retry::{Backoff, RetryHandle},
     select::{LeastInFlight, Pool},
@@ -52,6 +52,12 @@ impl Payload {
 
     pub fn coming(pieces: usize, pause: Duration) -> Self {
         Self::Coming { pieces, pause, sleep: None }
+    }
+}
+
+impl From<Bytes> for Payload {
+    fn from(bytes: Bytes) -> Self {
+        Self::Kept(bytes.into())
     }
 }
 
@@ -152,11 +158,14 @@ pub fn innermost(probe: &Probe) -> Stack {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
+    Explain,
     Respond,
     Deadline,
     Buffer,
     Tee,
     Retry,
+    Route,
+    Provider,
     Select,
     Monitor,
     Breaker,
@@ -169,12 +178,15 @@ pub enum Stage {
 }
 
 impl Stage {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 17] = [
+        Self::Explain,
         Self::Respond,
         Self::Deadline,
         Self::Buffer,
         Self::Tee,
         Self::Retry,
+        Self::Route,
+        Self::Provider,
         Self::Select,
         Self::Monitor,
         Self::Breaker,
@@ -189,6 +201,7 @@ impl Stage {
     /// Puts the stage around `inner`; `watch` sees what it holds.
     pub fn around(self, inner: Stack, watch: &mut Watch) -> Stack {
         match self {
+            Self::Explain => erase(ExplainLayer::new().all().layer(inner)),
             Self::Respond => erase(RespondLayer::new().layer(inner)),
             Self::Deadline => erase(DeadlineLayer::new(Duration::from_secs(2)).unwrap().layer(inner)),
             Self::Buffer => watch.buffer(BufferLayer::new(), inner),
@@ -197,6 +210,19 @@ impl Stage {
                 let retry = RetryLayer::new().backoff(quick()).retry_unclear(true);
                 watch.retries.push(retry.handle());
                 erase(retry.layer(inner))
+            }
+            Self::Route => {
+                let kept = MapRequestLayer::new(|request: Request<ReplayBody>| request.map(Payload::Kept));
+                let route = kept.layer(inner);
+                let router = ModelRouter::new().route("some/*", route.clone()).fallback(route);
+                let routes = router.fallback_models(["some/spare", "other"]).build().unwrap();
+                let buffer = BufferLayer::new();
+                watch.buffers.push(buffer.clone());
+                erase(buffer.layer(routes))
+            }
+            Self::Provider => {
+                let layer = ProviderLayer::new(ProviderPreferences::new().order(["a", "b"]).zdr(true)).unwrap();
+                erase(layer.on_full_pool(OnFullPool::IgnoreFailed).unwrap().layer(inner))
             }
             Self::Select => {
                 let layer = KeySelectLayer::new(watch.pool(), endpoint_fn(|_: &Endpoint| Identity::new()));
@@ -343,6 +369,7 @@ pub fn whole(probe: &Probe) -> (Stack, Watch) {
         .layer(buffer)
         .layer(kept)
         .layer(retry)
+        .layer(ProviderLayer::new(ProviderPreferences::new().zdr(true)).unwrap())
         .service(select);
     (erase(service), watch)
 }

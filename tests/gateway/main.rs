@@ -2,6 +2,7 @@
 
 mod api;
 mod check;
+mod explain;
 mod polls;
 mod process;
 mod reload;

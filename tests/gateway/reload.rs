@@ -1,6 +1,7 @@
 //! SIGHUP: another configuration takes the place of the one that runs, whole or not at all.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::Write,
     path::PathBuf,
@@ -188,6 +189,31 @@ fn r120_a_key_that_has_not_changed_keeps_its_rest_and_its_figures() {
         assert_eq!(configured.key(), "fine");
     }
     assert_eq!(asked(&upstream), 2, "with other settings it is another key, and tried anew");
+}
+
+#[test]
+fn r120_routes_change_with_the_file_and_the_wrong_ones_change_nothing() {
+    let upstream = Upstream::fine();
+    let route = |label: &str| {
+        let route = format!("[[routes]]\nmodels = [\"acme/*\"]\nkeys = [\"{label}\"]\n");
+        key("a") + &key("b") + &route
+    };
+    let mut configured = Configured::start("routes", &upstream, &route("a"));
+    let keys = |configured: &Configured| (0..10).map(|_| configured.key()).collect::<BTreeSet<_>>();
+    assert_eq!(keys(&configured), ["a".to_owned()].into());
+    configured.reload(&upstream, &route("b"));
+    assert_eq!(keys(&configured), ["b".to_owned()].into());
+    for (text, told) in [
+        (route("c"), "line 8: [[routes]] number 1: keys: no key has the label `c`"),
+        (route("a") + "[provider]\nonly = []\n", "line 11: provider: only is empty"),
+        (route("a") + "[models]\nunrouted = \"refuse\"\nfallback = [\"west/large\"]\n", "line 11: models: "),
+    ] {
+        let said = configured.reload(&upstream, &text);
+        assert!(said.contains("ERROR") && said.contains(told), "{said}");
+        assert_eq!(keys(&configured), ["b".to_owned()].into());
+    }
+    configured.reload(&upstream, &(key("a") + &key("b")));
+    assert_eq!((0..100).map(|_| configured.key()).collect::<BTreeSet<_>>().len(), 2, "all keys serve all models");
 }
 
 #[test]

@@ -24,15 +24,10 @@ pub(crate) struct Gateway {
     log: Arc<Mutex<String>>,
 }
 
-/// A command that knows nothing of the machine's own keys and settings, and asks upstream nothing of its own accord.
+/// A command that knows nothing of the machine's own keys and settings.
 pub(crate) fn command(flags: &[&str], variables: &[(&str, &str)]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tower-openrouter"));
-    command
-        .env_clear()
-        .env("TOWER_OPENROUTER_POLL_INTERVAL", "0s")
-        .arg("gateway")
-        .args(flags)
-        .envs(variables.iter().copied());
+    command.env_clear().arg("gateway").args(flags).envs(variables.iter().copied());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }

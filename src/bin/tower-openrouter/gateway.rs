@@ -32,29 +32,30 @@ mod config;
 mod drain;
 mod headers;
 mod live;
-mod poll;
+pub(crate) mod poll;
 mod proxy;
 mod refusal;
 mod reload;
-mod routed;
+pub(crate) mod routed;
 mod server;
-mod stack;
+pub(crate) mod stack;
+mod traces;
 mod upstream;
 
-pub(crate) use config::{Arguments, Trouble};
+pub(crate) use config::{Arguments, Configuration, Span, Trouble};
 pub(crate) use upstream::{Upstream, leaf};
 
 use access::Access;
 use admin::Local;
 use banner::Banner;
 use check::Plan;
-use config::Configuration;
 use drain::Drain;
 use proxy::Shared;
 use reload::Runner;
 use routed::Routed;
 use server::Server;
 use stack::Stack;
+use traces::Traces;
 
 /// How long cut connections have to pass their last words on.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -117,17 +118,20 @@ where
     B: Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError> + Send,
 {
-    let drain = Drain::new();
+    let (drain, traces) = (Drain::new(), Traces::default());
     let mut signals = Signals::new()?;
     let settings = &configuration.settings;
     let header_timeout = settings.header_timeout.get();
     let (listen, admin_listen, asks_token) = (settings.listen, settings.admin_listen, settings.access_token.is_some());
     let (draining, is_simulated, polling) = (drain.clone(), simulated.is_some(), Mutex::new(None));
+    let keeping = traces.clone();
     let make = move |Configuration { settings, .. }: &Configuration, stack: &Stack| {
         let shared = Shared {
             access: Access(settings.access_token.clone()),
             drain: draining.clone(),
             balancer_headers: settings.balancer_headers,
+            explain: settings.explain,
+            traces: keeping.clone(),
             simulated: is_simulated,
         };
         let leaf = leaf(settings, transport.clone())?;
@@ -137,7 +141,7 @@ where
         *polling.lock().unwrap_or_else(PoisonError::into_inner) = poller;
         Ok(app::app(Routed::new(stack.all.service(leaf), routes), shared))
     };
-    let mut runner = Runner::new(arguments, configuration, make, drain.clone(), is_simulated)?;
+    let mut runner = Runner::new(arguments, configuration, make, drain.clone(), traces, is_simulated)?;
     let listener = bind(listen, "listen").await?;
     let admin_listener = bind(admin_listen, "admin-listen").await?;
     let (listen, admin_listen) = (listener.local_addr()?, admin_listener.local_addr()?);
@@ -206,14 +210,14 @@ async fn bind(address: std::net::SocketAddr, flag: &str) -> Result<TcpListener, 
 }
 
 /// What the process is asked by a signal.
-enum Asked {
+pub(crate) enum Asked {
     Stop,
     #[cfg_attr(not(unix), expect(dead_code, reason = "there is no such signal"))]
     Reload,
 }
 
 #[cfg(unix)]
-struct Signals {
+pub(crate) struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
     hangup: tokio::signal::unix::Signal,
@@ -221,7 +225,7 @@ struct Signals {
 
 #[cfg(unix)]
 impl Signals {
-    fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
@@ -230,7 +234,7 @@ impl Signals {
         })
     }
 
-    async fn next(&mut self) -> Asked {
+    pub(crate) async fn next(&mut self) -> Asked {
         tokio::select! {
             _ = self.terminate.recv() => Asked::Stop,
             _ = self.interrupt.recv() => Asked::Stop,
@@ -240,15 +244,15 @@ impl Signals {
 }
 
 #[cfg(not(unix))]
-struct Signals;
+pub(crate) struct Signals;
 
 #[cfg(not(unix))]
 impl Signals {
-    fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         Ok(Self)
     }
 
-    async fn next(&mut self) -> Asked {
+    pub(crate) async fn next(&mut self) -> Asked {
         if tokio::signal::ctrl_c().await.is_err() {
             // nothing can ask: it runs until it is killed
             std::future::pending().await

@@ -1,5 +1,6 @@
 //! The `tower-openrouter` command.
 
+mod batch;
 mod gateway;
 mod keys;
 mod simulator;
@@ -11,7 +12,7 @@ use clap::{Parser, Subcommand};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Balance LLM requests over many OpenRouter keys, ask what they may spend, or simulate OpenRouter.
+/// Balance LLM requests over many OpenRouter keys, one by one or in batches, ask what they may spend, or simulate OpenRouter.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Cli {
@@ -22,18 +23,20 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Gateway(Box<gateway::Arguments>),
+    Batch(Box<batch::Arguments>),
     Keys(keys::Arguments),
     Simulator(simulator::Arguments),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
-        Command::Gateway(arguments) => gateway::run(*arguments),
-        Command::Keys(arguments) => keys::run(arguments),
-        Command::Simulator(arguments) => simulator::run(arguments),
+        Command::Gateway(arguments) => gateway::run(*arguments).map(|()| ExitCode::SUCCESS),
+        Command::Batch(arguments) => batch::run(*arguments),
+        Command::Keys(arguments) => keys::run(arguments).map(|()| ExitCode::SUCCESS),
+        Command::Simulator(arguments) => simulator::run(arguments).map(|()| ExitCode::SUCCESS),
     };
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error}");
             ExitCode::FAILURE

@@ -14,24 +14,25 @@ use super::Money;
 use crate::clock;
 
 /// What is left of the cost in flight after a refusal. TCP halves, since it must share fairly with strangers; here a small
-/// step below what was refused is enough.
-const CUT: f64 = 0.97;
+/// step below what was refused is enough, and the next follows at once where it is not.
+const CUT: f64 = 0.985;
 /// Of each request that ends well while the cap is what holds others back, so much is added to the cap…
-const STEP: f64 = 0.005;
-/// …growing with the square of how often that happened since the last cut, so that a budget that has grown is soon found:
-/// doubled, tripled, after this many.
-const PATIENCE: f64 = 400.0;
+const STEP: f64 = 0.003;
+/// …twice as much after each so many since the last cut, up to all of it, so that a budget that has grown is soon found.
+const PATIENCE: f64 = 64.0;
 /// The cap holds others back when this share of it is in flight.
 const PRESSED: f64 = 0.8;
-/// Bills count for this many slots of this length, two seconds in all. The platform calls its own window short, and no more;
-/// where it is another, the cap makes up for the difference.
-const SLOTS: usize = 8;
-const SLOT: Duration = Duration::from_millis(250);
+/// Bills count for this many slots of this length, two seconds and what is left of the first slot. The platform calls its own
+/// window short, and no more; where it is another, the cap makes up for the difference.
+const SLOTS: usize = 17;
+const SLOT: Duration = Duration::from_millis(125);
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct Brake {
     cap: Option<Money>,
     cut: Option<Instant>,
+    /// One event lowers the cap no further than this: half of what it was.
+    floor: Money,
     since_cut: u32,
     /// Bills of each slot, with the slot's number.
     bills: [(u64, Money); SLOTS],
@@ -76,30 +77,44 @@ impl Brake {
         self.cap.is_none_or(|cap| amount <= Money::ZERO || in_flight <= Money::ZERO || in_flight + amount <= cap)
     }
 
-    /// Upstream refused a request that was `taken` while `in_flight` ran besides it.
+    /// Upstream refused a request of `amount`, which was `taken` then, when `in_flight` ran with it included.
     ///
     /// In a burst much of what is in flight will be refused itself, and only the last of these refusals sees what was let in.
     /// So those that were sent before the cut lower it further, as one event with it. With nothing else in flight there is
     /// nothing to learn.
-    pub(super) fn refused(&mut self, in_flight: Money, taken: Instant, now: Instant) {
-        if in_flight <= Money::ZERO {
-            return;
+    ///
+    /// Says whether the cap is what holds back from here on. Where far less was in flight than it allows, something is held
+    /// of which we do not know, bills that settle longer as like as not, and only a rest gets past that.
+    pub(super) fn refused(&mut self, amount: Money, in_flight: Money, taken: Instant, now: Instant) -> bool {
+        if in_flight <= amount {
+            return false;
         }
-        let least = self.cap.map_or(in_flight, |cap| cap.min(in_flight));
-        if self.cut.is_none_or(|cut| taken > cut) {
-            (self.cap, self.cut, self.since_cut) = (Some(least.share(CUT)), Some(now), 0);
-        } else {
-            self.cap = self.cap.min(Some(in_flight.share(CUT)));
+        let mut pressed = true;
+        let below = |level: Money| level.share(CUT).min(level - amount).max(amount);
+        match self.cap {
+            None => (self.cap, self.floor) = (Some(below(in_flight)), Money::ZERO),
+            Some(cap) if self.cut.is_some_and(|cut| taken <= cut) => {
+                self.cap = Some(cap.min(below(in_flight).max(self.floor)));
+                return true;
+            }
+            Some(cap) => {
+                pressed = in_flight >= cap.share(PRESSED);
+                // so half of the way is believed
+                let level = cap - (cap - in_flight).max(Money::ZERO).share(0.5);
+                (self.cap, self.floor) = (Some(below(level).min(cap)), cap.share(0.5));
+            }
         }
+        (self.cut, self.since_cut) = (Some(now), 0);
+        pressed
     }
 
     /// A request of `amount` ended well, when `in_flight` ran with it included.
     pub(super) fn served(&mut self, amount: Money, in_flight: Money) {
         let Some(cap) = &mut self.cap else { return };
         if in_flight >= cap.share(PRESSED) {
-            let haste = 1.0 + f64::from(self.since_cut) / PATIENCE;
+            let haste = (f64::from(self.since_cut) / PATIENCE).exp2();
             self.since_cut = self.since_cut.saturating_add(1);
-            *cap = *cap + amount.share((STEP * haste * haste).min(1.0));
+            *cap = *cap + amount.share((STEP * haste).min(1.0));
         }
     }
 
@@ -111,7 +126,8 @@ impl Brake {
             }
         }
         if other.cap.is_some() && self.cap.is_none_or(|cap| other.cap < Some(cap)) {
-            (self.cap, self.cut, self.since_cut) = (other.cap, other.cut, other.since_cut);
+            (self.cap, self.cut, self.floor) = (other.cap, other.cut, other.floor);
+            self.since_cut = other.since_cut;
         }
     }
 }
@@ -133,10 +149,10 @@ mod tests {
         let now = Instant::now();
         let mut brake = Brake::default();
         assert!(brake.admits(Money::MAX, usd(1)));
-        brake.refused(usd(100), now, now);
-        assert_eq!(brake.cap(), Some(usd(97)));
+        brake.refused(usd(1), usd(100), now, now);
+        assert_eq!(brake.cap(), Some(usd(100).share(CUT)));
         for (in_flight, amount, admitted) in
-            [(90, 7, true), (90, 8, false), (0, 500, true), (97, 0, true), (200, 0, true)]
+            [(90, 8, true), (90, 9, false), (0, 500, true), (99, 0, true), (200, 0, true)]
         {
             assert_eq!(brake.admits(usd(in_flight), usd(amount)), admitted, "{amount} beside {in_flight}");
         }
@@ -147,42 +163,46 @@ mod tests {
         let (now, second) = (Instant::now(), Duration::from_secs(1));
         let mut brake = Brake::default();
         // two hundred were sent at once, and half of them are refused
-        for refused in 1..=100 {
-            brake.refused(usd(200 - refused), now, now + second);
+        for refused in 0..=100 {
+            brake.refused(usd(1), usd(200 - refused), now, now + second);
         }
-        assert_eq!(brake.cap(), Some(usd(97)));
-        brake.refused(usd(120), now, now + second);
-        assert_eq!(brake.cap(), Some(usd(97)), "a straggler does not cut twice");
-        brake.refused(usd(0), now + 2 * second, now + 3 * second);
-        assert_eq!(brake.cap(), Some(usd(97)), "with nothing in flight there is nothing to learn");
-        brake.refused(usd(90), now + 2 * second, now + 3 * second);
-        assert_eq!(brake.cap(), Some(usd(90).share(CUT)));
+        let cap = Some(usd(100).share(CUT));
+        assert_eq!(brake.cap(), cap);
+        brake.refused(usd(1), usd(120), now, now + second);
+        assert_eq!(brake.cap(), cap, "a straggler does not cut twice");
+        brake.refused(usd(1), usd(1), now + 2 * second, now + 3 * second);
+        assert_eq!(brake.cap(), cap, "with nothing in flight there is nothing to learn");
+        assert!(brake.refused(usd(1), usd(90), now + 2 * second, now + 3 * second));
+        // half of the way from the cap to what was in flight, and a step below
+        assert_eq!(brake.cap(), Some((usd(90) + usd(100).share(CUT)).share(0.5).share(CUT)));
+        assert!(!brake.refused(usd(1), usd(10), now + 4 * second, now + 4 * second), "it is not we who fill it");
     }
 
     #[test]
     fn the_cap_grows_only_while_it_is_what_holds_back() {
         let now = Instant::now();
         let mut brake = Brake::default();
-        brake.refused(usd(100), now, now);
+        brake.refused(usd(1), usd(100), now, now);
+        let cap = brake.cap();
         brake.served(usd(1), usd(50));
-        assert_eq!(brake.cap(), Some(usd(97)));
+        assert_eq!(brake.cap(), cap);
         brake.served(usd(1), usd(90));
-        assert!(brake.cap() > Some(usd(97)));
+        assert!(brake.cap() > cap);
     }
 
     #[test]
-    fn a_bill_counts_for_two_seconds_to_the_slot() {
+    fn a_bill_counts_for_two_seconds_and_a_slot_at_most() {
         let (now, mut brake) = (Instant::now(), Brake::default());
         brake.bill(usd(5), now);
         brake.bill(usd(7), now + 4 * SLOT);
-        for (slots, settling) in [(0, 12), (7, 12), (8, 7), (11, 7), (12, 0)] {
+        for (slots, settling) in [(0, 12), (16, 12), (17, 7), (20, 7), (21, 0)] {
             assert_eq!(brake.settling(now + slots * SLOT), usd(settling), "after {slots}");
         }
         let eases = brake.eases_at(now).unwrap();
-        assert!((7 * SLOT..=8 * SLOT).contains(&(eases - now)), "{:?}", eases - now);
-        assert_eq!((brake.settling(eases), brake.eases_at(now + 20 * SLOT)), (usd(7), None));
-        brake.bill(usd(1), now + 8 * SLOT);
-        assert_eq!(brake.settling(now + 8 * SLOT), usd(8), "an old slot is used anew");
+        assert!((16 * SLOT..=17 * SLOT).contains(&(eases - now)), "{:?}", eases - now);
+        assert_eq!((brake.settling(eases), brake.eases_at(now + 40 * SLOT)), (usd(7), None));
+        brake.bill(usd(1), now + 17 * SLOT);
+        assert_eq!(brake.settling(now + 17 * SLOT), usd(8), "an old slot is used anew");
     }
 
     /// A pool of requests of one cent, always as many as the brake admits, against a budget. Returns the share of attempts
@@ -194,7 +214,7 @@ mod tests {
             while brake.admits(usd(running), usd(1)) {
                 if running == budget {
                     refusals += 1;
-                    brake.refused(usd(running), *now, *now);
+                    brake.refused(usd(1), usd(running + 1), *now, *now);
                     *now += Duration::from_millis(1);
                 } else {
                     running += 1;
@@ -232,8 +252,8 @@ mod tests {
                 let (amount, in_flight) = (Money::from_nanos(amount), Money::from_nanos(in_flight));
                 let before = brake.cap();
                 if refused {
-                    brake.refused(in_flight, now, now);
-                    prop_assert!(brake.cap() <= Some(in_flight) && before.is_none_or(|before| brake.cap() <= Some(before)));
+                    brake.refused(amount.min(in_flight), in_flight, now, now);
+                    prop_assert!(before.is_none_or(|before| brake.cap() <= Some(before)));
                 } else {
                     brake.served(amount, in_flight);
                     prop_assert!(brake.cap() >= before);

@@ -230,7 +230,7 @@ mod tests {
         let budgets = |data: Value| read(&data).report.budgets;
         let expected =
             Budget { scope: "workspace".into(), limit: usd(5.0), left: usd(-1.0), resets_in: Some(HALF_A_DAY) };
-        assert_eq!(budgets(json!({"budgets": [{"scope": "member"}, 7, whole]})), [expected.clone()]);
+        assert_eq!(budgets(json!({"budgets": [{"scope": "member"}, 7, whole]})), std::slice::from_ref(&expected));
         assert_eq!(budgets(json!({"effective_budget": whole})), [expected]);
         assert_eq!(budgets(json!({"budgets": "none", "effective_budget": null})), []);
     }

@@ -150,9 +150,118 @@ fn lists(config: &Config, own: &Object<'_>, ordered: bool, past: &Past) -> (List
     }
     let fallbacks =
         own.get("allow_fallbacks").map_or(config.preferences.allow_fallbacks != Some(false), |own| own != "false");
-    let allowed = only.as_ref().or(own_only.as_ref());
-    let somebody_left =
-        allowed.is_none_or(|only| only.iter().any(|name| !longer.iter().any(|other| covers(other, name))));
-    // who wants one provider and no other is not sent elsewhere
-    if fallbacks && somebody_left { (order, only, Some(longer)) } else { (order, only, ignore) }
+    // a model may have no provider but the failed one: only where another is named does ignoring that one help
+    let named = order.iter().chain(&only).flatten().chain(&wanted);
+    let left = named.filter(|name| !longer.iter().any(|other| covers(other, name))).count();
+    if fallbacks && left > 0 { (order, only, Some(longer)) } else { (order, only, ignore) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        openrouter::provider::{DataCollection, ProviderLayer, ProviderPreferences, SortBy},
+        request::RequestContext,
+    };
+
+    fn merged(layer: &ProviderLayer, takes: Takes, body: &str, past: &Past) -> String {
+        let context = RequestContext::new();
+        context.set_body(body.to_owned().into());
+        merge(&layer.config, takes, body.as_bytes(), context.asks(), past).unwrap_or_else(|| body.into())
+    }
+
+    fn layer(preferences: ProviderPreferences) -> ProviderLayer {
+        ProviderLayer::new(preferences).unwrap()
+    }
+
+    #[test]
+    fn the_callers_own_wins_member_by_member() {
+        let new = ProviderPreferences::new;
+        let (lists, sorted) = (new().only(["a", "b"]).ignore(["c", "d"]), new().sort(SortBy::Price).zdr(true));
+        for (preferences, body, expected) in [
+            (new().zdr(true), r#"{"model":"m"}"#, r#"{"model":"m","provider":{"zdr":true}}"#),
+            (new().zdr(true), r#"{"provider":null,"n":1}"#, r#"{"provider":{"zdr":true},"n":1}"#),
+            (new().zdr(true), r#"{"provider":{"zdr":false} }"#, r#"{"provider":{"zdr":false} }"#),
+            (new().zdr(true), r#"{"provider":"x"}"#, r#"{"provider":"x"}"#),
+            (new().zdr(true), "[]", "[]"),
+            (
+                new().data_collection(DataCollection::Deny).allow_fallbacks(false),
+                r#"{"provider":{"x" : 1e0}}"#,
+                r#"{"provider":{"x" : 1e0,"allow_fallbacks":false,"data_collection":"deny"}}"#,
+            ),
+            // ours gives way where it would contradict
+            (lists.clone(), r#"{"provider":{"only":["c"]}}"#, r#"{"provider":{"only":["c"],"ignore":["d"]}}"#),
+            (
+                lists.clone(),
+                r#"{"provider":{"order":["C","D"]}}"#,
+                r#"{"provider":{"order":["C","D"],"only":["a","b"]}}"#,
+            ),
+            (lists, r#"{"provider":{"ignore":["a"]}}"#, r#"{"provider":{"ignore":["a"],"only":["b"]}}"#),
+            (new().only(["a"]), r#"{"provider":{"ignore":["A"]}}"#, r#"{"provider":{"ignore":["A"]}}"#),
+            (sorted.clone(), r#"{"provider":{"order":["a"]}}"#, r#"{"provider":{"order":["a"],"zdr":true}}"#),
+            (sorted, r#"{"model":"m:floor"}"#, r#"{"model":"m:floor","provider":{"zdr":true}}"#),
+            (new().order(["a"]), r#"{"provider":{"sort":"price"}}"#, r#"{"provider":{"sort":"price"}}"#),
+        ] {
+            assert_eq!(merged(&layer(preferences), Takes::Models, body, &Past::default()), expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn models_and_variants_are_for_who_names_none() {
+        let layer = layer(ProviderPreferences::new()).models(["m", "n"]).unwrap().variant(Variant::Nitro).unwrap();
+        for (takes, body, expected) in [
+            (Takes::Models, r#"{"model":"m"}"#, r#"{"model":"m:nitro","models":["n"]}"#),
+            (Takes::Preferences, r#"{"model":"m"}"#, r#"{"model":"m:nitro"}"#),
+            (Takes::Models, r#"{"model":"x:free","models":["y"]}"#, r#"{"model":"x:free","models":["y"]}"#),
+            (Takes::Models, r#"{"model":"x","fallbacks":[]}"#, r#"{"model":"x:nitro","fallbacks":[]}"#),
+            (Takes::Models, r#"{"models":["x"]}"#, r#"{"models":["x"]}"#),
+            (Takes::Models, r#"{"n":1}"#, r#"{"n":1}"#),
+            (Takes::Models, r#"{"model":"openrouter/auto"}"#, r#"{"model":"openrouter/auto","models":["m","n"]}"#),
+            (
+                Takes::Models,
+                r#"{"model":"x","models":null,"provider":{"sort":"price"}}"#,
+                r#"{"model":"x","models":["m","n"],"provider":{"sort":"price"}}"#,
+            ),
+        ] {
+            assert_eq!(merged(&layer, takes, body, &Past::default()), expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn after_a_full_pool_another_is_asked_only_where_that_is_known_to_help() {
+        let past =
+            |full, providers: &[&str]| Past { full, providers: providers.iter().map(|name| (*name).into()).collect() };
+        let ignoring = |preferences| layer(preferences).on_full_pool(OnFullPool::IgnoreFailed).unwrap();
+        let new = ProviderPreferences::new;
+        for (preferences, body, expected) in [
+            (new(), r#"{"provider":{"order":["a","b"]}}"#, r#"{"provider":{"order":["a","b"],"ignore":["A"]}}"#),
+            (
+                new(),
+                r#"{"provider":{"only":["a","b"],"ignore":["c"]}}"#,
+                r#"{"provider":{"only":["a","b"],"ignore":["c","A"]}}"#,
+            ),
+            (new().order(["a", "b"]).ignore(["c"]), "{}", r#"{"provider":{"order":["a","b"],"ignore":["c","A"]}}"#),
+            (new(), r#"{"provider":{"only":["a"]}}"#, r#"{"provider":{"only":["a"]}}"#),
+            (new(), "{}", "{}"),
+            (
+                new(),
+                r#"{"provider":{"order":["a","b"],"allow_fallbacks":false}}"#,
+                r#"{"provider":{"order":["a","b"],"allow_fallbacks":false}}"#,
+            ),
+        ] {
+            assert_eq!(merged(&ignoring(preferences), Takes::Models, body, &past(1, &["A"])), expected, "{body}");
+        }
+        let models = OnFullPool::NextModel(vec!["x".into(), "y".into()]);
+        let next = layer(new()).models(["n"]).unwrap().on_full_pool(models).unwrap();
+        for (full, expected) in [
+            (0, r#"{"model":"m","k":1,"models":["n"]}"#),
+            (1, r#"{"model":"x","k":1}"#),
+            (2, r#"{"model":"y","k":1}"#),
+            (3, r#"{"model":"y","k":1}"#),
+        ] {
+            assert_eq!(merged(&next, Takes::Models, r#"{"model":"m","k":1}"#, &past(full, &["A"])), expected, "{full}");
+        }
+        let listed = merged(&next, Takes::Models, r#"{"models":["m"],"fallbacks":[]}"#, &past(1, &[]));
+        assert_eq!(listed, r#"{"model":"x"}"#);
+    }
 }

@@ -5,7 +5,7 @@ use crate::{
     endpoint::Endpoint,
     outcome::{Cause, Outcome, Scope},
     request::{Attempt, RequestContext},
-    select::cooldown::{AccountId, Book},
+    select::cooldown::{AccountId, Book, Resting},
 };
 
 /// What every selector asks, before its own filters.
@@ -16,15 +16,51 @@ pub(in crate::select) fn built_in(
     request: &RequestContext,
     now: Instant,
 ) -> Fit {
-    let drained = endpoint.is_removed() || endpoint.key().weight_of() == 0.0;
-    let may_serve = serves(endpoint, request) && tags::has_all(endpoint, request.required());
-    if drained || !may_serve || ruled_out(earlier, endpoint) {
-        return Fit::No;
-    }
-    match book.out_for(endpoint, request, now) {
-        Some(resting) => Fit::NotBefore(resting.until),
+    match bar(book, earlier, endpoint, request, now) {
         None => Fit::Yes,
+        Some(Bar::Resting(resting)) => Fit::NotBefore(resting.until),
+        Some(Bar::Drained | Bar::OtherModel | Bar::MissingTag | Bar::RuledOut) => Fit::No,
     }
+}
+
+/// What stands against an endpoint before filters are asked.
+pub(in crate::select) enum Bar {
+    /// It takes nothing new.
+    Drained,
+    /// Its patterns do not name the model.
+    OtherModel,
+    /// It lacks a tag that the request demands.
+    MissingTag,
+    /// An earlier attempt of the request failed for a scope that holds it.
+    RuledOut,
+    /// It rests for this request.
+    Resting(Resting),
+}
+
+/// The same as [`built_in`], with the reason.
+pub(in crate::select) fn bar(
+    book: &Book,
+    earlier: &[Attempt],
+    endpoint: &Endpoint,
+    request: &RequestContext,
+    now: Instant,
+) -> Option<Bar> {
+    // in good times this looks at the endpoint alone, and not at the key
+    if !endpoint.serves_all() {
+        if endpoint.is_removed() || endpoint.key().weight_of() == 0.0 {
+            return Some(Bar::Drained);
+        }
+        if !serves(endpoint, request) {
+            return Some(Bar::OtherModel);
+        }
+    }
+    if !tags::has_all(endpoint, request.required()) {
+        return Some(Bar::MissingTag);
+    }
+    if ruled_out(earlier, endpoint) {
+        return Some(Bar::RuledOut);
+    }
+    book.out_for(endpoint, request, now).map(Bar::Resting)
 }
 
 fn serves(endpoint: &Endpoint, request: &RequestContext) -> bool {

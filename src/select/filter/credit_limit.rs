@@ -113,9 +113,7 @@ impl Filter for CreditLimit {
     fn settle(&self, endpoint: &Endpoint, amount: u64, ended: &Ended) -> bool {
         let amount = Money::from_nanos(i64::try_from(amount).unwrap_or(i64::MAX));
         let (cost, paid) = settled(amount, ended);
-        let others = endpoint.credit().settle(amount, cost, paid, ended.since, ended.now);
-        // with nothing else in flight it is bills that settle, for which only a rest can wait
-        paid == Paid::InFlight && others > Money::ZERO
+        endpoint.credit().settle(amount, cost, paid, ended.since, ended.now)
     }
 }
 

@@ -19,7 +19,8 @@ pub struct LeastInFlight;
 
 impl Pick for LeastInFlight {
     fn propose(&self, candidates: &Candidates<'_>, _turn: usize, rng: &mut Rng) -> usize {
-        let load = |index: usize| candidates.endpoints[index].figures().load(candidates.now);
+        let load =
+            |index: usize| candidates.note("load", index, candidates.endpoints[index].figures().load(candidates.now));
         cheaper_of_two(candidates.endpoints.len(), rng, load)
     }
 }

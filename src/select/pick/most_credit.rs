@@ -33,7 +33,12 @@ pub struct MostCredit;
 
 impl Pick for MostCredit {
     fn propose(&self, candidates: &Candidates<'_>, _turn: usize, rng: &mut Rng) -> usize {
-        cheaper_of_two(candidates.endpoints.len(), rng, |index| poverty(candidates, index))
+        let cost = |index| {
+            let poverty = poverty(candidates, index);
+            candidates.note("spendable_usd", index, 0.0 - poverty / 1e9);
+            poverty
+        };
+        cheaper_of_two(candidates.endpoints.len(), rng, cost)
     }
 
     fn prepare(&self, endpoints: &[Endpoint]) -> Option<Prepared> {

@@ -51,7 +51,7 @@ pub struct PeakEwma;
 
 impl Pick for PeakEwma {
     fn propose(&self, candidates: &Candidates<'_>, _turn: usize, rng: &mut Rng) -> usize {
-        let cost = |index: usize| cost(&candidates.endpoints[index], candidates.now);
+        let cost = |index: usize| candidates.note("cost_s", index, cost(&candidates.endpoints[index], candidates.now));
         cheaper_of_two(candidates.endpoints.len(), rng, cost)
     }
 }

@@ -66,7 +66,10 @@ impl Sticky {
 
     fn has(&self, candidates: &Candidates<'_>, index: usize, least: Money) -> bool {
         match candidates.endpoints[index].credit().spendable(candidates.now) {
-            Spendable::Money(left) => left >= least,
+            Spendable::Money(left) => {
+                candidates.note("spendable_usd", index, left.nanos() as f64 / 1e9);
+                left >= least
+            }
             Spendable::Unknown | Spendable::Unlimited => true,
         }
     }

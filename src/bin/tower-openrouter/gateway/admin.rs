@@ -1,4 +1,4 @@
-//! The operator's side: `/healthz`, `/readyz`, `/stats`, on a listener of its own.
+//! The operator's side: `/healthz`, `/readyz`, `/stats`, `/explain/{id}`, on a listener of its own.
 //!
 //! A web page can make a browser ask a local address, and by changing what a name resolves to even read the answer. Such
 //! requests carry the page's name in `Host` or `Origin`, so only addresses are accepted there, unless the admin token is shown.
@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use axum::{
     Json, Router,
     body::Body,
-    extract::{Request, State},
+    extract::{Path, Request, State, rejection::PathRejection},
     middleware::{self, Next},
     response::IntoResponse,
     routing::get,
@@ -18,16 +18,18 @@ use http::{
     header::{HOST, ORIGIN},
     uri::Authority,
 };
+use serde::Serialize;
 use serde_json::json;
 use tokio::time::Instant;
-use tower_openrouter::stack::BalancerHandle;
+use tower_openrouter::{explain::Trace, stack::BalancerHandle};
 
-use super::{access::Access, drain::Drain, live::Live, refusal::Dialect};
+use super::{access::Access, drain::Drain, live::Live, refusal::Dialect, traces::Traces};
 
 /// What the operator may ask about.
 #[derive(Debug, Clone)]
 pub(super) struct Admin {
     pub(super) balancer: BalancerHandle,
+    pub(super) traces: Traces,
     pub(super) drain: Drain,
     pub(super) access: Access,
 }
@@ -44,7 +46,10 @@ pub(super) fn app(admin: Live<Admin>) -> Router {
         .route("/healthz", get(async || Json(json!({"alive": true}))))
         .route("/readyz", get(ready))
         .route("/stats", get(stats))
-        .fallback(async || refuse(StatusCode::NOT_FOUND, "Not Found: there are /healthz, /readyz and /stats"))
+        .route("/explain/{id}", get(explain))
+        .fallback(async || {
+            refuse(StatusCode::NOT_FOUND, "Not Found: there are /healthz, /readyz, /stats and /explain/{id}")
+        })
         .method_not_allowed_fallback(async || refuse(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed"))
         .layer(middleware::from_fn_with_state(admin.clone(), guard))
         .with_state(admin)
@@ -116,4 +121,27 @@ async fn stats(State(admin): Asked, headers: HeaderMap) -> Response<Body> {
         return refuse(StatusCode::UNAUTHORIZED, "Missing or wrong admin token");
     }
     Json(admin.balancer.snapshot()).into_response()
+}
+
+/// How a request came to its key, and what came of it; by the id its answer carries in `x-request-id`.
+async fn explain(State(admin): Asked, headers: HeaderMap, id: Result<Path<String>, PathRejection>) -> Response<Body> {
+    let admin = admin.now();
+    if !admin.access.allows(&headers) {
+        return refuse(StatusCode::UNAUTHORIZED, "Missing or wrong admin token");
+    }
+    let found = id.ok().and_then(|Path(id)| Some((admin.traces.find(&id)?, id)));
+    let Some((trace, id)) = found else {
+        return refuse(
+            StatusCode::NOT_FOUND,
+            "No trace of this request is kept: give the x-request-id of a recent answer; explained are requests that carry \
+             x-balancer-explain: 1, or every one with --explain all",
+        );
+    };
+    #[derive(Serialize)]
+    struct Told {
+        id: String,
+        #[serde(flatten)]
+        trace: Trace,
+    }
+    Json(Told { id, trace }).into_response()
 }

@@ -30,14 +30,14 @@ use tower_http::{
     sensitive_headers::SetSensitiveRequestHeadersLayer,
     trace::{DefaultOnFailure, TraceLayer},
 };
+use tower_openrouter::ExplainLayer;
 use tracing::{Level, debug_span, error};
 
 use super::{
-    proxy::{Proxy, ProxyBody, ProxyFuture, Shared},
+    proxy::{Proxy, ProxyBody, ProxyFuture, REQUEST_ID, Shared},
     refusal::Dialect,
+    traces::Explained,
 };
-
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The endpoints that are posted to, below either root.
 const POSTED: [&str; 5] = ["chat/completions", "completions", "responses", "messages", "embeddings"];
@@ -63,6 +63,12 @@ where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
+    let explain = match shared.explain {
+        Explained::Off => None,
+        Explained::Asked => Some(ExplainLayer::new()),
+        Explained::All => Some(ExplainLayer::new().all()),
+    };
+    let explain = explain.map(|explain| explain.header(shared.balancer_headers));
     ServiceBuilder::new()
         .layer(SetSensitiveRequestHeadersLayer::new([
             AUTHORIZATION,
@@ -81,6 +87,7 @@ where
                 .on_failure(DefaultOnFailure::new().level(Level::DEBUG)),
         )
         .layer(CatchPanicLayer::custom(panicked))
+        .option_layer(explain)
         .service(Front::new(Proxy::new(balancer, shared)))
 }
 
@@ -229,11 +236,18 @@ mod tests {
     use tower::service_fn;
 
     use super::*;
-    use crate::gateway::{access::Access, drain::Drain};
+    use crate::gateway::{access::Access, drain::Drain, traces::Traces};
 
     #[tokio::test]
     async fn a_panic_costs_one_request_and_is_answered() {
-        let shared = Shared { access: Access(None), drain: Drain::new(), balancer_headers: true, simulated: false };
+        let shared = Shared {
+            access: Access(None),
+            drain: Drain::new(),
+            balancer_headers: true,
+            explain: Explained::Asked,
+            traces: Traces::default(),
+            simulated: false,
+        };
         let balancer = service_fn(async |request: Request<RequestBody<Body>>| {
             assert!(request.uri().query().is_none(), "told to panic");
             Ok::<_, Infallible>(Response::new(Body::from("fine")))

@@ -9,6 +9,7 @@ use tower_openrouter::{ApiKey, buffer::ReplayBody, openrouter::HyperTransport};
 use super::{
     config::{Configuration, PickName, Select, Settings, Trouble, Unrouted, WhenFull},
     stack::Stack,
+    traces::Explained,
     upstream,
 };
 
@@ -41,6 +42,12 @@ impl fmt::Display for Plan<'_> {
         }
         line("API", format_args!("{}, {}", settings.listen, asks(settings.access_token.is_some())))?;
         line("admin", format_args!("{}, {}", settings.admin_listen, asks(settings.admin_token.is_some())))?;
+        let explained = match settings.explain {
+            Explained::Off => "no request",
+            Explained::Asked => "requests that ask",
+            Explained::All => "every request",
+        };
+        line("explain", format_args!("{explained}"))?;
         outer(settings, &mut line)?;
         routes(settings, keys, &mut line)?;
         line("select", format_args!("{}", Selecting(&settings.select, keys)))?;

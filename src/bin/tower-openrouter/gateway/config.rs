@@ -14,7 +14,7 @@ mod values;
 pub(crate) use arguments::Arguments;
 pub(crate) use settings::{Breaker, Credit, Limits, PickName, Retry, Select, Settings, Token, Unrouted, WhenFull};
 pub(crate) use trouble::Trouble;
-pub(crate) use values::Dollars;
+pub(crate) use values::{Dollars, Span};
 
 use trouble::Source;
 

@@ -12,7 +12,7 @@ pub(super) fn to_upstream(headers: &mut HeaderMap) {
                 "authorization" | "x-api-key" | "api-key" | "x-goog-api-key" | "cookie" | "host" | "expect" => true,
                 // a CDN refuses requests that carry another one's marks
                 "forwarded" | "via" | "x-real-ip" | "true-client-ip" | "cdn-loop" => true,
-                _ => name.starts_with("x-forwarded-") || name.starts_with("cf-"),
+                _ => ["x-forwarded-", "cf-", "x-balancer-"].iter().any(|prefix| name.starts_with(prefix)),
             }
     });
 }
@@ -100,6 +100,7 @@ mod tests {
             ("x-forwarded-host", "evil.example"),
             ("forwarded", "for=10.0.0.1"),
             ("cf-connecting-ip", "10.0.0.1"),
+            ("x-balancer-explain", "1"),
             ("content-type", "application/json"),
             ("http-referer", "https://app.example"),
             ("x-title", "App"),

@@ -12,7 +12,7 @@ use super::config::{Settings, Trouble};
 
 /// A poller that runs; dropped, it stops.
 #[derive(Debug)]
-pub(super) struct Polling(AbortHandle);
+pub(crate) struct Polling(AbortHandle);
 
 impl Drop for Polling {
     fn drop(&mut self) {
@@ -21,7 +21,7 @@ impl Drop for Polling {
 }
 
 /// Starts one for the keys of `pool`, over the connections that requests use, unless the interval is 0.
-pub(super) fn start<T, B>(settings: &Settings, pool: &Pool, leaf: OpenRouter<T>) -> Result<Option<Polling>, Trouble>
+pub(crate) fn start<T, B>(settings: &Settings, pool: &Pool, leaf: OpenRouter<T>) -> Result<Option<Polling>, Trouble>
 where
     T: Service<Request<ReplayBody>, Response = Response<B>> + Clone + Send + Sync + 'static,
     T::Error: Into<BoxError>,

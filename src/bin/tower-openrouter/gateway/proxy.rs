@@ -22,8 +22,11 @@ use super::{
     drain::{Cuttable, Drain, STOPPING, WhenCut},
     headers,
     refusal::Dialect,
+    traces::{Explained, Traces},
 };
 
+/// Tells requests apart; answers carry it.
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const KEY: HeaderName = HeaderName::from_static("x-balancer-key");
 const ATTEMPTS: HeaderName = HeaderName::from_static("x-balancer-attempts");
 const SIMULATED: HeaderName = HeaderName::from_static("x-balancer-simulated");
@@ -41,6 +44,8 @@ pub(super) struct Shared {
     pub(super) access: Access,
     pub(super) drain: Drain,
     pub(super) balancer_headers: bool,
+    pub(super) explain: Explained,
+    pub(super) traces: Traces,
     pub(super) simulated: bool,
 }
 
@@ -75,6 +80,11 @@ where
         }
         headers::to_upstream(request.headers_mut());
         let context = RequestContext::of(&mut request);
+        if let Some(trace) = context.trace()
+            && let Some(id) = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok())
+        {
+            self.shared.traces.keep(id, trace.clone());
+        }
         ProxyFuture::Running {
             answer: self.balancer.call(request),
             cut: self.shared.drain.when_cut(),

@@ -15,6 +15,7 @@ use super::{
     drain::Drain,
     live::Live,
     stack::Stack,
+    traces::Traces,
 };
 
 /// Runs a configuration: `make` makes the application of one and its stack.
@@ -26,6 +27,7 @@ pub(super) struct Runner<A, M> {
     api: Live<A>,
     admin: Live<Admin>,
     drain: Drain,
+    traces: Traces,
     simulated: bool,
 }
 
@@ -38,13 +40,14 @@ where
         configuration: Configuration,
         make: M,
         drain: Drain,
+        traces: Traces,
         simulated: bool,
     ) -> Result<Self, String> {
         let tell = |trouble| configuration.tell(&trouble);
         let stack = Stack::build(&configuration, None).map_err(tell)?;
         let api = Live::new(make(&configuration, &stack).map_err(tell)?);
-        let admin = Live::new(admin(&configuration.settings, &stack, &drain));
-        let runner = Self { arguments, configuration, stack, make, api, admin, drain, simulated };
+        let admin = Live::new(admin(&configuration.settings, &stack, &drain, &traces));
+        let runner = Self { arguments, configuration, stack, make, api, admin, drain, traces, simulated };
         runner.caution(&[]);
         Ok(runner)
     }
@@ -82,7 +85,7 @@ where
         let stack = Stack::build(&next, Some((&self.stack, &self.configuration))).map_err(tell)?;
         let api = (self.make)(&next, &stack).map_err(tell)?;
         // from here on nothing can fail
-        self.admin.replace(admin(&next.settings, &stack, &self.drain));
+        self.admin.replace(admin(&next.settings, &stack, &self.drain, &self.traces));
         self.api.replace(api);
         self.stack = stack;
         let before = std::mem::replace(&mut self.configuration, next);
@@ -137,6 +140,7 @@ where
     }
 }
 
-fn admin(settings: &Settings, stack: &Stack, drain: &Drain) -> Admin {
-    Admin { balancer: stack.handle(), drain: drain.clone(), access: Access(settings.admin_token.clone()) }
+fn admin(settings: &Settings, stack: &Stack, drain: &Drain, traces: &Traces) -> Admin {
+    let access = Access(settings.admin_token.clone());
+    Admin { balancer: stack.handle(), traces: traces.clone(), drain: drain.clone(), access }
 }

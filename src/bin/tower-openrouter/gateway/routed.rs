@@ -14,18 +14,18 @@ use tower::{Service, util::BoxCloneSyncService};
 use tower_openrouter::{respond::RespondBody, stack::BalancerBody};
 
 /// Routes, each with a stack of its own.
-pub(super) type Routes<B> = BoxCloneSyncService<Request<B>, Response<RoutesBody>, Infallible>;
+pub(crate) type Routes<B> = BoxCloneSyncService<Request<B>, Response<RoutesBody>, Infallible>;
 type RoutesBody = RespondBody<BalancerBody>;
 
 /// Sends requests by their model where there are routes. Without them, and for look-ups, which have no model, it is the stack
 /// over all keys, with nothing boxed.
-pub(super) struct Routed<S, B> {
+pub(crate) struct Routed<S, B> {
     all: S,
     routes: Option<Routes<B>>,
 }
 
 impl<S, B> Routed<S, B> {
-    pub(super) fn new(all: S, routes: Option<Routes<B>>) -> Self {
+    pub(crate) fn new(all: S, routes: Option<Routes<B>>) -> Self {
         Self { all, routes }
     }
 }
@@ -62,7 +62,7 @@ where
 pin_project! {
     /// The answer of either.
     #[project = RoutedProj]
-    pub(super) enum RoutedFuture<F> {
+    pub(crate) enum RoutedFuture<F> {
         All {
             #[pin]
             answer: F,

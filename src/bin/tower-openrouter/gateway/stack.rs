@@ -32,9 +32,9 @@ type AnyPick = Box<dyn Pick>;
 
 /// The stacks of one configuration, to be put before the upstream, and what the next configuration may take over from them.
 #[derive(Debug)]
-pub(super) struct Stack {
+pub(crate) struct Stack {
     /// Over all keys.
-    pub(super) all: Builder<AnyPick>,
+    pub(crate) all: Builder<AnyPick>,
     /// Over those of each route, with its patterns.
     routes: Vec<(Vec<String>, Builder<AnyPick>)>,
     pool: Pool,
@@ -45,7 +45,7 @@ pub(super) struct Stack {
 impl Stack {
     /// What has not changed since `before` is taken over with all it knows: keys with their figures, rests and breakers, the
     /// budget of retries, the memory of bodies.
-    pub(super) fn build(
+    pub(crate) fn build(
         configuration: &Configuration,
         before: Option<(&Self, &Configuration)>,
     ) -> Result<Self, Trouble> {
@@ -101,12 +101,12 @@ impl Stack {
     }
 
     /// What the stages over all keys can be asked and told.
-    pub(super) fn handle(&self) -> BalancerHandle {
+    pub(crate) fn handle(&self) -> BalancerHandle {
         self.all.handle()
     }
 
     /// The routes before `leaf`, where anything depends on the model.
-    pub(super) fn routes<T, TB, B>(
+    pub(crate) fn routes<T, TB, B>(
         &self,
         settings: &Settings,
         leaf: &OpenRouter<T>,
@@ -127,9 +127,7 @@ impl Stack {
         let mut router = ModelRouter::<Balancer<ReplayBody>>::new();
         for (models, builder) in &self.routes {
             let balancer = builder.clone().build(leaf.clone());
-            for pattern in models {
-                router = router.route(&**pattern, balancer.clone());
-            }
+            router = router.routes(models.iter().map(String::as_str), balancer);
         }
         if settings.models.unrouted == Unrouted::AllKeys {
             let all = self.all.clone().buffer(buffer(&settings.limits).budget(u64::MAX));

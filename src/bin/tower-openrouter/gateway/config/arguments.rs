@@ -10,6 +10,7 @@ use clap::{Args, Command, FromArgMatches, builder::BoolishValueParser};
 use secrecy::{ExposeSecret, SecretString};
 
 use super::{
+    super::traces::Explained,
     settings::{Settings, Token},
     trouble::Trouble,
     values::{Span, Time},
@@ -52,7 +53,7 @@ pub(crate) struct Arguments {
     #[arg(long, env = "TOWER_OPENROUTER_LISTEN", value_name = "ADDR:PORT", value_parser = address, help_heading = "Listeners")]
     listen: Option<SocketAddr>,
 
-    /// Address of /healthz, /readyz and /stats [default: 127.0.0.1:9090]
+    /// Address of /healthz, /readyz, /stats and /explain/{id} [default: 127.0.0.1:9090]
     #[arg(long, env = "TOWER_OPENROUTER_ADMIN_LISTEN", value_name = "ADDR:PORT", value_parser = address, help_heading = "Listeners")]
     admin_listen: Option<SocketAddr>,
 
@@ -68,7 +69,7 @@ pub(crate) struct Arguments {
     )]
     access_token: Option<SecretString>,
 
-    /// The same for /stats; required when the admin address is not on loopback
+    /// The same for /stats and /explain; required when the admin address is not on loopback
     #[arg(
         long,
         env = "TOWER_OPENROUTER_ADMIN_TOKEN",
@@ -86,9 +87,16 @@ pub(crate) struct Arguments {
     #[arg(long, env = "TOWER_OPENROUTER_DRAIN_TIMEOUT", value_name = "TIME", help_heading = "Listeners")]
     drain_timeout: Option<Span>,
 
-    /// Leave x-balancer-key and x-balancer-attempts out of answers
+    /// Leave x-balancer-key, x-balancer-attempts and x-balancer-explain out of answers
     #[arg(long, env = "TOWER_OPENROUTER_NO_BALANCER_HEADERS", value_parser = BoolishValueParser::new(), help_heading = "Listeners")]
     no_balancer_headers: bool,
+
+    /// Which requests are explained: /explain/{id} on the admin address tells how each came to its key [default: asked]
+    ///
+    /// The id is that of the answer's x-request-id; the latest 1000 are kept. Who sends x-balancer-explain: 1 is answered in
+    /// that header too.
+    #[arg(long, env = "TOWER_OPENROUTER_EXPLAIN", value_name = "WHICH", value_enum, help_heading = "Listeners")]
+    explain: Option<Explained>,
 
     /// Configuration file (TOML), see the example in --help
     ///
@@ -171,6 +179,7 @@ impl Arguments {
         set(&mut settings.header_timeout, &self.header_timeout);
         set(&mut settings.drain_timeout, &self.drain_timeout);
         settings.balancer_headers &= !self.no_balancer_headers;
+        set(&mut settings.explain, &self.explain);
         if self.upstream.is_some() {
             settings.upstream.clone_from(&self.upstream);
         }

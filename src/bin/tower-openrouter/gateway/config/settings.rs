@@ -4,7 +4,6 @@ use std::{
     fmt,
     net::SocketAddr,
     num::{NonZeroU32, NonZeroUsize},
-    time::Duration,
 };
 
 use secrecy::{ExposeSecret, SecretString};
@@ -15,6 +14,7 @@ use tower_openrouter::{
 };
 
 use super::{
+    super::traces::Explained,
     keys::KeyEntry,
     routes::RouteEntry,
     trouble::Trouble,
@@ -32,6 +32,7 @@ pub(crate) struct Settings {
     pub(crate) header_timeout: Time,
     pub(crate) drain_timeout: Span,
     pub(crate) balancer_headers: bool,
+    pub(crate) explain: Explained,
     /// `None`: OpenRouter, or the simulator when there is no key either.
     pub(crate) upstream: Option<String>,
     pub(crate) deadline: Time,
@@ -56,6 +57,7 @@ impl Default for Settings {
             header_timeout: Time::seconds(30),
             drain_timeout: Span::seconds(30),
             balancer_headers: true,
+            explain: Explained::default(),
             upstream: None,
             deadline: Time::seconds(600),
             select: Select::default(),
@@ -277,11 +279,6 @@ impl Settings {
                     self.admin_listen
                 ),
             ));
-        }
-        let every = self.credit.poll_interval;
-        if !every.0.is_zero() && every.0 < Duration::from_secs(1) {
-            let what = format_args!("{every} is too often to ask about keys: make it 1s or more, or 0s for never");
-            return Err(Trouble::with("credit.poll_interval", what));
         }
         if self.breaker.longest() < self.breaker.cooldown {
             let what = format_args!(
