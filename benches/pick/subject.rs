@@ -163,7 +163,12 @@ impl<P: Pick + Clone> Subject for Measured<P> {
 pub(crate) fn medians(sizes: &mut [Box<dyn Subject>; 3], rounds: usize) -> ([f64; 3], [f64; 3]) {
     let mut times: [[Vec<f64>; 3]; 2] = Default::default();
     // enough for each of 10,000 keys to have served
-    (0..60).for_each(|_| sizes.iter_mut().for_each(|subject| _ = (subject.propose(), subject.select())));
+    for _ in 0..60 {
+        for subject in sizes.iter_mut() {
+            subject.propose();
+            subject.select();
+        }
+    }
     for _ in 0..rounds {
         for (at, subject) in sizes.iter_mut().enumerate() {
             times[0][at].push(subject.propose());
