@@ -64,7 +64,7 @@ fn policies() -> Vec<Policy> {
             Box::new(Rendezvous::default()),
         ),
         ("PriorityTiers::default()", "keys for the case of need", Box::new(PriorityTiers::default())),
-        ("pick_fn(|candidates, turn, rng| …)", "anything else; here, always the first", Box::new(first)),
+        (r"pick_fn(\|candidates, turn, rng\| …)", "anything else; here, always the first", Box::new(first)),
     ]
 }
 
