@@ -11,8 +11,9 @@
 //! meet is booked by a [`CreditLimit`](crate::select::CreditLimit); without one, only polls move these figures.
 
 use std::{
+    collections::HashMap,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
     time::Duration,
 };
 
@@ -71,24 +72,29 @@ pub struct Credit {
 /// Purses that several endpoints of a pool share, by the names of their accounts and workspaces.
 #[derive(Debug, Default)]
 pub(super) struct Purses {
-    accounts: Mutex<Vec<(Box<str>, Arc<Wallet>)>>,
-    workspaces: Mutex<Vec<(Box<str>, Arc<Wallet>)>>,
+    accounts: Mutex<Named>,
+    workspaces: Mutex<Named>,
 }
+
+/// Weak, so that a purse goes with the last key that draws on it.
+type Named = HashMap<Box<str>, Weak<Wallet>>;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn named(wallets: &Mutex<Vec<(Box<str>, Arc<Wallet>)>>, name: &str) -> Arc<Wallet> {
+fn named(wallets: &Mutex<Named>, name: &str) -> Arc<Wallet> {
     let mut wallets = lock(wallets);
-    match wallets.iter().find(|(known, _)| **known == *name) {
-        Some((_, wallet)) => wallet.clone(),
-        None => {
-            let wallet = Arc::<Wallet>::default();
-            wallets.push((name.into(), wallet.clone()));
-            wallet
-        }
+    if let Some(wallet) = wallets.get(name).and_then(Weak::upgrade) {
+        return wallet;
     }
+    // before it would grow, so that what is gone costs no room, and looking for it next to no time
+    if wallets.len() == wallets.capacity() {
+        wallets.retain(|_, wallet| wallet.strong_count() > 0);
+    }
+    let wallet = Arc::<Wallet>::default();
+    wallets.insert(name.into(), Arc::downgrade(&wallet));
+    wallet
 }
 
 /// How a reservation ended.
@@ -356,5 +362,21 @@ impl Layer {
 impl fmt::Debug for Credit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Credit").field("key", &self.key).field("account", self.wallet()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn r132_accounts_whose_keys_are_gone_take_no_room() {
+        let purses = Purses::default();
+        let stays = named(&purses.accounts, "stays");
+        for number in 0..10_000 {
+            named(&purses.accounts, &number.to_string());
+        }
+        assert!(lock(&purses.accounts).len() < 10);
+        assert!(Arc::ptr_eq(&stays, &named(&purses.accounts, "stays")));
     }
 }
