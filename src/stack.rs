@@ -24,10 +24,8 @@
 //! [`BalancerBuilder::service`] does.
 
 use std::{
-    collections::{HashMap, HashSet},
     convert::Infallible,
     fmt,
-    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -41,17 +39,19 @@ use tower::{BoxError, Layer, Service, ServiceBuilder, util::BoxCloneSyncService}
 
 use crate::{
     BufferLayer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint, KeyError, KeySelectLayer,
-    LoadMonitorLayer, OpenRouter, RespondLayer, RetryLayer, Snapshot,
-    breaker::{BreakerHandle, BreakerPolicy},
+    LoadMonitorLayer, OpenRouter, RespondLayer, RetryLayer,
+    breaker::BreakerPolicy,
     buffer::ReplayBody,
-    endpoint::EndpointId,
     openrouter::{AuthorizeLayer, ProviderLayer},
     respond::RespondBody,
-    retry::RetryHandle,
     route::Routes,
     select::{CreditLimit, Filter, LeastInFlight, MostCredit, Pick, Pool, SelectError, endpoint_fn},
-    sync::{Mutex, lock},
 };
+
+mod handle;
+
+pub use handle::BalancerHandle;
+use handle::{Kept, PerKey};
 
 /// The body of a [`Balancer`]'s answers.
 pub type BalancerBody = UnsyncBoxBody<Bytes, BoxError>;
@@ -199,16 +199,6 @@ pub struct BalancerBuilder<P = LeastInFlight> {
     kept: Kept,
 }
 
-/// What is kept of each endpoint's stack, so that all stacks of one endpoint share it.
-type Kept = Arc<Mutex<HashMap<EndpointId, PerKey>>>;
-
-#[derive(Clone)]
-struct PerKey {
-    endpoint: Endpoint,
-    breaker: CircuitBreakerLayer,
-    limit: ConcurrencyLimitLayer,
-}
-
 impl BalancerBuilder {
     fn new(pool: Pool) -> Self {
         Self {
@@ -250,10 +240,7 @@ impl<P: Pick> BalancerBuilder<P> {
     /// Takes over the breakers and limits of a stack that runs, for the endpoints that are in this pool too: for a stack that
     /// is to replace it, with the same breaker policy. Caps follow this builder's.
     pub fn keep(self, running: &BalancerHandle) -> Self {
-        let ids: HashSet<_> = self.pool.endpoints().iter().map(Endpoint::id).collect();
-        let mut kept = lock(&running.kept).clone();
-        kept.retain(|id, _| ids.contains(id));
-        lock(&self.kept).extend(kept);
+        self.kept.take_over(&running.kept, &self.pool);
         self
     }
 
@@ -394,7 +381,7 @@ impl<P: Pick> BalancerBuilder<P> {
                 breaker: CircuitBreakerLayer::new(breaker.clone()).endpoint(endpoint),
                 limit: ConcurrencyLimitLayer::new(cap).expect(zero),
             };
-            let PerKey { breaker, limit, .. } = lock(&kept).entry(endpoint.id()).or_insert_with(make).clone();
+            let PerKey { breaker, limit, .. } = kept.of(endpoint, make);
             limit.handle().set_cap(cap).expect(zero);
             ServiceBuilder::new()
                 .layer(LoadMonitorLayer::endpoint(endpoint))
@@ -457,40 +444,5 @@ impl<P> fmt::Debug for BalancerBuilder<P> {
             .field("buffer", &self.buffer)
             .field("deadline", &self.deadline)
             .finish_non_exhaustive()
-    }
-}
-
-/// What a balancer's stages can be asked and told, while it runs.
-#[derive(Clone)]
-pub struct BalancerHandle {
-    pool: Pool,
-    retry: RetryHandle,
-    kept: Kept,
-}
-
-impl BalancerHandle {
-    /// The keys: to add, remove and reset them.
-    pub fn pool(&self) -> &Pool {
-        &self.pool
-    }
-
-    /// What every key did, and what was tried again.
-    pub fn snapshot(&self) -> Snapshot {
-        Snapshot::of(self.pool.endpoints().iter()).with("retry", self.retry.stats())
-    }
-
-    /// The breaker of an endpoint: to watch, isolate and reset it. `None` before the first request could have used it.
-    pub fn breaker(&self, endpoint: &Endpoint) -> Option<BreakerHandle> {
-        let mut kept = lock(&self.kept);
-        if kept.len() > self.pool.endpoints().len() {
-            kept.retain(|_, kept| !kept.endpoint.is_removed());
-        }
-        kept.get(&endpoint.id()).map(|kept| kept.breaker.handle())
-    }
-}
-
-impl fmt::Debug for BalancerHandle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BalancerHandle").field("pool", &self.pool).finish_non_exhaustive()
     }
 }
