@@ -7,7 +7,7 @@
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -18,7 +18,7 @@ use http_body_util::{Empty, Full};
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use crate::{clock, endpoint::Endpoint, explain::Trace, outcome::Outcome};
+use crate::{clock, endpoint::Endpoint, explain::Trace, outcome::Outcome, sync::lock_std};
 
 mod asks;
 
@@ -162,7 +162,7 @@ impl RequestContext {
 
     /// The attempts made so far. Hold it briefly: it is a lock.
     pub fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        lock(&self.root().ledger)
+        lock_std(&self.root().ledger)
     }
 
     /// Has the request [explained](crate::explain): stages write into the trace from now on. Another call finds the same.
@@ -209,10 +209,6 @@ impl Default for Deadline {
     fn default() -> Self {
         Self(u64::MAX)
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The attempts of one request, in order. Selection writes it, retry and whoever explains reads it.

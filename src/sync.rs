@@ -13,6 +13,11 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
+/// The same for a lock that is `std`'s in models too.
+pub(crate) fn lock_std<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
 /// What a [`Slot`] gives out.
 #[cfg(not(all(test, tower_openrouter_loom)))]
 pub(crate) type Loaded<T> = arc_swap::Guard<std::sync::Arc<T>>;

@@ -13,13 +13,13 @@
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
+    sync::{Arc, Mutex, OnceLock, Weak},
     time::Duration,
 };
 
 use tokio::time::Instant;
 
-use crate::clock;
+use crate::{clock, sync::lock_std};
 
 mod brake;
 #[cfg(all(test, tower_openrouter_loom))]
@@ -79,12 +79,8 @@ pub(super) struct Purses {
 /// Weak, so that a purse goes with the last key that draws on it.
 type Named = HashMap<Box<str>, Weak<Wallet>>;
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 fn named(wallets: &Mutex<Named>, name: &str) -> Arc<Wallet> {
-    let mut wallets = lock(wallets);
+    let mut wallets = lock_std(wallets);
     if let Some(wallet) = wallets.get(name).and_then(Weak::upgrade) {
         return wallet;
     }
@@ -179,7 +175,7 @@ impl Credit {
         if let Some(shared) = shared {
             workspace.tell(shared, at);
         }
-        let mut last = lock(&self.report);
+        let mut last = lock_std(&self.report);
         if last.as_ref().is_none_or(|(_, before)| *before <= at) {
             *last = Some((Arc::new(report), at));
         }
@@ -202,7 +198,7 @@ impl Credit {
 
     /// What the last poll of the key said, and when it was sent.
     pub fn report(&self) -> Option<(Arc<KeyReport>, Instant)> {
-        lock(&self.report).clone()
+        lock_std(&self.report).clone()
     }
 
     /// What the key may spend now: the least of cap, budget and balance, less what is reserved for requests that run.
@@ -376,7 +372,7 @@ mod tests {
         for number in 0..10_000 {
             named(&purses.accounts, &number.to_string());
         }
-        assert!(lock(&purses.accounts).len() < 10);
+        assert!(lock_std(&purses.accounts).len() < 10);
         assert!(Arc::ptr_eq(&stays, &named(&purses.accounts, "stays")));
     }
 }

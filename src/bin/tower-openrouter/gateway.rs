@@ -10,15 +10,13 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use http::{Request, Response};
-use http_body::Body;
+use http::Request;
 use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
     time::{sleep, timeout},
 };
-use tower::{BoxError, Service, ServiceExt};
+use tower::ServiceExt;
 use tower_openrouter::{buffer::ReplayBody, openrouter::HyperTransport};
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
@@ -43,7 +41,7 @@ mod traces;
 mod upstream;
 
 pub(crate) use config::{Arguments, Configuration, Span, Trouble};
-pub(crate) use upstream::{Upstream, leaf};
+pub(crate) use upstream::{Transport, Upstream, leaf};
 
 use access::Access;
 use admin::Local;
@@ -105,19 +103,12 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
 }
 
 /// Serves what is configured through `transport`, until stopped. `simulated` is a model to try when that is the simulator.
-async fn gateway<T, B>(
+async fn gateway<T: Transport>(
     arguments: Arguments,
     configuration: Configuration,
     transport: T,
     simulated: Option<String>,
-) -> Result<(), Box<dyn Error>>
-where
-    T: Service<Request<ReplayBody>, Response = Response<B>> + Clone + Send + Sync + 'static,
-    T::Error: Into<BoxError>,
-    T::Future: Send,
-    B: Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<BoxError> + Send,
-{
+) -> Result<(), Box<dyn Error>> {
     let (drain, traces) = (Drain::new(), Traces::default());
     let mut signals = Signals::new()?;
     let settings = &configuration.settings;

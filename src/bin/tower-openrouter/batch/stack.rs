@@ -4,13 +4,12 @@ use std::{convert::Infallible, env, error::Error};
 
 use bytes::Bytes;
 use http::{Request, Response};
-use http_body::Body;
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
-use tower::{BoxError, Service, ServiceExt, util::BoxCloneSyncService};
+use tower::{BoxError, ServiceExt, util::BoxCloneSyncService};
 use tower_openrouter::{OpenRouter, buffer::ReplayBody, openrouter::HyperTransport, stack::BalancerHandle};
 
 use crate::gateway::{
-    self, Arguments, Trouble, Upstream, leaf,
+    self, Arguments, Transport, Trouble, Upstream, leaf,
     poll::{self, Polling},
     routed::Routed,
 };
@@ -42,18 +41,11 @@ impl Stack {
         Ok(opened.map_err(|trouble| configuration.tell(&trouble))?)
     }
 
-    fn before<T, B>(
+    fn before<T: Transport>(
         configuration: &gateway::Configuration,
         transport: T,
         simulated: Option<String>,
-    ) -> Result<Self, Trouble>
-    where
-        T: Service<Request<ReplayBody>, Response = Response<B>> + Clone + Send + Sync + 'static,
-        T::Error: Into<BoxError>,
-        T::Future: Send,
-        B: Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<BoxError> + Send,
-    {
+    ) -> Result<Self, Trouble> {
         let settings = &configuration.settings;
         let leaf: OpenRouter<T> = leaf(settings, transport)?;
         let stack = gateway::stack::Stack::build(configuration, None)?;

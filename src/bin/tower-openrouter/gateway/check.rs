@@ -17,7 +17,7 @@ use super::{
 pub(super) fn check(configuration: &Configuration) -> Result<(), Trouble> {
     let stack = Stack::build(configuration, None)?;
     let leaf = upstream::leaf(&configuration.settings, HyperTransport::<ReplayBody>::new())?;
-    stack.routes::<_, _, Full<Bytes>>(&configuration.settings, &leaf).map(drop)
+    stack.routes::<_, Full<Bytes>>(&configuration.settings, &leaf).map(drop)
 }
 
 /// The stack that a configuration makes, in the order a request passes it. No secret shows.

@@ -1,14 +1,16 @@
 //! Asking what the keys may spend, beside the traffic.
 
 use bytes::Bytes;
-use http::{Request, Response};
-use http_body::Body;
+use http::Request;
 use http_body_util::Empty;
 use tokio::task::AbortHandle;
-use tower::{BoxError, Service, ServiceExt};
+use tower::ServiceExt;
 use tower_openrouter::{AccountPoller, OpenRouter, buffer::ReplayBody, select::Pool};
 
-use super::config::{Settings, Trouble};
+use super::{
+    Transport,
+    config::{Settings, Trouble},
+};
 
 /// A poller that runs; dropped, it stops.
 #[derive(Debug)]
@@ -21,14 +23,11 @@ impl Drop for Polling {
 }
 
 /// Starts one for the keys of `pool`, over the connections that requests use, unless the interval is 0.
-pub(crate) fn start<T, B>(settings: &Settings, pool: &Pool, leaf: OpenRouter<T>) -> Result<Option<Polling>, Trouble>
-where
-    T: Service<Request<ReplayBody>, Response = Response<B>> + Clone + Send + Sync + 'static,
-    T::Error: Into<BoxError>,
-    T::Future: Send,
-    B: Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<BoxError> + Send,
-{
+pub(crate) fn start<T: Transport>(
+    settings: &Settings,
+    pool: &Pool,
+    leaf: OpenRouter<T>,
+) -> Result<Option<Polling>, Trouble> {
     let interval = settings.credit.poll_interval.0;
     if interval.is_zero() {
         return Ok(None);

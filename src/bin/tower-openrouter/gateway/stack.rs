@@ -2,10 +2,8 @@
 
 use std::fmt;
 
-use bytes::Bytes;
-use http::{Request, Response};
 use http_body::Body;
-use tower::{BoxError, Service, ServiceBuilder, util::BoxCloneSyncService};
+use tower::{BoxError, ServiceBuilder, util::BoxCloneSyncService};
 use tower_openrouter::{
     ApiKey, Balancer, BufferLayer, DeadlineLayer, ModelRouter, OpenRouter, RespondLayer, RetryLayer,
     breaker::{BreakerPolicy, TripPolicy},
@@ -21,6 +19,7 @@ use tower_openrouter::{
 };
 
 use super::{
+    Transport,
     config::{
         Breaker, Configuration, Credit, Dollars, Limits, PickName, Retry, Select, Settings, Trouble, Unrouted, WhenFull,
     },
@@ -106,17 +105,12 @@ impl Stack {
     }
 
     /// The routes before `leaf`, where anything depends on the model.
-    pub(crate) fn routes<T, TB, B>(
+    pub(crate) fn routes<T: Transport, B>(
         &self,
         settings: &Settings,
         leaf: &OpenRouter<T>,
     ) -> Result<Option<Routes<B>>, Trouble>
     where
-        T: Service<Request<ReplayBody>, Response = Response<TB>> + Clone + Send + Sync + 'static,
-        T::Error: Into<BoxError>,
-        T::Future: Send,
-        TB: Body<Data = Bytes> + Send + 'static,
-        TB::Error: Into<BoxError> + Send,
         B: Body + Unpin + Send + 'static,
         B::Data: Send,
         B::Error: Into<BoxError>,

@@ -5,8 +5,13 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use tower::{BoxError, Service};
 use tower_openrouter::{
     ApiKey, KeyError, OpenRouter,
+    buffer::ReplayBody,
     openrouter::BASE_URL,
     simulator::{Scenario, SimulatedKey, Simulator, utc_date},
 };
@@ -48,6 +53,30 @@ impl Upstream {
         let keys = simulator.keys().into_iter().map(key).collect::<Result<_, KeyError>>()?;
         Ok((Self::Simulated(simulator, model), keys))
     }
+}
+
+/// What carries requests there: connections, or the simulator itself.
+pub(crate) trait Transport:
+    Service<Request<ReplayBody>, Response = Response<Self::Body>, Error: Into<BoxError>, Future: Send>
+    + Clone
+    + Send
+    + Sync
+    + 'static
+{
+    /// The body of an answer.
+    type Body: Body<Data = Bytes, Error: Into<BoxError> + Send> + Send + 'static;
+}
+
+impl<T, B> Transport for T
+where
+    T: Service<Request<ReplayBody>, Response = Response<B>, Error: Into<BoxError>, Future: Send>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+    B: Body<Data = Bytes, Error: Into<BoxError> + Send> + Send + 'static,
+{
+    type Body = B;
 }
 
 /// The leaf that sends to the configured base URL through `transport`.
