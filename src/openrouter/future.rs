@@ -19,12 +19,11 @@ use super::{
     body::OpenRouterBody,
     classify::{Answer, Judged, classify},
     headers,
-    replay::{Ahead, Replay},
     scan::Scan,
     service::Config,
 };
 use crate::{
-    body::Guarded,
+    body::{Guarded, ReadAhead, Seen},
     clock,
     error::{Rejected, UpstreamError, UpstreamErrorKind, Why},
     outcome::{Cause, Fault, Outcome, OutcomeCell, Scope},
@@ -66,7 +65,22 @@ pin_project! {
 
 struct Failed<TB: Body> {
     parts: Parts,
-    body: Ahead<TB>,
+    body: ReadAhead<Pin<Box<TB>>>,
+    read: usize,
+}
+
+impl<TB: Body<Data = Bytes>> Failed<TB> {
+    /// Reads the body until it is over, has failed, or `bound` bytes are here.
+    fn poll(&mut self, cx: &mut Context<'_>, bound: usize) -> Poll<()> {
+        while self.read < bound {
+            match ready!(self.body.poll_ahead(cx)) {
+                Seen::Data(bytes) => self.read += bytes,
+                Seen::Trailers => {}
+                Seen::Failed | Seen::End => break,
+            }
+        }
+        Poll::Ready(())
+    }
 }
 
 impl<F, TB: Body<Data = Bytes>> OpenRouterFuture<F, TB> {
@@ -100,13 +114,13 @@ where
                     if !parts.status.is_client_error() && !parts.status.is_server_error() {
                         return Poll::Ready(Ok(passed_on(parts, body, asked)));
                     }
-                    *failed = Some(Box::new(Failed { parts, body: Ahead::new(body) }));
+                    *failed = Some(Box::new(Failed { parts, body: ReadAhead::new(Box::pin(body)), read: 0 }));
                 }
                 Poll::Pending => {}
             }
         }
         if let Some(mut reading) = failed.take() {
-            if reading.body.poll(cx, asked.config.error_body_limit).is_ready() {
+            if reading.poll(cx, asked.config.error_body_limit).is_ready() {
                 return Poll::Ready(Ok(judged(*reading, asked)));
             }
             *failed = Some(reading);
@@ -142,12 +156,12 @@ fn passed_on<B: Body<Data = Bytes>>(mut parts: Parts, body: B, asked: &Asked) ->
         None
     };
     parts.extensions.insert(cell);
-    Response::from_parts(parts, Guarded::new(Replay::untouched(body), scan))
+    Response::from_parts(parts, Guarded::new(ReadAhead::new(body), scan))
 }
 
 /// An error status, judged by its head and what was read of its body.
 fn judged<B: Body<Data = Bytes>>(failed: Failed<B>, asked: &Asked) -> Response<OpenRouterBody<B>> {
-    let Failed { mut parts, body } = failed;
+    let Failed { mut parts, body, .. } = failed;
     let Judged { outcome, account, provider } = classify(&Answer {
         status: parts.status,
         headers: &parts.headers,
@@ -167,13 +181,13 @@ fn judged<B: Body<Data = Bytes>>(failed: Failed<B>, asked: &Asked) -> Response<O
         tracing::debug!(status = parts.status.as_u16(), cause = %fault.cause, scope = %fault.scope, ?provider, "the upstream answered with an error");
     }
     parts.extensions.insert(cell);
-    Response::from_parts(parts, Guarded::new(body.into_body(), None))
+    Response::from_parts(parts, Guarded::new(body.unboxed(), None))
 }
 
 /// The answer to a request for something that is not below the API root. Nothing was sent.
 fn bad_target<B: Body<Data = Bytes>>() -> Response<OpenRouterBody<B>> {
     let text = r#"{"error":{"code":404,"message":"The path does not lie below the API root: use one such as /v1/chat/completions"}}"#;
-    let mut response = Response::new(Guarded::new(Replay::of_text(text.into()), None));
+    let mut response = Response::new(Guarded::new(ReadAhead::of_text(text.into()), None));
     *response.status_mut() = StatusCode::NOT_FOUND;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     let cell = OutcomeCell::new();
