@@ -211,6 +211,7 @@
 )]
 
 // what the stages share
+pub mod answer;
 pub mod body;
 mod clock;
 pub mod endpoint;
