@@ -31,6 +31,7 @@
 //!
 //! - [`respond`]: ends a stack for axum and tonic, whose services cannot fail.
 //! - [`deadline`]: one instant by which a request must be over, whatever it waits for.
+//! - [`stream`]: answers that are streams: when they count as begun, and what is said while they have not.
 //! - [`buffer`]: request bodies that can be sent more than once, and read for what they ask.
 //! - [`retry`]: which failures to repeat, where, when, and within which budget.
 //! - [`route`]: a stack of its own for each family of models.
@@ -225,6 +226,7 @@ mod sync;
 // the stages, in the order in which a request meets them
 pub mod respond;
 pub mod deadline;
+pub mod stream;
 pub mod buffer;
 pub mod retry;
 pub mod route;
