@@ -212,6 +212,7 @@
 )]
 
 // what the stages share
+pub mod answer;
 pub mod body;
 mod clock;
 pub mod endpoint;

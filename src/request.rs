@@ -8,7 +8,7 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
 };
 
@@ -21,8 +21,10 @@ use tokio::time::Instant;
 use crate::{clock, endpoint::Endpoint, explain::Trace, outcome::Outcome, sync::lock_std};
 
 mod asks;
+mod priority;
 
 pub use asks::Asks;
+pub use priority::{Priority, PriorityError};
 
 /// The shared context of a request and of its attempts.
 #[derive(Clone)]
@@ -39,6 +41,7 @@ struct Inner {
     body: OnceLock<Bytes>,
     asks: OnceLock<Asks>,
     required: OnceLock<Box<[Box<str>]>>,
+    priority: AtomicU8,
     ledger: Mutex<Ledger>,
     /// Set when somebody wants to know.
     trace: OnceLock<Trace>,
@@ -59,6 +62,7 @@ impl RequestContext {
             body: OnceLock::new(),
             asks: OnceLock::new(),
             required: OnceLock::new(),
+            priority: AtomicU8::new(Priority::Normal as u8),
             ledger: Mutex::default(),
             trace: OnceLock::new(),
         }))
@@ -78,6 +82,7 @@ impl RequestContext {
             body: body.into(),
             asks: OnceLock::new(),
             required: OnceLock::new(),
+            priority: AtomicU8::new(Priority::Normal as u8),
             ledger: Mutex::default(),
             trace: OnceLock::new(),
         }))
@@ -171,6 +176,27 @@ impl RequestContext {
     /// The tags that a key must have to serve the request.
     pub fn required(&self) -> &[Box<str>] {
         self.root().required.get().map_or(&[], |tags| tags)
+    }
+
+    /// Sets how urgent the request is, should it have to wait for a key; the latest holds.
+    ///
+    /// ```
+    /// use tower_openrouter::{RequestContext, request::Priority};
+    ///
+    /// let mut request = http::Request::new(());
+    /// RequestContext::of(&mut request).set_priority(Priority::High);
+    /// ```
+    pub fn set_priority(&self, priority: Priority) {
+        self.root().priority.store(priority as u8, Ordering::Relaxed);
+    }
+
+    /// How urgent the request is; [`Normal`](Priority::Normal) unless set.
+    pub fn priority(&self) -> Priority {
+        match self.root().priority.load(Ordering::Relaxed) {
+            0 => Priority::High,
+            1 => Priority::Normal,
+            _ => Priority::Low,
+        }
     }
 
     /// The attempts made so far. Hold it briefly: it is a lock.
