@@ -5,8 +5,21 @@
 //! what fails after the first word cannot be taken back. Each answer to that is a layer of its own:
 //!
 //! - [`CommitGateLayer`], inside of retry, holds the head until there is output behind it, so that a failure before that is
-//!   a failed attempt like any other.
+//!   a failed attempt like any other;
+//! - [`KeepAliveLayer`], outside of everything that waits, opens a stream that has nothing to say yet, and keeps it open with
+//!   comments.
 
 mod gate;
+mod keep_alive;
 
 pub use gate::{CommitGate, CommitGateBody, CommitGateFuture, CommitGateLayer};
+pub use keep_alive::{KeepAlive, KeepAliveBody, KeepAliveFuture, KeepAliveLayer};
+
+/// What is wrong with the configuration of a layer of this module.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StreamError {
+    /// Comments would follow one another without a pause.
+    #[error("an interval of 0 between comments would send nothing else: give more")]
+    ZeroInterval,
+}
