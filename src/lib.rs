@@ -263,6 +263,7 @@ pub use retry::RetryLayer;
 pub use route::ModelRouter;
 pub use select::{EndpointLayer, KeySelect, KeySelectLayer, Pool, endpoint_fn};
 pub use stack::Balancer;
+pub use stream::TimeoutsLayer;
 
 /// The examples of the README, so that they stay true.
 #[cfg(doctest)]

@@ -16,6 +16,7 @@
 //!   breaker    open = not ready
 //!   limit      permits until the body ends
 //!   authorize  the key's header
+//! timeouts     how long the upstream may be silent, in each attempt
 //! openrouter   the leaf: base URL, attribution, and the one place that judges an answer
 //! ```
 //!
@@ -39,7 +40,7 @@ use tower::{BoxError, Layer, Service, ServiceBuilder, util::BoxCloneSyncService}
 
 use crate::{
     BufferLayer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint, KeyError, KeySelectLayer,
-    LoadMonitorLayer, OpenRouter, RespondLayer, RetryLayer,
+    LoadMonitorLayer, OpenRouter, RespondLayer, RetryLayer, TimeoutsLayer,
     breaker::BreakerPolicy,
     buffer::ReplayBody,
     openrouter::{AuthorizeLayer, ProviderLayer},
@@ -196,6 +197,7 @@ pub struct BalancerBuilder<P = LeastInFlight> {
     provider: ProviderLayer,
     buffer: BufferLayer,
     deadline: DeadlineLayer,
+    timeouts: TimeoutsLayer,
     kept: Kept,
 }
 
@@ -210,6 +212,7 @@ impl BalancerBuilder {
             provider: ProviderLayer::default(),
             buffer: BufferLayer::default(),
             deadline: DeadlineLayer::default(),
+            timeouts: TimeoutsLayer::default(),
             kept: Kept::default(),
         }
     }
@@ -218,9 +221,9 @@ impl BalancerBuilder {
 impl<P: Pick> BalancerBuilder<P> {
     /// Sets the pick; default [`LeastInFlight`].
     pub fn pick<Q: Pick>(self, pick: Q) -> BalancerBuilder<Q> {
-        let Self { pool, select, breaker, max_in_flight, retry, provider, buffer, deadline, kept } = self;
+        let Self { pool, select, breaker, max_in_flight, retry, provider, buffer, deadline, timeouts, kept } = self;
         let select = select.pick(pick);
-        BalancerBuilder { pool, select, breaker, max_in_flight, retry, provider, buffer, deadline, kept }
+        BalancerBuilder { pool, select, breaker, max_in_flight, retry, provider, buffer, deadline, timeouts, kept }
     }
 
     /// Adds a filter, asked after the built-in ones: model patterns, tags, earlier attempts, rests. All must agree.
@@ -343,6 +346,13 @@ impl<P: Pick> BalancerBuilder<P> {
         self
     }
 
+    /// Sets how long the upstream may be silent in each attempt, before its head and within its answer; default
+    /// [`TimeoutsLayer::default`].
+    pub fn timeouts(mut self, timeouts: TimeoutsLayer) -> Self {
+        self.timeouts = timeouts;
+        self
+    }
+
     /// What the stages can be asked and told.
     pub fn handle(&self) -> BalancerHandle {
         BalancerHandle { pool: self.pool.clone(), retry: self.retry.handle(), kept: self.kept.clone() }
@@ -397,6 +407,7 @@ impl<P: Pick> BalancerBuilder<P> {
             .layer(self.retry.clone())
             .layer(self.provider.clone())
             .layer(self.select.clone().per_key(per_key))
+            .layer(self.timeouts.clone())
             .service(leaf)
     }
 
@@ -431,6 +442,7 @@ impl<P> Clone for BalancerBuilder<P> {
             provider: self.provider.clone(),
             buffer: self.buffer.clone(),
             deadline: self.deadline.clone(),
+            timeouts: self.timeouts.clone(),
             kept: self.kept.clone(),
         }
     }
@@ -443,6 +455,7 @@ impl<P> fmt::Debug for BalancerBuilder<P> {
             .field("retry", &self.retry)
             .field("buffer", &self.buffer)
             .field("deadline", &self.deadline)
+            .field("timeouts", &self.timeouts)
             .finish_non_exhaustive()
     }
 }

@@ -5,14 +5,15 @@ use std::{
     future::Future,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header::CONTENT_TYPE, response::Parts};
 use http_body::Body;
 use pin_project_lite::pin_project;
-use tokio::time::{Instant, Sleep};
+use tokio::time::{Sleep, sleep};
 use tower::BoxError;
 
 use super::{
@@ -25,17 +26,14 @@ use super::{
 };
 use crate::{
     body::Guarded,
-    clock,
-    error::{Rejected, UpstreamError, UpstreamErrorKind, Why},
+    error::{Rejected, UpstreamError, UpstreamErrorKind},
     outcome::{Cause, Fault, Outcome, OutcomeCell, Scope},
-    request::Deadline,
 };
 
 /// What is kept of a request until its answer comes.
 #[derive(Debug)]
 pub(super) struct Asked {
     pub(super) config: Arc<Config>,
-    pub(super) deadline: Deadline,
     pub(super) opted_in: bool,
     pub(super) head: bool,
 }
@@ -55,8 +53,6 @@ pin_project! {
         Running {
             #[pin]
             answer: F,
-            // boxed, since only who has to wait has one, and the others should not carry its size
-            limit: Option<Pin<Box<Sleep>>>,
             // a failed answer whose body is being read
             failed: Option<Box<Failed<TB>>>,
             asked: Asked,
@@ -67,11 +63,26 @@ pin_project! {
 struct Failed<TB: Body> {
     parts: Parts,
     body: Ahead<TB>,
+    // boxed, since few have to wait, and moved with the rest
+    patience: Option<Pin<Box<Sleep>>>,
+}
+
+/// How long the body of an error may take once its head is here: it is small, and made with the head.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+impl<TB: Body<Data = Bytes>> Failed<TB> {
+    /// Reads on. What came of a body that stalls says as much as can be known.
+    fn poll(&mut self, cx: &mut Context<'_>, bound: usize) -> Poll<()> {
+        if self.body.poll(cx, bound).is_ready() {
+            return Poll::Ready(());
+        }
+        self.patience.get_or_insert_with(|| Box::pin(sleep(PATIENCE))).as_mut().poll(cx)
+    }
 }
 
 impl<F, TB: Body<Data = Bytes>> OpenRouterFuture<F, TB> {
     pub(super) fn new(answer: F, asked: Asked) -> Self {
-        Self { state: State::Running { answer, limit: None, failed: None, asked } }
+        Self { state: State::Running { answer, failed: None, asked } }
     }
 
     pub(super) fn bad_target() -> Self {
@@ -88,7 +99,7 @@ where
     type Output = Result<Response<OpenRouterBody<TB>>, BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let StateProj::Running { answer, limit, failed, asked } = self.project().state.project() else {
+        let StateProj::Running { answer, failed, asked } = self.project().state.project() else {
             return Poll::Ready(Ok(bad_target()));
         };
         if failed.is_none() {
@@ -100,33 +111,15 @@ where
                     if !parts.status.is_client_error() && !parts.status.is_server_error() {
                         return Poll::Ready(Ok(passed_on(parts, body, asked)));
                     }
-                    *failed = Some(Box::new(Failed { parts, body: Ahead::new(body) }));
+                    *failed = Some(Box::new(Failed { parts, body: Ahead::new(body), patience: None }));
                 }
                 Poll::Pending => {}
             }
         }
-        if let Some(mut reading) = failed.take() {
-            if reading.body.poll(cx, asked.config.error_body_limit).is_ready() {
-                return Poll::Ready(Ok(judged(*reading, asked)));
-            }
-            *failed = Some(reading);
+        match failed.take_if(|reading| reading.poll(cx, asked.config.error_body_limit).is_ready()) {
+            Some(read) => Poll::Ready(Ok(judged(*read, asked))),
+            None => Poll::Pending,
         }
-        // only who has to wait needs a timer
-        let limit = limit.get_or_insert_with(|| {
-            let own = clock::after(Instant::now(), asked.config.headers_timeout);
-            let until = asked.deadline.instant().map_or(own, |deadline| deadline.min(own));
-            Box::pin(tokio::time::sleep_until(until))
-        });
-        ready!(limit.as_mut().poll(cx));
-        Poll::Ready(match failed.take() {
-            // what came of the body says as much as can be known
-            Some(failed) => Ok(judged(*failed, asked)),
-            // the caller's own haste says nothing about the upstream
-            None if asked.deadline.is_over(Instant::now()) => {
-                Err(Rejected::new(Why::Deadline, "the request's deadline passed before the upstream answered").into())
-            }
-            None => Err(UpstreamError::new(UpstreamErrorKind::HeadersTimeout, None).into()),
-        })
     }
 }
 
@@ -147,7 +140,7 @@ fn passed_on<B: Body<Data = Bytes>>(mut parts: Parts, body: B, asked: &Asked) ->
 
 /// An error status, judged by its head and what was read of its body.
 fn judged<B: Body<Data = Bytes>>(failed: Failed<B>, asked: &Asked) -> Response<OpenRouterBody<B>> {
-    let Failed { mut parts, body } = failed;
+    let Failed { mut parts, body, .. } = failed;
     let Judged { outcome, account, provider } = classify(&Answer {
         status: parts.status,
         headers: &parts.headers,

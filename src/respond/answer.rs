@@ -59,6 +59,9 @@ impl Answer {
                     UpstreamErrorKind::Connect => (StatusCode::BAD_GATEWAY, "connect"),
                     UpstreamErrorKind::Reset => (StatusCode::BAD_GATEWAY, "reset"),
                     UpstreamErrorKind::HeadersTimeout => (StatusCode::GATEWAY_TIMEOUT, "headers_timeout"),
+                    UpstreamErrorKind::FirstOutputTimeout => (StatusCode::GATEWAY_TIMEOUT, "first_output_timeout"),
+                    UpstreamErrorKind::GapTimeout => (StatusCode::GATEWAY_TIMEOUT, "gap_timeout"),
+                    UpstreamErrorKind::TotalTimeout => (StatusCode::GATEWAY_TIMEOUT, "total_timeout"),
                 };
                 (status, reason, error.to_string())
             }
@@ -244,6 +247,9 @@ mod tests {
             (UpstreamErrorKind::Connect, 502, "14"),
             (UpstreamErrorKind::Reset, 502, "14"),
             (UpstreamErrorKind::HeadersTimeout, 504, "4"),
+            (UpstreamErrorKind::FirstOutputTimeout, 504, "4"),
+            (UpstreamErrorKind::GapTimeout, 504, "4"),
+            (UpstreamErrorKind::TotalTimeout, 504, "4"),
         ] {
             let answer = Answer::to(&UpstreamError::new(kind, None));
             assert_eq!((answer.status.as_u16(), answer.grpc_status(), answer.retry_after), (status, grpc, None));
