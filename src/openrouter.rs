@@ -111,7 +111,6 @@ mod future;
 mod headers;
 mod hints;
 pub mod provider;
-mod replay;
 mod scan;
 mod service;
 #[cfg(feature = "hyper")]
@@ -130,7 +129,6 @@ pub use provider::{
     DataCollection, MaxPrice, OnFullPool, Partition, Percentiles, PreferenceError, ProviderLayer, ProviderPreferences,
     Quantization, Sort, SortBy, Threshold, Variant,
 };
-pub use replay::Replay;
 pub use scan::Scan;
 pub use service::{BASE_URL, BuildError, OpenRouter, OpenRouterBuilder};
 #[cfg(feature = "hyper")]

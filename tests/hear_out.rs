@@ -123,7 +123,9 @@ async fn it_is_bounded_by_time_and_by_bytes() {
 async fn what_is_over_has_failed_or_has_not_begun_is_not_heard_out() {
     let spawned = Arc::new(AtomicUsize::new(0));
     let counting = spawned.clone();
-    let layer = HearOutLayer::new(move |_| drop(counting.fetch_add(1, SeqCst)));
+    let layer = HearOutLayer::new(move |_| {
+        counting.fetch_add(1, SeqCst);
+    });
     let flowing = |status: u16| {
         let body = StreamBody::new(futures_util::stream::repeat_with(|| {
             Ok::<_, Infallible>(Frame::data(Bytes::from_static(b"data")))

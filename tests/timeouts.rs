@@ -5,7 +5,10 @@ mod support;
 use std::{
     convert::Infallible,
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -19,6 +22,7 @@ use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use tower::{BoxError, Layer, ServiceExt, service_fn};
 use tower_openrouter::{
     ApiKey, Balancer, ConcurrencyLimitLayer, DeadlineLayer, OpenRouter, Pool, RetryLayer, TimeoutsLayer,
+    buffer::ReplayBody,
     error::{UpstreamError, UpstreamErrorKind},
     outcome::{Cause, Fault, Outcome, OutcomeCell, Retry, Scope},
     stream::timeouts::{Timeouts, TimeoutsError},
@@ -344,6 +348,31 @@ async fn r078_in_the_default_stack_a_timeout_is_one_outcome_under_its_own_name()
         let total = balancer.handle().snapshot().total;
         assert_eq!(total.outcomes.iter().map(|(name, count)| (*name, *count)).collect::<Vec<_>>(), [(name, 1)]);
         assert_eq!((total.attempts, total.in_flight), (1, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_says_nothing_in_time_is_tried_once_more() {
+    let silent = Upstream::new(EVENTS, 1, &[(5, COMMENT)]);
+    for (second, attempts, last) in
+        [(Upstream::new(EVENTS, 1, &[(5, TOKEN), (6, DONE)]), 2, Some("complete")), (silent.clone(), 2, None)]
+    {
+        let calls = Arc::new(AtomicUsize::new(0));
+        let (first, second) = (silent.service(), second.service());
+        let either = service_fn(move |request: Request<ReplayBody>| {
+            let (first, second) = (first.clone(), second.clone());
+            let call = calls.fetch_add(1, SeqCst);
+            async move { if call == 0 { first.oneshot(request).await } else { second.oneshot(request).await } }
+        });
+        let pool = Pool::new([ApiKey::new("sk-or-v1-a").unwrap()]).unwrap();
+        let builder = Balancer::builder(pool).timeouts(layer().first_output(seconds(20)).unwrap());
+        let balancer: Balancer<String> = builder.build(OpenRouter::new(either));
+        let Ok(answer) = balancer.clone().oneshot(chat()).await;
+        let body = answer.into_body().collect().await;
+        assert_eq!(body.is_ok(), last.is_some(), "one clean stream, or no clean end");
+        let total = balancer.handle().snapshot().total;
+        let silences = 2 - u64::from(last.is_some());
+        assert_eq!((total.attempts, total.outcomes["first_output_timeout"]), (attempts, silences));
     }
 }
 

@@ -20,12 +20,11 @@ use super::{
     body::OpenRouterBody,
     classify::{Answer, Judged, classify},
     headers,
-    replay::{Ahead, Replay},
     scan::Scan,
     service::Config,
 };
 use crate::{
-    body::Guarded,
+    body::{Guarded, ReadAhead, Seen},
     error::{Rejected, UpstreamError, UpstreamErrorKind},
     outcome::{Cause, Fault, Outcome, OutcomeCell, Scope},
 };
@@ -62,7 +61,8 @@ pin_project! {
 
 struct Failed<TB: Body> {
     parts: Parts,
-    body: Ahead<TB>,
+    body: ReadAhead<Pin<Box<TB>>>,
+    read: usize,
     // boxed, since few have to wait, and moved with the rest
     patience: Option<Pin<Box<Sleep>>>,
 }
@@ -71,12 +71,20 @@ struct Failed<TB: Body> {
 const PATIENCE: Duration = Duration::from_secs(10);
 
 impl<TB: Body<Data = Bytes>> Failed<TB> {
-    /// Reads on. What came of a body that stalls says as much as can be known.
+    /// Reads the body until it is over, has failed, or `bound` bytes are here. What came of one that stalls says as much as
+    /// can be known.
     fn poll(&mut self, cx: &mut Context<'_>, bound: usize) -> Poll<()> {
-        if self.body.poll(cx, bound).is_ready() {
-            return Poll::Ready(());
+        while self.read < bound {
+            match self.body.poll_ahead(cx) {
+                Poll::Ready(Seen::Data(bytes)) => self.read += bytes,
+                Poll::Ready(Seen::Trailers) => {}
+                Poll::Ready(Seen::Failed | Seen::End) => break,
+                Poll::Pending => {
+                    return self.patience.get_or_insert_with(|| Box::pin(sleep(PATIENCE))).as_mut().poll(cx);
+                }
+            }
         }
-        self.patience.get_or_insert_with(|| Box::pin(sleep(PATIENCE))).as_mut().poll(cx)
+        Poll::Ready(())
     }
 }
 
@@ -111,7 +119,8 @@ where
                     if !parts.status.is_client_error() && !parts.status.is_server_error() {
                         return Poll::Ready(Ok(passed_on(parts, body, asked)));
                     }
-                    *failed = Some(Box::new(Failed { parts, body: Ahead::new(body), patience: None }));
+                    let body = ReadAhead::new(Box::pin(body));
+                    *failed = Some(Box::new(Failed { parts, body, read: 0, patience: None }));
                 }
                 Poll::Pending => {}
             }
@@ -135,7 +144,7 @@ fn passed_on<B: Body<Data = Bytes>>(mut parts: Parts, body: B, asked: &Asked) ->
         None
     };
     parts.extensions.insert(cell);
-    Response::from_parts(parts, Guarded::new(Replay::untouched(body), scan))
+    Response::from_parts(parts, Guarded::new(ReadAhead::new(body), scan))
 }
 
 /// An error status, judged by its head and what was read of its body.
@@ -160,13 +169,13 @@ fn judged<B: Body<Data = Bytes>>(failed: Failed<B>, asked: &Asked) -> Response<O
         tracing::debug!(status = parts.status.as_u16(), cause = %fault.cause, scope = %fault.scope, ?provider, "the upstream answered with an error");
     }
     parts.extensions.insert(cell);
-    Response::from_parts(parts, Guarded::new(body.into_body(), None))
+    Response::from_parts(parts, Guarded::new(body.unboxed(), None))
 }
 
 /// The answer to a request for something that is not below the API root. Nothing was sent.
 fn bad_target<B: Body<Data = Bytes>>() -> Response<OpenRouterBody<B>> {
     let text = r#"{"error":{"code":404,"message":"The path does not lie below the API root: use one such as /v1/chat/completions"}}"#;
-    let mut response = Response::new(Guarded::new(Replay::of_text(text.into()), None));
+    let mut response = Response::new(Guarded::new(ReadAhead::of_text(text.into()), None));
     *response.status_mut() = StatusCode::NOT_FOUND;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     let cell = OutcomeCell::new();
