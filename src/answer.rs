@@ -101,6 +101,7 @@ impl ErrorAnswer {
                     UpstreamErrorKind::Connect => (StatusCode::BAD_GATEWAY, "connect"),
                     UpstreamErrorKind::Reset => (StatusCode::BAD_GATEWAY, "reset"),
                     UpstreamErrorKind::HeadersTimeout => (StatusCode::GATEWAY_TIMEOUT, "headers_timeout"),
+                    UpstreamErrorKind::Truncated => (StatusCode::BAD_GATEWAY, "truncated"),
                 };
                 Self::new(status, error.to_string()).reason(reason)
             }

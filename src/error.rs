@@ -129,6 +129,8 @@ pub enum UpstreamErrorKind {
     Reset,
     /// No response head came within the time limit.
     HeadersTimeout,
+    /// The answer broke off: its connection failed, or it ended without its end marker.
+    Truncated,
 }
 
 impl UpstreamError {
@@ -147,12 +149,13 @@ impl UpstreamError {
         find(error)
     }
 
-    /// What it says about whom (rows 28 and 29 of the classification table).
+    /// What it says about whom (rows 4, 28 and 29 of the classification table).
     pub fn fault(&self) -> Fault {
         match self.kind {
             UpstreamErrorKind::Connect => Fault::new(Cause::Connect, Scope::Egress).retry(Retry::Backoff),
             UpstreamErrorKind::Reset => Fault::new(Cause::Reset, Scope::Egress).retry(Retry::Unclear),
             UpstreamErrorKind::HeadersTimeout => Fault::new(Cause::Timeout, Scope::Pool).retry(Retry::Unclear),
+            UpstreamErrorKind::Truncated => Fault::new(Cause::Truncated, Scope::Pool).retry(Retry::Unclear),
         }
     }
 }
@@ -163,6 +166,7 @@ impl fmt::Display for UpstreamError {
             UpstreamErrorKind::Connect => "no connection to the upstream could be made",
             UpstreamErrorKind::Reset => "the connection to the upstream broke before it answered",
             UpstreamErrorKind::HeadersTimeout => "the upstream sent no response head in time",
+            UpstreamErrorKind::Truncated => "the upstream's answer broke off before its end",
         })
     }
 }
@@ -171,6 +175,11 @@ impl Error for UpstreamError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         self.source.as_deref().map(|source| source as _)
     }
+}
+
+/// Whether an error, or what caused it, is one of ours, so that it may be quoted.
+pub(crate) fn is_known(error: &(dyn Error + 'static)) -> bool {
+    Rejected::find(error).is_some() || UpstreamError::find(error).is_some()
 }
 
 /// Finds an error of type `T` in an error or in what caused it.
