@@ -264,7 +264,7 @@ pub use retry::RetryLayer;
 pub use route::ModelRouter;
 pub use select::{EndpointLayer, KeySelect, KeySelectLayer, Pool, endpoint_fn};
 pub use stack::Balancer;
-pub use stream::{CommitGateLayer, KeepAliveLayer};
+pub use stream::{CommitGateLayer, KeepAliveLayer, TimeoutsLayer};
 
 /// The examples of the README, so that they stay true.
 #[cfg(doctest)]

@@ -17,6 +17,7 @@
 //!   breaker    open = not ready
 //!   limit      permits until the body ends
 //!   authorize  the key's header
+//! timeouts     how long the upstream may be silent, in each attempt
 //! openrouter   the leaf: base URL, attribution, and the one place that judges an answer
 //! ```
 //!
@@ -40,7 +41,7 @@ use tower::{BoxError, Layer, Service, ServiceBuilder, util::BoxCloneSyncService}
 
 use crate::{
     BufferLayer, CircuitBreakerLayer, CommitGateLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint, KeyError,
-    KeySelectLayer, LoadMonitorLayer, OpenRouter, RespondLayer, RetryLayer,
+    KeySelectLayer, LoadMonitorLayer, OpenRouter, RespondLayer, RetryLayer, TimeoutsLayer,
     breaker::BreakerPolicy,
     buffer::ReplayBody,
     openrouter::{AuthorizeLayer, ProviderLayer},
@@ -198,6 +199,7 @@ pub struct BalancerBuilder<P = LeastInFlight> {
     gate: CommitGateLayer,
     buffer: BufferLayer,
     deadline: DeadlineLayer,
+    timeouts: TimeoutsLayer,
     kept: Kept,
 }
 
@@ -213,6 +215,7 @@ impl BalancerBuilder {
             gate: CommitGateLayer::default(),
             buffer: BufferLayer::default(),
             deadline: DeadlineLayer::default(),
+            timeouts: TimeoutsLayer::default(),
             kept: Kept::default(),
         }
     }
@@ -221,9 +224,22 @@ impl BalancerBuilder {
 impl<P: Pick> BalancerBuilder<P> {
     /// Sets the pick; default [`LeastInFlight`].
     pub fn pick<Q: Pick>(self, pick: Q) -> BalancerBuilder<Q> {
-        let Self { pool, select, breaker, max_in_flight, retry, provider, gate, buffer, deadline, kept } = self;
+        let Self { pool, select, breaker, max_in_flight, retry, provider, gate, buffer, deadline, timeouts, kept } =
+            self;
         let select = select.pick(pick);
-        BalancerBuilder { pool, select, breaker, max_in_flight, retry, provider, gate, buffer, deadline, kept }
+        BalancerBuilder {
+            pool,
+            select,
+            breaker,
+            max_in_flight,
+            retry,
+            provider,
+            gate,
+            buffer,
+            deadline,
+            timeouts,
+            kept,
+        }
     }
 
     /// Adds a filter, asked after the built-in ones: model patterns, tags, earlier attempts, rests. All must agree.
@@ -352,6 +368,13 @@ impl<P: Pick> BalancerBuilder<P> {
         self
     }
 
+    /// Sets how long the upstream may be silent in each attempt, before its head and within its answer; default
+    /// [`TimeoutsLayer::default`].
+    pub fn timeouts(mut self, timeouts: TimeoutsLayer) -> Self {
+        self.timeouts = timeouts;
+        self
+    }
+
     /// What the stages can be asked and told.
     pub fn handle(&self) -> BalancerHandle {
         BalancerHandle { pool: self.pool.clone(), retry: self.retry.handle(), kept: self.kept.clone() }
@@ -407,6 +430,7 @@ impl<P: Pick> BalancerBuilder<P> {
             .layer(self.provider.clone())
             .layer(self.gate.clone())
             .layer(self.select.clone().per_key(per_key))
+            .layer(self.timeouts.clone())
             .service(leaf)
     }
 
@@ -442,6 +466,7 @@ impl<P> Clone for BalancerBuilder<P> {
             gate: self.gate.clone(),
             buffer: self.buffer.clone(),
             deadline: self.deadline.clone(),
+            timeouts: self.timeouts.clone(),
             kept: self.kept.clone(),
         }
     }
@@ -455,6 +480,7 @@ impl<P> fmt::Debug for BalancerBuilder<P> {
             .field("gate", &self.gate)
             .field("buffer", &self.buffer)
             .field("deadline", &self.deadline)
+            .field("timeouts", &self.timeouts)
             .finish_non_exhaustive()
     }
 }

@@ -6,14 +6,20 @@
 //!
 //! - [`CommitGateLayer`], inside of retry, holds the head until there is output behind it, so that a failure before that is
 //!   a failed attempt like any other;
+//! - [`TimeoutsLayer`], around the leaf, tells thought from death by how long an upstream is silent, and where;
 //! - [`KeepAliveLayer`], outside of everything that waits, opens a stream that has nothing to say yet, and keeps it open with
-//!   comments.
+//!   comments;
+//! - [`HearOutLayer`], outermost and only where it is asked for, reads on when the caller has left, to learn the cost.
 
 mod gate;
+pub mod hear_out;
 mod keep_alive;
+pub mod timeouts;
 
 pub use gate::{CommitGate, CommitGateBody, CommitGateFuture, CommitGateLayer};
+pub use hear_out::HearOutLayer;
 pub use keep_alive::{KeepAlive, KeepAliveBody, KeepAliveFuture, KeepAliveLayer};
+pub use timeouts::TimeoutsLayer;
 
 /// What is wrong with the configuration of a layer of this module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

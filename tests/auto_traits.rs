@@ -10,7 +10,8 @@ use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, layer::util::I
 use tower_openrouter::{
     AccountPoller, ApiKey, Balancer, Batch, BufferLayer, CircuitBreakerLayer, CommitGateLayer, ConcurrencyLimitLayer,
     DeadlineLayer, Endpoint, ExplainLayer, KeepAliveLayer, KeyError, KeySelect, KeySelectLayer, LoadMonitorLayer,
-    ModelRouter, OpenRouter, Outcome, Rejected, RequestContext, RespondLayer, RetryLayer, Snapshot,
+    ModelRouter, OpenRouter, Outcome, Rejected, RequestContext, RespondLayer, RetryLayer, Snapshot, TimeoutsLayer,
+    answer::{ErrorAnswer, Shape},
     batch::{AsTheyCome, InOrder},
     breaker::{Admission, BreakerHandle, BreakerPolicy, CircuitBreaker, CircuitBreakerFuture, TripPolicy},
     buffer::{Buffer, BufferFuture, ReplayBody},
@@ -27,7 +28,7 @@ use tower_openrouter::{
         provider::{ProviderFuture, ProviderService},
     },
     outcome::{Grpc, OutcomeCell},
-    respond::{Respond, RespondBody, RespondFuture},
+    respond::{Respond, RespondBody, RespondFuture, ToldBody},
     retry::{Backoff, Retry, RetryBudget, RetryFuture, RetryHandle},
     route::{Routes, RoutesFuture},
     select::{
@@ -36,7 +37,10 @@ use tower_openrouter::{
         WeightedRandom,
     },
     stack::{BalancerBuilder, BalancerHandle},
-    stream::{CommitGate, CommitGateBody, CommitGateFuture, KeepAlive, KeepAliveBody, KeepAliveFuture, StreamError},
+    stream::{
+        CommitGate, CommitGateBody, CommitGateFuture, KeepAlive, KeepAliveBody, KeepAliveFuture, StreamError,
+        timeouts::{Timeouts, TimeoutsBody, TimeoutsFuture},
+    },
 };
 
 /// A service whose parts are as plain as can be.
@@ -64,6 +68,7 @@ assert_layers_and_services! {
     ExplainLayer, Explain<Plain>, Trace,
     KeepAliveLayer, KeepAlive<Plain>, CommitGateLayer, CommitGate<Plain>,
     DeadlineLayer, DeadlineService<Plain>, Deadline,
+    TimeoutsLayer, Timeouts<Plain>,
     BufferLayer, Buffer<ToReplay>,
     RetryLayer, Retry<Plain>,
     ModelRouter<Plain>, Routes<ToReplay>, ProviderLayer, ProviderPreferences, ProviderService<Plain>,
@@ -84,7 +89,7 @@ assert_layers_and_services!(tower_openrouter::openrouter::HyperTransport<Body>);
 assert_impl_all!(CircuitBreaker<Plain>: Clone, Debug, Send, Sync);
 
 assert_handles!(MostCredit, Sticky, CreditLimit, CreditFloor, Credit, Prices);
-assert_handles!(AccountPoller<Plain>, Figures, UpstreamError, LimitPermit, Admission);
+assert_handles!(AccountPoller<Plain>, Figures, UpstreamError, ErrorAnswer, Shape, LimitPermit, Admission);
 assert_handles!(RoundRobin, LeastInFlight, SmoothWeighted, WeightedRandom, PeakEwma, Rendezvous, PriorityTiers);
 assert_handles!(Candidates<'_>, Rank, SelectError, RequireTags, StreamError);
 assert_impl_all!(Box<dyn Pick>: Pick);
@@ -92,10 +97,11 @@ assert_impl_all!(Box<dyn Pick>: Pick);
 // futures and bodies are as sendable as what they hold; `Full` and a boxed future are `Send`
 assert_send! {
     ExplainFuture<<Plain as Service<Request<Body>>>::Future>, Explanation,
-    RespondFuture<<Plain as Service<Request<Body>>>::Future>, RespondBody<Body>,
+    RespondFuture<<Plain as Service<Request<Body>>>::Future>, RespondBody<Body>, ToldBody<Body>,
     KeepAliveFuture<<Plain as Service<Request<Body>>>::Future, Body>, KeepAliveBody<<Plain as Service<Request<Body>>>::Future, Body>,
     CommitGateFuture<<Plain as Service<Request<Body>>>::Future, Body>, CommitGateBody<Body>,
     DeadlineFuture<<Plain as Service<Request<Body>>>::Future>, DeadlineBody<Body>,
+    TimeoutsFuture<<Plain as Service<Request<Body>>>::Future>, TimeoutsBody<Body>,
     BufferFuture<ToReplay, Body>, ReplayBody,
     RetryFuture<Plain, Body, Body>, RoutesFuture<ToReplay>, ProviderFuture<<Plain as Service<Request<Body>>>::Future>,
     KeySelectFuture<Plain, RoundRobin, Body>, <KeySelect<Plain> as Service<Request<Body>>>::Response,
@@ -134,6 +140,7 @@ macro_rules! each_around {
         finished::<_, $body, _>(respond.clone().layer(DeadlineLayer::default().layer(service.clone())));
         finished::<_, $body, _>(KeepAliveLayer::new().layer(respond.clone().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(CommitGateLayer::new().layer(service.clone())));
+        finished::<_, $body, _>(respond.clone().layer(TimeoutsLayer::default().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(LoadMonitorLayer::new().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(CircuitBreakerLayer::default().reject().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(limit().layer(service.clone())));
@@ -165,6 +172,7 @@ macro_rules! all_around {
             .layer(RetryLayer::new())
             .layer(CommitGateLayer::new())
             .layer(KeySelectLayer::new(pool(), per_key).pick(LeastInFlight::default()))
+            .layer(TimeoutsLayer::default())
             .map_request(|request: Request<ReplayBody>| request.map($into))
             .service($service)
     }};

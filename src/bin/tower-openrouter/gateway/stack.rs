@@ -3,9 +3,11 @@
 use std::fmt;
 
 use http_body::Body;
+use tokio::runtime::Handle;
 use tower::{BoxError, ServiceBuilder, util::BoxCloneSyncService};
 use tower_openrouter::{
-    ApiKey, Balancer, BufferLayer, DeadlineLayer, ModelRouter, OpenRouter, RespondLayer, RetryLayer,
+    ApiKey, Balancer, BufferLayer, CommitGateLayer, DeadlineLayer, KeepAliveLayer, ModelRouter, OpenRouter,
+    RespondLayer, RetryLayer, TimeoutsLayer,
     breaker::{BreakerPolicy, TripPolicy},
     buffer::ReplayBody,
     endpoint::Money,
@@ -16,12 +18,14 @@ use tower_openrouter::{
         RoundRobin, SmoothWeighted, Sticky, WeightedRandom,
     },
     stack::{BalancerBuilder, BalancerHandle},
+    stream::HearOutLayer,
 };
 
 use super::{
     Transport,
     config::{
-        Breaker, Configuration, Credit, Dollars, Limits, PickName, Retry, Select, Settings, Trouble, Unrouted, WhenFull,
+        Breaker, Configuration, Credit, Dollars, Limits, PickName, Retry, Select, Settings, Size, Span, Stream,
+        Timeouts, Trouble, Unrouted, WhenFull,
     },
     routed::Routes,
 };
@@ -71,7 +75,9 @@ impl Stack {
             .breaker(breaker(&settings.breaker)?)
             .retry(retry.clone())
             .buffer(buffer.clone())
-            .deadline(deadline);
+            .deadline(deadline)
+            .timeouts(timeouts(&settings.timeouts)?)
+            .commit_gate(commit_gate(&settings.stream));
         if let Some(cap) = limits.max_in_flight {
             common = common.max_in_flight(cap.get()).map_err(|error| Trouble::with("limits.max_in_flight", error))?;
         }
@@ -142,6 +148,31 @@ fn breaker(settings: &Breaker) -> Result<BreakerPolicy, Trouble> {
     let trouble = |error| Trouble::with("breaker", error);
     let trip = TripPolicy::failures(settings.failures.get(), settings.window.get()).map_err(trouble)?;
     BreakerPolicy::new(trip).cooldown(settings.cooldown.get(), settings.longest().get()).map_err(trouble)
+}
+
+fn timeouts(settings: &Timeouts) -> Result<TimeoutsLayer, Trouble> {
+    let layer = TimeoutsLayer::default().headers(settings.headers.get());
+    let layer = layer.and_then(|layer| layer.first_output(settings.first_output.get()));
+    let layer = layer.and_then(|layer| layer.gap(settings.gap.get()));
+    layer.and_then(|layer| layer.total(settings.total.get())).map_err(|error| Trouble::with("timeouts", error))
+}
+
+/// What hears answers out whose clients have left, on this runtime's tasks; `None` where nothing does.
+pub(crate) fn hear_out(settings: &Timeouts) -> Option<HearOutLayer> {
+    let Timeouts { hear_out: Span(time), hear_out_bytes: Size(bytes), .. } = *settings;
+    let runtime = (!time.is_zero()).then(Handle::current)?;
+    Some(HearOutLayer::new(move |rest| drop(runtime.spawn(rest))).time(time).bytes(bytes))
+}
+
+fn commit_gate(settings: &Stream) -> CommitGateLayer {
+    let Stream { hold: Span(time), hold_bytes: Size(bytes), .. } = *settings;
+    CommitGateLayer::new().hold(time).hold_bytes(usize::try_from(bytes).unwrap_or(usize::MAX))
+}
+
+/// What opens streams that have nothing to say yet.
+pub(crate) fn keep_alive(settings: &Stream) -> Result<KeepAliveLayer, Trouble> {
+    let layer = KeepAliveLayer::new().after(settings.keep_alive_after.0).interval(settings.keep_alive_interval.get());
+    layer.map_err(|error| Trouble::with("stream.keep_alive_interval", error))
 }
 
 fn retry(settings: &Retry) -> Result<RetryLayer, Trouble> {
