@@ -211,6 +211,7 @@
 )]
 
 // what the stages share
+mod adaptive;
 pub mod body;
 mod clock;
 pub mod endpoint;
@@ -250,7 +251,7 @@ pub use endpoint::Endpoint;
 pub use error::Rejected;
 pub use explain::ExplainLayer;
 pub use key::{ApiKey, KeyError};
-pub use limit::ConcurrencyLimitLayer;
+pub use limit::{AdaptiveConcurrencyLimitLayer, ConcurrencyLimitLayer};
 pub use monitor::{LoadMonitorLayer, Snapshot};
 pub use openrouter::{AuthorizeLayer, OpenRouter};
 pub use outcome::{Classify, Outcome};

@@ -373,6 +373,15 @@ impl Record {
 }
 
 impl Guard for Record {
+    fn data(&mut self, chunk: &[u8]) {
+        if self.claims.awaits_output()
+            && !chunk.is_empty()
+            && self.cell.as_ref().is_none_or(|cell| cell.at_commit().is_some())
+        {
+            self.claims.output(Instant::now());
+        }
+    }
+
     fn finish(mut self, ending: Ending) {
         let whole = matches!(ending, Ending::Complete | Ending::HeadOnly).then_some(Outcome::Success);
         let (commit, end) = match &self.cell {
