@@ -31,6 +31,7 @@
 //!
 //! - [`respond`]: ends a stack for axum and tonic, whose services cannot fail.
 //! - [`deadline`]: one instant by which a request must be over, whatever it waits for.
+//! - [`stream`]: answers that are streams: when they count as begun, and what is said while they have not.
 //! - [`buffer`]: request bodies that can be sent more than once, and read for what they ask.
 //! - [`retry`]: which failures to repeat, where, when, and within which budget.
 //! - [`route`]: a stack of its own for each family of models.
@@ -212,6 +213,7 @@
 
 // what the stages share
 mod adaptive;
+pub mod answer;
 pub mod body;
 mod clock;
 pub mod endpoint;
@@ -226,6 +228,7 @@ mod sync;
 // the stages, in the order in which a request meets them
 pub mod respond;
 pub mod deadline;
+pub mod stream;
 pub mod buffer;
 pub mod retry;
 pub mod route;
@@ -262,6 +265,7 @@ pub use retry::RetryLayer;
 pub use route::ModelRouter;
 pub use select::{EndpointLayer, KeySelect, KeySelectLayer, Pool, endpoint_fn};
 pub use stack::Balancer;
+pub use stream::{CommitGateLayer, KeepAliveLayer, TimeoutsLayer};
 
 /// The examples of the README, so that they stay true.
 #[cfg(doctest)]

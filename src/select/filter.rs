@@ -35,7 +35,8 @@ pub enum Fit {
     Yes,
     /// It may not, however long one waits.
     No,
-    /// It may, from this instant on.
+    /// It may, from this instant on. One who waits looks again exactly then, the others once it is served: whoever
+    /// [reserves](Filter::reserve) something for each is asked anew, and says when the next may.
     NotBefore(Instant),
     /// It may, once another request gives back what the filter has [reserved](Filter::reserve) for it.
     Full,
@@ -77,6 +78,11 @@ pub struct Ended {
 /// What several endpoints share, or what a request uses up, a filter can also set aside: judging alone would let two requests
 /// at once have the same last dollar. It then [reserves](Self::reserves); those that do not cost nothing for it.
 ///
+/// Those who wait stand in groups of the same [kind](Self::kind), and one is judged for all of its group. A filter is asked
+/// again for the next in line after each `reserve` and after each `settle`, and at the instant of a [`Fit::NotBefore`]. So
+/// one that paces says from when its next slot is free, takes the slot in `reserve`, and need tell nobody anything. What
+/// frees it up otherwise, a poll for example, is told to the pool.
+///
 /// ```
 /// use tower_openrouter::{Endpoint, RequestContext, select::{Filter, Fit}};
 /// use tokio::time::Instant;
@@ -98,6 +104,15 @@ pub trait Filter: Send + Sync + 'static {
     /// What it is called where a choice is [explained](crate::explain); default the name of its type.
     fn name(&self) -> &str {
         name_of::<Self>()
+    }
+
+    /// What of a request its verdicts depend on, as a number: of two requests of the same kind, one is judged for both while
+    /// they wait. Coarse is better than exact: 0 for all, where the request says nothing; a step of a scale, where the amount
+    /// matters. Default `None`: nobody knows, so each request is judged for itself, and a look at all keys made for each that
+    /// waits. The model, the tags demanded and the attempts made need not be in it.
+    fn kind(&self, request: &RequestContext) -> Option<u64> {
+        let _ = request;
+        None
     }
 
     /// Whether the filter sets anything aside. Asked often, so it should just say so; default no.
