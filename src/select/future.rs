@@ -406,12 +406,15 @@ impl Record {
 }
 
 impl Guard for Record {
-    fn data(&mut self, _: &[u8]) {
+    fn data(&mut self, chunk: &[u8]) {
+        let commit = self.cell.as_ref().map(OutcomeCell::at_commit);
         if self.awaits
-            && let Some(outcome @ Outcome::Fault(_)) = self.cell.as_ref().and_then(OutcomeCell::at_commit)
+            && let Some(Some(outcome @ Outcome::Fault(_))) = commit
         {
             self.awaits = false;
             self.known(outcome);
+        } else if self.claims.awaits_output() && !chunk.is_empty() && commit != Some(None) {
+            self.claims.output(Instant::now());
         }
     }
 

@@ -24,7 +24,7 @@ use tower_openrouter::{
     breaker::{BreakerHandle, BreakerPolicy, BreakerState, TripPolicy},
     buffer::ReplayBody,
     endpoint_fn,
-    limit::LimitHandle,
+    limit::{AdaptiveConcurrencyLimitLayer, AdaptivePolicy, LimitHandle},
     monitor::MonitorHandle,
     openrouter::{AuthorizeLayer, OnFullPool, ProviderLayer, ProviderPreferences},
     request::Replay,
@@ -173,13 +173,14 @@ pub enum Stage {
     Limit,
     WaitingLimit,
     RefusingLimit,
+    AdaptiveLimit,
     Authorize,
     Timeouts,
     Leaf,
 }
 
 impl Stage {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Explain,
         Self::Respond,
         Self::Deadline,
@@ -195,6 +196,7 @@ impl Stage {
         Self::Limit,
         Self::WaitingLimit,
         Self::RefusingLimit,
+        Self::AdaptiveLimit,
         Self::Authorize,
         Self::Timeouts,
         Self::Leaf,
@@ -243,6 +245,12 @@ impl Stage {
             Self::Limit => erase(watch.limit().layer(inner)),
             Self::WaitingLimit => erase(watch.limit().wait(16, Duration::from_millis(200)).layer(inner)),
             Self::RefusingLimit => erase(watch.limit().refuse().layer(inner)),
+            Self::AdaptiveLimit => {
+                let policy = AdaptivePolicy::gradient().range(1..=CAP).unwrap();
+                let limit = AdaptiveConcurrencyLimitLayer::new(policy);
+                watch.limits.lock().unwrap().push(limit.handle());
+                erase(limit.layer(inner))
+            }
             Self::Authorize => erase(AuthorizeLayer::new(&ApiKey::new("sk-or-v1-key").unwrap()).layer(inner)),
             Self::Timeouts => erase(timeouts().layer(inner)),
             Self::Leaf => erase(OpenRouter::new(inner)),
