@@ -20,7 +20,10 @@ use tower_openrouter::{
     endpoint_fn,
     error::UpstreamError,
     explain::{Explain, ExplainFuture, Explanation, Trace},
-    limit::{ConcurrencyLimit, LimitFuture, LimitHandle, LimitPermit},
+    limit::{
+        AdaptiveConcurrencyLimit, AdaptiveConcurrencyLimitLayer, AdaptivePolicy, ConcurrencyLimit, LimitFuture,
+        LimitHandle, LimitPermit,
+    },
     monitor::{LoadMonitor, LoadMonitorFuture, MonitorHandle},
     openrouter::{
         AccountClient, Authorize, AuthorizeLayer, HyperTransport, OpenRouterBody, OpenRouterFuture, ProviderLayer,
@@ -32,9 +35,9 @@ use tower_openrouter::{
     retry::{Backoff, Retry, RetryBudget, RetryFuture, RetryHandle},
     route::{Routes, RoutesFuture},
     select::{
-        Candidates, CreditFloor, CreditLimit, EndpointFn, KeySelectFuture, LeastInFlight, MostCredit, PeakEwma, Pick,
-        Pool, PriorityTiers, Rank, Rendezvous, RequireTags, RoundRobin, SelectError, SmoothWeighted, Sticky,
-        WeightedRandom,
+        AdaptiveLimit, Candidates, CreditFloor, CreditLimit, EndpointFn, KeySelectFuture, LeastInFlight, MostCredit,
+        PeakEwma, Pick, Pool, PriorityTiers, Rank, Rendezvous, RequireTags, RoundRobin, SelectError, SmoothWeighted,
+        Sticky, WeightedRandom,
     },
     stack::{BalancerBuilder, BalancerHandle},
     stream::{
@@ -75,6 +78,7 @@ assert_layers_and_services! {
     KeySelectLayer<PerKey>, KeySelectLayer<PerKey, LeastInFlight>, KeySelect<Plain>, KeySelect<Plain, LeastInFlight>,
     LoadMonitorLayer, LoadMonitor<Plain>,
     ConcurrencyLimitLayer, ConcurrencyLimit<Plain>,
+    AdaptiveConcurrencyLimitLayer, AdaptiveConcurrencyLimit<Plain>, AdaptivePolicy, AdaptiveLimit,
     AuthorizeLayer, Authorize<Plain>,
     OpenRouter<Plain>, ReqwestTransport, AccountClient<Plain>,
     CircuitBreakerLayer,
@@ -107,6 +111,8 @@ assert_send! {
     KeySelectFuture<Plain, RoundRobin, Body>, <KeySelect<Plain> as Service<Request<Body>>>::Response,
     LoadMonitorFuture<<Plain as Service<Request<Body>>>::Future>,
     CircuitBreakerFuture<<Plain as Service<Request<Body>>>::Future>,
+    <AdaptiveConcurrencyLimit<Plain> as Service<Request<Body>>>::Future,
+    <AdaptiveConcurrencyLimit<Plain> as Service<Request<Body>>>::Response,
     LimitFuture<Plain, Body>, <ConcurrencyLimit<Plain> as Service<Request<Body>>>::Response,
     OpenRouterFuture<<Plain as Service<Request<Body>>>::Future, Body>, OpenRouterBody<Body>,
     <Balancer<Body> as Service<Request<Body>>>::Future,
@@ -145,6 +151,8 @@ macro_rules! each_around {
         finished::<_, $body, _>(respond.clone().layer(CircuitBreakerLayer::default().reject().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(limit().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(limit().refuse().layer(service.clone())));
+        let adaptive = AdaptiveConcurrencyLimitLayer::new(AdaptivePolicy::gradient());
+        finished::<_, $body, _>(respond.clone().layer(adaptive.refuse().layer(service.clone())));
         let authorize = AuthorizeLayer::new(&ApiKey::new("sk-or-v1-a").unwrap());
         finished::<_, $body, _>(respond.clone().layer(authorize.layer(service.clone())));
         let select = KeySelectLayer::new(pool(), endpoint_fn(|_: &Endpoint| Identity::new()));

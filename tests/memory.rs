@@ -1,6 +1,6 @@
 //! What the default stack takes of the heap: for each key, and for each request.
 
-use std::{alloc::System, convert::Infallible, fmt, future::ready, pin::pin, sync::Mutex};
+use std::{alloc::System, convert::Infallible, fmt, future::ready, pin::pin, sync::Mutex, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -9,7 +9,7 @@ use http_body_util::{BodyExt, Full};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, Stats, StatsAlloc};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_openrouter::{
-    ApiKey, Balancer, ExplainLayer, OpenRouter,
+    ApiKey, Balancer, CommitGateLayer, ExplainLayer, OpenRouter,
     openrouter::BASE_URL,
     select::{Pool, RoundRobin},
 };
@@ -30,12 +30,20 @@ fn stack(
     pool: Pool,
 ) -> impl Service<Request<Full<Bytes>>, Response = Response<impl Body<Data = Bytes, Error: fmt::Debug>>, Error = Infallible>
 {
+    gated(pool, CommitGateLayer::new())
+}
+
+fn gated(
+    pool: Pool,
+    gate: CommitGateLayer,
+) -> impl Service<Request<Full<Bytes>>, Response = Response<impl Body<Data = Bytes, Error: fmt::Debug>>, Error = Infallible>
+{
     let answer = Bytes::from_static(br#"{"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2,"cost":0.1}}"#);
     let transport = service_fn(move |_: Request<_>| {
         let response = Response::builder().header("content-type", "application/json");
         ready(Ok::<_, Infallible>(response.body(Full::new(answer.clone())).unwrap()))
     });
-    Balancer::builder(pool).pick(RoundRobin::default()).service(OpenRouter::new(transport))
+    Balancer::builder(pool).pick(RoundRobin::default()).commit_gate(gate).service(OpenRouter::new(transport))
 }
 
 async fn ask<S, B>(service: &mut S)
@@ -120,4 +128,12 @@ async fn a_request_that_nobody_asks_to_explain_takes_no_piece_of_the_heap_for_it
     println!("allocations a request: {} without the layer, {} off, {} on", without / 1000, off / 1000, on / 1000);
     assert_eq!(off, without);
     assert!(on > without, "and this can tell");
+}
+
+#[tokio::test(flavor = "current_thread")]
+#[expect(clippy::await_holding_lock, reason = "one thread, and nobody else waits on this runtime")]
+async fn a_head_whose_first_piece_of_body_is_there_is_held_on_no_piece_of_the_heap() {
+    let _turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let without = taken(&mut gated(pool(3), CommitGateLayer::new().hold(Duration::ZERO)), 1000).await;
+    assert_eq!(taken(&mut stack(pool(3)), 1000).await, without);
 }

@@ -13,6 +13,7 @@ use tower_openrouter::{
     deadline::Deadline,
     endpoint_fn,
     error::Why,
+    limit::AdaptivePolicy,
     openrouter::{MaxPrice, OnFullPool, ProviderLayer, ProviderPreferences, SortBy, Variant},
     retry::{Backoff, RetryBudget},
     select::Pool,
@@ -78,6 +79,18 @@ fn r117_every_number_out_of_range_is_refused_by_name() {
         ("Referer", refusal(leaf().referer("a\nb").build(()))),
         ("base URL", refusal(leaf().base_url("example.com").build(()))),
     ];
+    let learned = AdaptivePolicy::aimd;
+    table.extend([
+        ("range is 0", refusal(learned().range(0..=5))),
+        ("range is 6 to 5", refusal(learned().range(std::ops::RangeInclusive::new(6, 5)))),
+        ("range", refusal(learned().range(1..=usize::MAX))),
+        ("starts at 0", refusal(learned().start(0))),
+        ("starts at 9", refusal(learned().range(1..=8).unwrap().start(9))),
+        ("starts at 9", refusal(learned().start(9).unwrap().range(1..=8))),
+    ]);
+    for factor in [0.0, -0.5, 1.0, 1.5, f64::NAN, f64::INFINITY] {
+        table.push(("factor", refusal(learned().shrink(factor))));
+    }
     let routes = || ModelRouter::new().route("a/*", ());
     let prefer = ProviderPreferences::new;
     let provider = ProviderLayer::default;

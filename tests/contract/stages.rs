@@ -25,7 +25,7 @@ use tower_openrouter::{
     breaker::{BreakerHandle, BreakerPolicy, BreakerState, TripPolicy},
     buffer::ReplayBody,
     endpoint_fn,
-    limit::LimitHandle,
+    limit::{AdaptiveConcurrencyLimitLayer, AdaptivePolicy, LimitHandle},
     monitor::MonitorHandle,
     openrouter::{AuthorizeLayer, OnFullPool, ProviderLayer, ProviderPreferences},
     request::Replay,
@@ -176,13 +176,14 @@ pub enum Stage {
     Limit,
     WaitingLimit,
     RefusingLimit,
+    AdaptiveLimit,
     Authorize,
     Timeouts,
     Leaf,
 }
 
 impl Stage {
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Explain,
         Self::KeepAlive,
         Self::Respond,
@@ -200,6 +201,7 @@ impl Stage {
         Self::Limit,
         Self::WaitingLimit,
         Self::RefusingLimit,
+        Self::AdaptiveLimit,
         Self::Authorize,
         Self::Timeouts,
         Self::Leaf,
@@ -258,6 +260,12 @@ impl Stage {
             Self::Limit => erase(watch.limit().layer(inner)),
             Self::WaitingLimit => erase(watch.limit().wait(16, Duration::from_millis(200)).layer(inner)),
             Self::RefusingLimit => erase(watch.limit().refuse().layer(inner)),
+            Self::AdaptiveLimit => {
+                let policy = AdaptivePolicy::gradient().range(1..=CAP).unwrap();
+                let limit = AdaptiveConcurrencyLimitLayer::new(policy);
+                watch.limits.lock().unwrap().push(limit.handle());
+                erase(limit.layer(inner))
+            }
             Self::Authorize => erase(AuthorizeLayer::new(&ApiKey::new("sk-or-v1-key").unwrap()).layer(inner)),
             Self::Timeouts => erase(timeouts().layer(inner)),
             Self::Leaf => erase(OpenRouter::new(inner)),
