@@ -101,6 +101,10 @@ impl ErrorAnswer {
                     UpstreamErrorKind::Connect => (StatusCode::BAD_GATEWAY, "connect"),
                     UpstreamErrorKind::Reset => (StatusCode::BAD_GATEWAY, "reset"),
                     UpstreamErrorKind::HeadersTimeout => (StatusCode::GATEWAY_TIMEOUT, "headers_timeout"),
+                    UpstreamErrorKind::FirstOutputTimeout => (StatusCode::GATEWAY_TIMEOUT, "first_output_timeout"),
+                    UpstreamErrorKind::GapTimeout => (StatusCode::GATEWAY_TIMEOUT, "gap_timeout"),
+                    UpstreamErrorKind::TotalTimeout => (StatusCode::GATEWAY_TIMEOUT, "total_timeout"),
+                    UpstreamErrorKind::Truncated => (StatusCode::BAD_GATEWAY, "truncated"),
                 };
                 Self::new(status, error.to_string()).reason(reason)
             }

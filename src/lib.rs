@@ -212,6 +212,7 @@
 )]
 
 // what the stages share
+mod adaptive;
 pub mod answer;
 pub mod body;
 mod clock;
@@ -254,7 +255,7 @@ pub use endpoint::Endpoint;
 pub use error::Rejected;
 pub use explain::ExplainLayer;
 pub use key::{ApiKey, KeyError};
-pub use limit::ConcurrencyLimitLayer;
+pub use limit::{AdaptiveConcurrencyLimitLayer, ConcurrencyLimitLayer};
 pub use monitor::{LoadMonitorLayer, Snapshot};
 pub use openrouter::{AuthorizeLayer, OpenRouter};
 pub use outcome::{Classify, Outcome};
@@ -265,6 +266,7 @@ pub use retry::RetryLayer;
 pub use route::ModelRouter;
 pub use select::{EndpointLayer, KeySelect, KeySelectLayer, Pool, endpoint_fn};
 pub use stack::Balancer;
+pub use stream::{CommitGateLayer, KeepAliveLayer, TimeoutsLayer};
 
 /// The examples of the README, so that they stay true.
 #[cfg(doctest)]

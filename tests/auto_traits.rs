@@ -10,7 +10,8 @@ use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, layer::util::I
 use tower_openrouter::{
     AccountPoller, ApiKey, Balancer, Batch, BufferLayer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer,
     Endpoint, ExplainLayer, KeyError, KeySelect, KeySelectLayer, LoadMonitorLayer, ModelRouter, OpenRouter, Outcome,
-    Rejected, RequestContext, RespondLayer, RetryLayer, Snapshot,
+    Rejected, RequestContext, RespondLayer, RetryLayer, Snapshot, TimeoutsLayer,
+    answer::{ErrorAnswer, Shape},
     batch::{AsTheyCome, InOrder},
     breaker::{Admission, BreakerHandle, BreakerPolicy, CircuitBreaker, CircuitBreakerFuture, TripPolicy},
     buffer::{Buffer, BufferFuture, ReplayBody},
@@ -19,7 +20,10 @@ use tower_openrouter::{
     endpoint_fn,
     error::UpstreamError,
     explain::{Explain, ExplainFuture, Explanation, Trace},
-    limit::{ConcurrencyLimit, LimitFuture, LimitHandle, LimitPermit},
+    limit::{
+        AdaptiveConcurrencyLimit, AdaptiveConcurrencyLimitLayer, AdaptivePolicy, ConcurrencyLimit, LimitFuture,
+        LimitHandle, LimitPermit,
+    },
     monitor::{LoadMonitor, LoadMonitorFuture, MonitorHandle},
     openrouter::{
         AccountClient, Authorize, AuthorizeLayer, HyperTransport, OpenRouterBody, OpenRouterFuture, ProviderLayer,
@@ -27,15 +31,16 @@ use tower_openrouter::{
         provider::{ProviderFuture, ProviderService},
     },
     outcome::{Grpc, OutcomeCell},
-    respond::{Respond, RespondBody, RespondFuture},
+    respond::{Respond, RespondBody, RespondFuture, ToldBody},
     retry::{Backoff, Retry, RetryBudget, RetryFuture, RetryHandle},
     route::{Routes, RoutesFuture},
     select::{
-        Candidates, CreditFloor, CreditLimit, EndpointFn, KeySelectFuture, LeastInFlight, MostCredit, PeakEwma, Pick,
-        Pool, PriorityTiers, Rank, Rendezvous, RequireTags, RoundRobin, SelectError, SmoothWeighted, Sticky,
-        WeightedRandom,
+        AdaptiveLimit, Candidates, CreditFloor, CreditLimit, EndpointFn, KeySelectFuture, LeastInFlight, MostCredit,
+        PeakEwma, Pick, Pool, PriorityTiers, Rank, Rendezvous, RequireTags, RoundRobin, SelectError, SmoothWeighted,
+        Sticky, WeightedRandom,
     },
     stack::{BalancerBuilder, BalancerHandle},
+    stream::timeouts::{Timeouts, TimeoutsBody, TimeoutsFuture},
 };
 
 /// A service whose parts are as plain as can be.
@@ -62,12 +67,14 @@ assert_layers_and_services! {
     RespondLayer, Respond<Plain>,
     ExplainLayer, Explain<Plain>, Trace,
     DeadlineLayer, DeadlineService<Plain>, Deadline,
+    TimeoutsLayer, Timeouts<Plain>,
     BufferLayer, Buffer<ToReplay>,
     RetryLayer, Retry<Plain>,
     ModelRouter<Plain>, Routes<ToReplay>, ProviderLayer, ProviderPreferences, ProviderService<Plain>,
     KeySelectLayer<PerKey>, KeySelectLayer<PerKey, LeastInFlight>, KeySelect<Plain>, KeySelect<Plain, LeastInFlight>,
     LoadMonitorLayer, LoadMonitor<Plain>,
     ConcurrencyLimitLayer, ConcurrencyLimit<Plain>,
+    AdaptiveConcurrencyLimitLayer, AdaptiveConcurrencyLimit<Plain>, AdaptivePolicy, AdaptiveLimit,
     AuthorizeLayer, Authorize<Plain>,
     OpenRouter<Plain>, ReqwestTransport, AccountClient<Plain>,
     CircuitBreakerLayer,
@@ -82,7 +89,7 @@ assert_layers_and_services!(tower_openrouter::openrouter::HyperTransport<Body>);
 assert_impl_all!(CircuitBreaker<Plain>: Clone, Debug, Send, Sync);
 
 assert_handles!(MostCredit, Sticky, CreditLimit, CreditFloor, Credit, Prices);
-assert_handles!(AccountPoller<Plain>, Figures, UpstreamError, LimitPermit, Admission);
+assert_handles!(AccountPoller<Plain>, Figures, UpstreamError, ErrorAnswer, Shape, LimitPermit, Admission);
 assert_handles!(RoundRobin, LeastInFlight, SmoothWeighted, WeightedRandom, PeakEwma, Rendezvous, PriorityTiers);
 assert_handles!(Candidates<'_>, Rank, SelectError, RequireTags);
 assert_impl_all!(Box<dyn Pick>: Pick);
@@ -90,13 +97,16 @@ assert_impl_all!(Box<dyn Pick>: Pick);
 // futures and bodies are as sendable as what they hold; `Full` and a boxed future are `Send`
 assert_send! {
     ExplainFuture<<Plain as Service<Request<Body>>>::Future>, Explanation,
-    RespondFuture<<Plain as Service<Request<Body>>>::Future>, RespondBody<Body>,
+    RespondFuture<<Plain as Service<Request<Body>>>::Future>, RespondBody<Body>, ToldBody<Body>,
     DeadlineFuture<<Plain as Service<Request<Body>>>::Future>, DeadlineBody<Body>,
+    TimeoutsFuture<<Plain as Service<Request<Body>>>::Future>, TimeoutsBody<Body>,
     BufferFuture<ToReplay, Body>, ReplayBody,
     RetryFuture<Plain, Body, Body>, RoutesFuture<ToReplay>, ProviderFuture<<Plain as Service<Request<Body>>>::Future>,
     KeySelectFuture<Plain, RoundRobin, Body>, <KeySelect<Plain> as Service<Request<Body>>>::Response,
     LoadMonitorFuture<<Plain as Service<Request<Body>>>::Future>,
     CircuitBreakerFuture<<Plain as Service<Request<Body>>>::Future>,
+    <AdaptiveConcurrencyLimit<Plain> as Service<Request<Body>>>::Future,
+    <AdaptiveConcurrencyLimit<Plain> as Service<Request<Body>>>::Response,
     LimitFuture<Plain, Body>, <ConcurrencyLimit<Plain> as Service<Request<Body>>>::Response,
     OpenRouterFuture<<Plain as Service<Request<Body>>>::Future, Body>, OpenRouterBody<Body>,
     <Balancer<Body> as Service<Request<Body>>>::Future,
@@ -128,10 +138,13 @@ macro_rules! each_around {
         finished::<_, $body, _>(respond.clone().layer(service.clone()));
         finished::<_, $body, _>(ExplainLayer::new().layer(respond.clone().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(DeadlineLayer::default().layer(service.clone())));
+        finished::<_, $body, _>(respond.clone().layer(TimeoutsLayer::default().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(LoadMonitorLayer::new().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(CircuitBreakerLayer::default().reject().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(limit().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(limit().refuse().layer(service.clone())));
+        let adaptive = AdaptiveConcurrencyLimitLayer::new(AdaptivePolicy::gradient());
+        finished::<_, $body, _>(respond.clone().layer(adaptive.refuse().layer(service.clone())));
         let authorize = AuthorizeLayer::new(&ApiKey::new("sk-or-v1-a").unwrap());
         finished::<_, $body, _>(respond.clone().layer(authorize.layer(service.clone())));
         let select = KeySelectLayer::new(pool(), endpoint_fn(|_: &Endpoint| Identity::new()));
@@ -157,6 +170,7 @@ macro_rules! all_around {
             .layer($buffer)
             .layer(RetryLayer::new())
             .layer(KeySelectLayer::new(pool(), per_key).pick(LeastInFlight::default()))
+            .layer(TimeoutsLayer::default())
             .map_request(|request: Request<ReplayBody>| request.map($into))
             .service($service)
     }};

@@ -14,6 +14,7 @@ use crate::{
     request::RequestContext,
 };
 
+mod adaptive_limit;
 mod built_in;
 mod closure;
 mod credit_floor;
@@ -21,6 +22,7 @@ mod credit_limit;
 mod pace;
 mod tags;
 
+pub use adaptive_limit::AdaptiveLimit;
 pub(super) use built_in::{Bar, bar, built_in, is_second_choice};
 pub use closure::{FilterFn, filter_fn};
 pub use credit_floor::CreditFloor;
@@ -65,6 +67,8 @@ pub struct Ended {
     pub now: Instant,
     /// Whether the request was sent at all.
     pub sent: bool,
+    /// When the first real output came, if any did.
+    pub first_output: Option<Instant>,
     /// What became of it; `None` when the caller left, or the exchange broke off, before that was known.
     pub outcome: Option<Outcome>,
     /// What it reports to have used.

@@ -60,6 +60,7 @@ storms! {
     r008_panics_leave_limit_whole: Limit,
     r008_panics_leave_waiting_limit_whole: WaitingLimit,
     r008_panics_leave_refusing_limit_whole: RefusingLimit,
+    r008_panics_leave_adaptive_limit_whole: AdaptiveLimit,
     r008_panics_leave_authorize_whole: Authorize,
     r008_panics_leave_the_leaf_whole: Leaf,
 }

@@ -20,11 +20,11 @@ use tower::{
 };
 use tower_openrouter::{
     ApiKey, BufferLayer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint, ExplainLayer,
-    KeySelectLayer, LoadMonitorLayer, ModelRouter, OpenRouter, RespondLayer, RetryLayer,
+    KeySelectLayer, LoadMonitorLayer, ModelRouter, OpenRouter, RespondLayer, RetryLayer, TimeoutsLayer,
     breaker::{BreakerHandle, BreakerPolicy, BreakerState, TripPolicy},
     buffer::ReplayBody,
     endpoint_fn,
-    limit::LimitHandle,
+    limit::{AdaptiveConcurrencyLimitLayer, AdaptivePolicy, LimitHandle},
     monitor::MonitorHandle,
     openrouter::{AuthorizeLayer, OnFullPool, ProviderLayer, ProviderPreferences},
     request::Replay,
@@ -173,12 +173,14 @@ pub enum Stage {
     Limit,
     WaitingLimit,
     RefusingLimit,
+    AdaptiveLimit,
     Authorize,
+    Timeouts,
     Leaf,
 }
 
 impl Stage {
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::Explain,
         Self::Respond,
         Self::Deadline,
@@ -194,7 +196,9 @@ impl Stage {
         Self::Limit,
         Self::WaitingLimit,
         Self::RefusingLimit,
+        Self::AdaptiveLimit,
         Self::Authorize,
+        Self::Timeouts,
         Self::Leaf,
     ];
 
@@ -241,7 +245,14 @@ impl Stage {
             Self::Limit => erase(watch.limit().layer(inner)),
             Self::WaitingLimit => erase(watch.limit().wait(16, Duration::from_millis(200)).layer(inner)),
             Self::RefusingLimit => erase(watch.limit().refuse().layer(inner)),
+            Self::AdaptiveLimit => {
+                let policy = AdaptivePolicy::gradient().range(1..=CAP).unwrap();
+                let limit = AdaptiveConcurrencyLimitLayer::new(policy);
+                watch.limits.lock().unwrap().push(limit.handle());
+                erase(limit.layer(inner))
+            }
             Self::Authorize => erase(AuthorizeLayer::new(&ApiKey::new("sk-or-v1-key").unwrap()).layer(inner)),
+            Self::Timeouts => erase(timeouts().layer(inner)),
             Self::Leaf => erase(OpenRouter::new(inner)),
         }
     }
@@ -254,6 +265,12 @@ pub fn pool() -> Pool {
 /// Waits short enough for a storm to see several.
 pub fn quick() -> Backoff {
     Backoff::new(Duration::from_millis(10), Duration::from_millis(100)).unwrap()
+}
+
+/// Limits that a storm's hanging calls and bodies meet.
+pub fn timeouts() -> TimeoutsLayer {
+    let limits = TimeoutsLayer::default().headers(Duration::from_millis(1000)).unwrap();
+    limits.first_output(Duration::from_millis(1200)).unwrap().gap(Duration::from_millis(500)).unwrap()
 }
 
 /// A breaker that opens and half-opens many times in a storm.
@@ -359,7 +376,10 @@ pub fn whole(probe: &Probe) -> (Stack, Watch) {
             .into_inner()
     });
     let select = KeySelectLayer::new(watch.pool(), per_key).pick(LeastInFlight::default());
-    let select = select.max_wait(Duration::from_millis(1500)).max_waiters(32).layer(OpenRouter::new(innermost(probe)));
+    let select = select
+        .max_wait(Duration::from_millis(1500))
+        .max_waiters(32)
+        .layer(timeouts().layer(OpenRouter::new(innermost(probe))));
     let line = select.clone();
     watch.lines.push(Box::new(move || line.waiting()));
     let kept = MapRequestLayer::new(|request: Request<ReplayBody>| request.map(Payload::Kept));

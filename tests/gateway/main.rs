@@ -2,7 +2,9 @@
 
 mod api;
 mod check;
+mod cut;
 mod explain;
+mod leaving;
 mod polls;
 mod process;
 mod reload;

@@ -161,7 +161,14 @@ fn may_have_run(fault: &Fault) -> bool {
     fault.retry == Retry::Unclear
         || matches!(
             fault.cause,
-            Cause::MidStream | Cause::Truncated | Cause::UpstreamTimeout | Cause::Timeout | Cause::Reset
+            Cause::MidStream
+                | Cause::Truncated
+                | Cause::UpstreamTimeout
+                | Cause::Timeout
+                | Cause::HeadersTimeout
+                | Cause::FirstOutputTimeout
+                | Cause::GapTimeout
+                | Cause::Reset
         )
 }
 
@@ -202,7 +209,7 @@ mod tests {
 
     fn ended(now: Instant, outcome: Option<Outcome>, cost: Option<f64>) -> Ended {
         let usage = cost.map(|cost| Usage { cost, ..Usage::default() });
-        Ended { since: now, now: now + SECOND, sent: true, outcome, usage, limit: None }
+        Ended { since: now, now: now + SECOND, sent: true, first_output: None, outcome, usage, limit: None }
     }
 
     #[test]

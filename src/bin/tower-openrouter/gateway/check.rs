@@ -7,7 +7,7 @@ use http_body_util::Full;
 use tower_openrouter::{ApiKey, buffer::ReplayBody, openrouter::HyperTransport};
 
 use super::{
-    config::{Configuration, PickName, Select, Settings, Trouble, Unrouted, WhenFull},
+    config::{Configuration, PickName, Select, Settings, Timeouts, Trouble, Unrouted, WhenFull},
     stack::Stack,
     traces::Explained,
     upstream,
@@ -115,7 +115,7 @@ fn routes(settings: &Settings, keys: &[ApiKey], line: &mut Line<'_>) -> fmt::Res
 
 /// The stages below.
 fn inner(settings: &Settings, line: &mut Line<'_>) -> fmt::Result {
-    let Settings { models, provider, credit, breaker, limits, .. } = settings;
+    let Settings { models, provider, credit, breaker, limits, timeouts, .. } = settings;
     if let Some(variant) = models.variant {
         line("variant", format_args!(":{}, where a request has none", variant.as_str()))?;
     }
@@ -149,9 +149,16 @@ fn inner(settings: &Settings, line: &mut Line<'_>) -> fmt::Result {
         ),
     )?;
     match limits.max_in_flight {
-        Some(cap) => line("limit", format_args!("{cap} at once on a key that has no limit of its own")),
-        None => line("limit", format_args!("none on a key that has no limit of its own")),
+        Some(cap) => line("limit", format_args!("{cap} at once on a key that has no limit of its own"))?,
+        None => line("limit", format_args!("none on a key that has no limit of its own"))?,
     }
+    let Timeouts { headers, first_output, gap, total, hear_out, hear_out_bytes } = timeouts;
+    let limits = format_args!("head {headers}, first output {first_output}, gap {gap}, an attempt in all {total}");
+    line("timeouts", limits)?;
+    if hear_out.0.is_zero() {
+        return Ok(());
+    }
+    line("", format_args!("when a client leaves, the rest is heard out for {hear_out} and {hear_out_bytes} at most"))
 }
 
 /// How one selects among these keys.

@@ -3,9 +3,10 @@
 use std::fmt;
 
 use http_body::Body;
+use tokio::runtime::Handle;
 use tower::{BoxError, ServiceBuilder, util::BoxCloneSyncService};
 use tower_openrouter::{
-    ApiKey, Balancer, BufferLayer, DeadlineLayer, ModelRouter, OpenRouter, RespondLayer, RetryLayer,
+    ApiKey, Balancer, BufferLayer, DeadlineLayer, ModelRouter, OpenRouter, RespondLayer, RetryLayer, TimeoutsLayer,
     breaker::{BreakerPolicy, TripPolicy},
     buffer::ReplayBody,
     endpoint::Money,
@@ -16,12 +17,14 @@ use tower_openrouter::{
         RoundRobin, SmoothWeighted, Sticky, WeightedRandom,
     },
     stack::{BalancerBuilder, BalancerHandle},
+    stream::HearOutLayer,
 };
 
 use super::{
     Transport,
     config::{
-        Breaker, Configuration, Credit, Dollars, Limits, PickName, Retry, Select, Settings, Trouble, Unrouted, WhenFull,
+        Breaker, Configuration, Credit, Dollars, Limits, PickName, Retry, Select, Settings, Size, Span, Timeouts,
+        Trouble, Unrouted, WhenFull,
     },
     routed::Routes,
 };
@@ -71,7 +74,8 @@ impl Stack {
             .breaker(breaker(&settings.breaker)?)
             .retry(retry.clone())
             .buffer(buffer.clone())
-            .deadline(deadline);
+            .deadline(deadline)
+            .timeouts(timeouts(&settings.timeouts)?);
         if let Some(cap) = limits.max_in_flight {
             common = common.max_in_flight(cap.get()).map_err(|error| Trouble::with("limits.max_in_flight", error))?;
         }
@@ -142,6 +146,20 @@ fn breaker(settings: &Breaker) -> Result<BreakerPolicy, Trouble> {
     let trouble = |error| Trouble::with("breaker", error);
     let trip = TripPolicy::failures(settings.failures.get(), settings.window.get()).map_err(trouble)?;
     BreakerPolicy::new(trip).cooldown(settings.cooldown.get(), settings.longest().get()).map_err(trouble)
+}
+
+fn timeouts(settings: &Timeouts) -> Result<TimeoutsLayer, Trouble> {
+    let layer = TimeoutsLayer::default().headers(settings.headers.get());
+    let layer = layer.and_then(|layer| layer.first_output(settings.first_output.get()));
+    let layer = layer.and_then(|layer| layer.gap(settings.gap.get()));
+    layer.and_then(|layer| layer.total(settings.total.get())).map_err(|error| Trouble::with("timeouts", error))
+}
+
+/// What hears answers out whose clients have left, on this runtime's tasks; `None` where nothing does.
+pub(crate) fn hear_out(settings: &Timeouts) -> Option<HearOutLayer> {
+    let Timeouts { hear_out: Span(time), hear_out_bytes: Size(bytes), .. } = *settings;
+    let runtime = (!time.is_zero()).then(Handle::current)?;
+    Some(HearOutLayer::new(move |rest| drop(runtime.spawn(rest))).time(time).bytes(bytes))
 }
 
 fn retry(settings: &Retry) -> Result<RetryLayer, Trouble> {

@@ -36,6 +36,7 @@ pub(crate) struct Settings {
     /// `None`: OpenRouter, or the simulator when there is no key either.
     pub(crate) upstream: Option<String>,
     pub(crate) deadline: Time,
+    pub(crate) timeouts: Timeouts,
     pub(crate) select: Select,
     pub(crate) models: Models,
     pub(crate) provider: ProviderPreferences,
@@ -60,6 +61,7 @@ impl Default for Settings {
             explain: Explained::default(),
             upstream: None,
             deadline: Time::seconds(600),
+            timeouts: Timeouts::default(),
             select: Select::default(),
             models: Models::default(),
             provider: ProviderPreferences::default(),
@@ -69,6 +71,32 @@ impl Default for Settings {
             limits: Limits::default(),
             keys: Vec::new(),
             routes: Vec::new(),
+        }
+    }
+}
+
+/// `[timeouts]`: how long the upstream may be silent, and how long it is heard out for a client that left.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Timeouts {
+    pub(crate) headers: Time,
+    pub(crate) first_output: Time,
+    pub(crate) gap: Time,
+    pub(crate) total: Time,
+    /// Zero: not at all.
+    pub(crate) hear_out: Span,
+    pub(crate) hear_out_bytes: Size,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            headers: Time::seconds(300),
+            first_output: Time::seconds(300),
+            gap: Time::seconds(120),
+            total: Time::seconds(1800),
+            hear_out: Span::seconds(0),
+            hear_out_bytes: Size::mib(1),
         }
     }
 }
@@ -388,8 +416,18 @@ mod tests {
 
     #[test]
     fn the_sample_names_every_setting() {
-        let sections =
-            ["", "[select]", "[models]", "[provider]", "[credit]", "[breaker]", "[retry]", "[limits]", "[[keys]]"];
+        let sections = [
+            "",
+            "[timeouts]",
+            "[select]",
+            "[models]",
+            "[provider]",
+            "[credit]",
+            "[breaker]",
+            "[retry]",
+            "[limits]",
+            "[[keys]]",
+        ];
         let route = "[[routes]]\nmodels = [\"*\"]";
         for section in sections.into_iter().chain([route]) {
             let error =
