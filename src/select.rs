@@ -97,7 +97,9 @@ pub use cooldown::Resting;
 pub use ejection::SelectError;
 /// The random numbers a [`Pick`] is given.
 pub use fastrand::Rng;
-pub use filter::{AdaptiveLimit, CreditFloor, CreditLimit, Ended, Filter, FilterFn, Fit, RequireTags, filter_fn};
+pub use filter::{
+    AdaptiveLimit, CreditFloor, CreditLimit, Ended, Filter, FilterFn, Fit, Pacing, RequireTags, filter_fn,
+};
 pub use future::{KeySelectFuture, Record};
 pub use pick::{
     Candidates, LeastInFlight, MostCredit, PeakEwma, Pick, PickFn, Prepared, PriorityTiers, Rank, Rendezvous,

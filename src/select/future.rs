@@ -368,8 +368,8 @@ impl Record {
     }
 
     fn settle(&mut self, outcome: Option<Outcome>) -> bool {
-        let usage = self.cell.as_ref().and_then(OutcomeCell::usage);
-        self.claims.settle(outcome, usage)
+        let cell = self.cell.as_ref();
+        self.claims.settle(outcome, cell.and_then(OutcomeCell::usage), cell.and_then(OutcomeCell::limit))
     }
 
     /// Writes the outcome down; a fault that a filter has `seen_to` asks for no rest.
