@@ -4,8 +4,8 @@ use std::{alloc::System, convert::Infallible, fmt, future::ready, pin::pin, sync
 
 use bytes::Bytes;
 use http::{Request, Response};
-use http_body::Body;
-use http_body_util::{BodyExt, Full};
+use http_body::{Body, Frame};
+use http_body_util::{BodyExt, Full, StreamBody};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, Stats, StatsAlloc};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_openrouter::{
@@ -136,4 +136,38 @@ async fn a_head_whose_first_piece_of_body_is_there_is_held_on_no_piece_of_the_he
     let _turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let without = taken(&mut gated(pool(3), CommitGateLayer::new().hold(Duration::ZERO)), 1000).await;
     assert_eq!(taken(&mut stack(pool(3)), 1000).await, without);
+}
+
+#[tokio::test(flavor = "current_thread")]
+#[expect(clippy::await_holding_lock, reason = "one thread, and nobody else waits on this runtime")]
+async fn an_open_stream_takes_at_most_4_kib() {
+    const STREAMS: usize = 1000;
+    let _turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let transport = service_fn(move |_: Request<_>| {
+        let token = Bytes::from_static(b"data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n");
+        let first = futures_util::stream::once(ready(Ok::<_, Infallible>(Frame::data(token))));
+        let body = StreamBody::new(futures_util::StreamExt::chain(first, futures_util::stream::pending()));
+        ready(Ok::<_, Infallible>(Response::builder().header("content-type", "text/event-stream").body(body).unwrap()))
+    });
+    let mut service = Balancer::builder(pool(3)).pick(RoundRobin::default()).service(OpenRouter::new(transport));
+    let mut streams = Vec::with_capacity(STREAMS);
+    let mut heap = None;
+    for _ in 0..=STREAMS {
+        let body = Full::<Bytes>::from(r#"{"model":"acme/swift-1","stream":true}"#);
+        let request = Request::post(format!("{BASE_URL}/chat/completions")).body(body).unwrap();
+        let Ok(response) = service.ready().await.unwrap().call(request).await;
+        let mut body = Box::pin(response.into_body());
+        body.frame().await.unwrap().unwrap();
+        assert!(futures_util::poll!(body.frame()).is_pending());
+        streams.push(body);
+        // the first makes what all share
+        heap.get_or_insert_with(|| Region::new(HEAP));
+    }
+    let change = heap.unwrap().change();
+    let (each, pieces) = (grown(change) / STREAMS, (change.allocations - change.deallocations) / STREAMS);
+    println!(
+        "an open stream: {each} bytes in {pieces} pieces, {} of them its body",
+        std::mem::size_of_val(&*streams[0])
+    );
+    assert!(each <= 4 * 1024, "{each} bytes");
 }

@@ -31,6 +31,7 @@ use tower_openrouter::{
     request::Replay,
     retry::{Backoff, RetryHandle},
     select::{LeastInFlight, Pool},
+    stream::HearOutLayer,
 };
 
 use crate::support::Probe;
@@ -159,6 +160,7 @@ pub fn innermost(probe: &Probe) -> Stack {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
+    HearOut,
     Explain,
     KeepAlive,
     Respond,
@@ -183,7 +185,8 @@ pub enum Stage {
 }
 
 impl Stage {
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
+        Self::HearOut,
         Self::Explain,
         Self::KeepAlive,
         Self::Respond,
@@ -210,6 +213,8 @@ impl Stage {
     /// Puts the stage around `inner`; `watch` sees what it holds.
     pub fn around(self, inner: Stack, watch: &mut Watch) -> Stack {
         match self {
+            // with nobody to hear it, what is left is let go
+            Self::HearOut => erase(HearOutLayer::new(drop).layer(inner)),
             Self::Explain => erase(ExplainLayer::new().all().layer(inner)),
             Self::KeepAlive => {
                 let accepting = MapRequestLayer::new(|mut request: Request<Payload>| {
