@@ -12,7 +12,7 @@
 //!
 //! Picks that come along: [`RoundRobin`], [`SmoothWeighted`] and [`WeightedRandom`] by the keys' weights, [`LeastInFlight`]
 //! and [`PeakEwma`] by their load, [`Rendezvous`] by the conversation, [`PriorityTiers`] around another pick, and [`pick_fn`].
-//! Filters: [`RequireTags`] and [`filter_fn`]; those that every selector has are named [there](KeySelectLayer::filter).
+//! Filters: [`RequireTags`], [`AdaptiveLimit`] and [`filter_fn`]; those that every selector has are named [there](KeySelectLayer::filter).
 //!
 //! When nobody can serve, a request waits in the pool's line, in order of arrival, for at most
 //! [`max_wait`](KeySelectLayer::max_wait) and its own deadline; if nobody comes back in that time it is refused at once with
@@ -97,7 +97,9 @@ pub use cooldown::Resting;
 pub use ejection::SelectError;
 /// The random numbers a [`Pick`] is given.
 pub use fastrand::Rng;
-pub use filter::{CreditFloor, CreditLimit, Ended, Filter, FilterFn, Fit, RequireTags, filter_fn};
+pub use filter::{
+    AdaptiveLimit, CreditFloor, CreditLimit, Ended, Filter, FilterFn, Fit, Pacing, RequireTags, filter_fn,
+};
 pub use future::{KeySelectFuture, Record};
 pub use pick::{
     Candidates, LeastInFlight, MostCredit, PeakEwma, Pick, PickFn, Prepared, PriorityTiers, Rank, Rendezvous,
@@ -110,6 +112,7 @@ use crate::{
     body::Guarded,
     endpoint::Endpoint,
     outcome::{Classify, HttpStatus},
+    request::Priority,
 };
 use choose::Shared;
 use ejection::Ejection;
@@ -334,6 +337,12 @@ impl<S, P> KeySelect<S, P> {
     /// How many requests wait for a key now.
     pub fn waiting(&self) -> usize {
         self.0.room.len()
+    }
+
+    /// How many of each class wait, the highest first. It counts one by one: for those who watch, not for each request.
+    pub fn waiting_by_class(&self) -> [(Priority, usize); Priority::ALL.len()] {
+        let mut count = self.0.room.by_class().into_iter();
+        Priority::ALL.map(|class| (class, count.next().unwrap_or_default()))
     }
 }
 

@@ -150,7 +150,7 @@ fn passed_on<B: Body<Data = Bytes>>(mut parts: Parts, body: B, asked: &Asked) ->
 /// An error status, judged by its head and what was read of its body.
 fn judged<B: Body<Data = Bytes>>(failed: Failed<B>, asked: &Asked) -> Response<OpenRouterBody<B>> {
     let Failed { mut parts, body, .. } = failed;
-    let Judged { outcome, account, provider } = classify(&Answer {
+    let Judged { outcome, account, provider, limit } = classify(&Answer {
         status: parts.status,
         headers: &parts.headers,
         body: &body.bytes(),
@@ -163,6 +163,9 @@ fn judged<B: Body<Data = Bytes>>(failed: Failed<B>, asked: &Asked) -> Response<O
     }
     if let Some(provider) = &provider {
         cell.report_provider(provider);
+    }
+    if let Some(limit) = limit {
+        cell.report_limit(limit);
     }
     cell.end(outcome);
     if let Outcome::Fault(fault) = outcome {
