@@ -126,20 +126,24 @@ async fn r061_nothing_is_tried_again_once_there_was_output() {
     }
 }
 
+/// What had come, then the error as an event, and no clean end.
+fn assert_broken((status, text, clean): &(u16, String, bool)) {
+    let told = text.strip_prefix(&[COMMENT, HEAD].concat()).unwrap();
+    assert!(told.starts_with("data: ") && told.contains("\"reason\":\"truncated\""), "{told}");
+    assert_eq!((*status, *clean), (200, false));
+}
+
 #[tokio::test(start_paused = true)]
 async fn r065_an_end_before_any_output_is_repeated_once_and_a_cut_not_at_all() {
     let ended = || Answer::stream([COMMENT, HEAD]);
-    let begins = |(status, text, clean): (u16, String, bool)| {
-        assert!(status == 200 && text.starts_with(&[COMMENT, HEAD].concat()) && !clean, "{text}");
-    };
     let upstream = Upstream::new([ended(), ended(), clean()]);
-    begins(asked(&upstream, PATHS[0]).await);
+    assert_broken(&asked(&upstream, PATHS[0]).await);
     assert_eq!(upstream.keys().len(), 2);
     let upstream = Upstream::new([ended(), clean()]);
     assert_eq!(asked(&upstream, PATHS[0]).await, (200, clean_text(), true));
     // it may have run, and be billed
     let upstream = Upstream::new([ended().then(Step::Fail), clean()]);
-    begins(asked(&upstream, PATHS[0]).await);
+    assert_broken(&asked(&upstream, PATHS[0]).await);
     assert_eq!(upstream.keys().len(), 1);
     let upstream = Upstream::new([ended().then(Step::Fail), clean()]);
     let willing = builder(&pool()).retry(RetryLayer::new().retry_unclear(true)).build(OpenRouter::new(upstream));
