@@ -112,7 +112,7 @@ pub(crate) fn whole_seconds(span: Duration) -> u64 {
     span.as_secs().saturating_add(u64::from(span.subsec_nanos() > 0)).max(1)
 }
 
-/// A failure in place of an answer from the upstream.
+/// A failure in place of an answer from the upstream, or of the rest of one.
 #[derive(Debug)]
 pub struct UpstreamError {
     kind: UpstreamErrorKind,
@@ -129,6 +129,12 @@ pub enum UpstreamErrorKind {
     Reset,
     /// No response head came within the time limit.
     HeadersTimeout,
+    /// Nothing of an answer came within the time limit.
+    FirstOutputTimeout,
+    /// The answer had begun, and fell silent for longer than the time limit.
+    GapTimeout,
+    /// The exchange was not over within the time limit.
+    TotalTimeout,
 }
 
 impl UpstreamError {
@@ -152,7 +158,12 @@ impl UpstreamError {
         match self.kind {
             UpstreamErrorKind::Connect => Fault::new(Cause::Connect, Scope::Egress).retry(Retry::Backoff),
             UpstreamErrorKind::Reset => Fault::new(Cause::Reset, Scope::Egress).retry(Retry::Unclear),
-            UpstreamErrorKind::HeadersTimeout => Fault::new(Cause::Timeout, Scope::Pool).retry(Retry::Unclear),
+            UpstreamErrorKind::HeadersTimeout => Fault::new(Cause::HeadersTimeout, Scope::Pool).retry(Retry::Unclear),
+            UpstreamErrorKind::FirstOutputTimeout => {
+                Fault::new(Cause::FirstOutputTimeout, Scope::Pool).retry(Retry::Unclear)
+            }
+            UpstreamErrorKind::GapTimeout => Fault::new(Cause::GapTimeout, Scope::Pool),
+            UpstreamErrorKind::TotalTimeout => Fault::new(Cause::Timeout, Scope::Pool).retry(Retry::Unclear),
         }
     }
 }
@@ -163,6 +174,9 @@ impl fmt::Display for UpstreamError {
             UpstreamErrorKind::Connect => "no connection to the upstream could be made",
             UpstreamErrorKind::Reset => "the connection to the upstream broke before it answered",
             UpstreamErrorKind::HeadersTimeout => "the upstream sent no response head in time",
+            UpstreamErrorKind::FirstOutputTimeout => "the upstream sent nothing of an answer in time",
+            UpstreamErrorKind::GapTimeout => "the upstream fell silent in the middle of its answer",
+            UpstreamErrorKind::TotalTimeout => "the upstream's answer was not over in time",
         })
     }
 }

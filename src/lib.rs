@@ -212,6 +212,7 @@
 )]
 
 // what the stages share
+pub mod answer;
 pub mod body;
 mod clock;
 pub mod endpoint;
@@ -263,6 +264,7 @@ pub use retry::RetryLayer;
 pub use route::ModelRouter;
 pub use select::{EndpointLayer, KeySelect, KeySelectLayer, Pool, endpoint_fn};
 pub use stack::Balancer;
+pub use stream::{CommitGateLayer, KeepAliveLayer, TimeoutsLayer};
 
 /// The examples of the README, so that they stay true.
 #[cfg(doctest)]

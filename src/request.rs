@@ -8,7 +8,7 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock,
-        atomic::{AtomicU8, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
 };
 
@@ -37,6 +37,7 @@ struct Inner {
     arrived: Option<Instant>,
     /// A [`Deadline`].
     deadline: AtomicU64,
+    kept_alive: AtomicBool,
     body: OnceLock<Bytes>,
     asks: OnceLock<Asks>,
     required: OnceLock<Box<[Box<str>]>>,
@@ -57,6 +58,7 @@ impl RequestContext {
             root: None,
             arrived,
             deadline: AtomicU64::new(Deadline::default().0),
+            kept_alive: AtomicBool::new(false),
             body: OnceLock::new(),
             asks: OnceLock::new(),
             required: OnceLock::new(),
@@ -76,6 +78,7 @@ impl RequestContext {
             root: Some(self.0.root.as_ref().unwrap_or(&self.0).clone()),
             arrived: self.0.arrived,
             deadline: AtomicU64::new(u64::MAX),
+            kept_alive: AtomicBool::new(false),
             body: body.into(),
             asks: OnceLock::new(),
             required: OnceLock::new(),
@@ -127,6 +130,16 @@ impl RequestContext {
     /// Sets the deadline, unless an earlier one stands.
     pub fn limit(&self, deadline: Instant) {
         self.root().deadline.fetch_min(clock::nanos(deadline), Ordering::Relaxed);
+    }
+
+    /// Notes that the caller is being told to wait, so that nothing below need hurry for fear that it gives up.
+    pub fn keep_alive(&self) {
+        self.root().kept_alive.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the caller is being told to wait.
+    pub fn is_kept_alive(&self) -> bool {
+        self.root().kept_alive.load(Ordering::Relaxed)
     }
 
     /// Gives the whole body, to be read for what it asks; the first one stays.

@@ -148,11 +148,14 @@ impl Note {
 
     /// Looks for an error in a document; notes it and says so, if there is one.
     fn error_in(&mut self, document: &Value) -> bool {
-        let Some(Judged { outcome, account, .. }) = in_band(document, (self.wall_clock)()) else {
+        let Some(Judged { outcome, account, provider }) = in_band(document, (self.wall_clock)()) else {
             return false;
         };
         if let Some(account) = &account {
             self.cell.report_account(account);
+        }
+        if let Some(provider) = &provider {
+            self.cell.report_provider(provider);
         }
         if self.committed {
             self.end(Fault::new(Cause::MidStream, Scope::Pool).into());

@@ -43,6 +43,31 @@ pub(super) struct Shared<S, P> {
     pub(super) classify: Arc<dyn Classify>,
 }
 
+/// A selector, as the attempts it sent know it.
+pub(super) trait Selection: Send + Sync {
+    /// The pool.
+    fn pool(&self) -> &Pool;
+
+    /// Whether an endpoint outside `scope` of the latest attempt fits the request, busy or not.
+    fn has_elsewhere(&self, scope: Scope, request: &RequestContext, now: Instant) -> bool;
+}
+
+impl<S: Send + Sync, P: Pick> Selection for Shared<S, P> {
+    fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    fn has_elsewhere(&self, scope: Scope, request: &RequestContext, now: Instant) -> bool {
+        let earlier = request.ledger().current().to_vec();
+        let all_out = matches!(scope, Scope::Request | Scope::Pool | Scope::Egress);
+        !all_out
+            && self.lanes.current(now).lanes.iter().any(|lane| {
+                matches!(self.prospect(&lane.endpoint, &earlier, request, now), Prospect::Now)
+                    && earlier.iter().all(|attempt| attempt.endpoint != lane.endpoint)
+            })
+    }
+}
+
 /// An endpoint for a request.
 pub(super) struct Found<S> {
     pub(super) lane: Arc<Lane<S>>,
@@ -200,17 +225,6 @@ impl<S, P: Pick> Shared<S, P> {
             false => Claims::default(),
         };
         Some(Found { lane: lane.clone(), service, claims })
-    }
-
-    /// Whether an endpoint outside `scope` of the latest attempt fits the request, busy or not.
-    pub(super) fn has_elsewhere(&self, scope: Scope, request: &RequestContext, now: Instant) -> bool {
-        let earlier = request.ledger().current().to_vec();
-        let all_out = matches!(scope, Scope::Request | Scope::Pool | Scope::Egress);
-        !all_out
-            && self.lanes.current(now).lanes.iter().any(|lane| {
-                matches!(self.prospect(&lane.endpoint, &earlier, request, now), Prospect::Now)
-                    && earlier.iter().all(|attempt| attempt.endpoint != lane.endpoint)
-            })
     }
 }
 

@@ -1,4 +1,5 @@
 use std::{
+    fmt,
     future::Future,
     pin::Pin,
     sync::Arc,
@@ -13,10 +14,9 @@ use tokio::time::{Instant, Sleep};
 use tower::{BoxError, Service};
 
 use super::{
-    choose::{Choice, Found, Outlook, Shared},
+    choose::{Choice, Found, Outlook, Selection, Shared},
     claims::Claims,
     pick::Pick,
-    pool::Pool,
     waiting::{Heard, Others, Ticket},
 };
 use crate::{
@@ -25,7 +25,7 @@ use crate::{
     endpoint::{Endpoint, Route},
     error::{Rejected, Why, whole_seconds},
     explain::Entry,
-    outcome::{Outcome, OutcomeCell, Rest, Retry, Scope, Verdict},
+    outcome::{Classify, Outcome, OutcomeCell, Rest, Retry, Scope, Verdict},
     request::RequestContext,
 };
 
@@ -139,8 +139,8 @@ where
             if endpoint.is_forced() {
                 this.shared.pool.state().count_panic_pick();
             }
-            let pool = this.shared.pool.clone();
-            let record = Some(Record { pool, endpoint, context, cell: None, awaits: false, claims, entry });
+            let selection: Arc<dyn Selection> = this.shared.clone();
+            let record = Some(Record { selection, endpoint, context, cell: None, awaits: false, claims, entry });
             this.state.set(State::Calling { call: service.call(request), record });
         }
         let StateProject::Calling { call, record } = this.state.project() else { unreachable!("set above") };
@@ -148,7 +148,7 @@ where
             Poll::Pending => Poll::Pending,
             Poll::Ready(Ok(response)) => {
                 let record = record.take().expect("a future is not polled after it resolved");
-                let record = record.answered(&response, this.shared);
+                let record = record.answered(&response, &*this.shared.classify);
                 Poll::Ready(Ok(response.map(|body| Guarded::new(body, record))))
             }
             Poll::Ready(Err(error)) => {
@@ -191,7 +191,7 @@ where
         }
     }
     if kind.is_some() {
-        shared.explain_wait(context, now);
+        shared.explain_wait(context, None, now);
     } else {
         let outlook = match shared.choose(context, request.headers(), now, true) {
             Choice::Ready(found) => return Poll::Ready(Ok(found)),
@@ -246,16 +246,26 @@ where
                 Err(outlook) => outlook,
             };
             ticket.tell(&outlook, now);
+            *look = ticket.has_missed_something();
+            if *look {
+                continue;
+            }
             if outlook.is_hopeless(*give_up) {
                 return Poll::Ready(last_resort(shared, request, context, outlook, Some(ticket), now));
             }
         }
         if *give_up <= now {
             let outlook = match ticket.outlook(now) {
-                Some(outlook) => outlook,
+                Some(outlook) => {
+                    shared.explain_wait(context, None, now);
+                    outlook
+                }
                 None => match shared.choose(context, request.headers(), now, true) {
                     Choice::Ready(found) => return Poll::Ready(Ok(found)),
-                    Choice::Nobody(outlook) => outlook,
+                    Choice::Nobody(outlook) => {
+                        ticket.tell(&outlook, now);
+                        outlook
+                    }
                 },
             };
             return Poll::Ready(last_resort(shared, request, context, outlook, Some(ticket), now));
@@ -314,10 +324,10 @@ impl Outlook {
     }
 }
 
-/// Writes an attempt's outcome into the ledger and the book of rests, at the head or when the body tells.
-#[derive(Debug)]
+/// Writes an attempt's outcome into the ledger and the book of rests: at the head, or when the body tells. A failure is
+/// written as soon as it is known, so that whoever looks into the body above finds it there.
 pub struct Record {
-    pool: Pool,
+    selection: Arc<dyn Selection>,
     endpoint: Endpoint,
     context: RequestContext,
     cell: Option<OutcomeCell>,
@@ -330,31 +340,23 @@ pub struct Record {
 
 impl Record {
     /// Takes in the head; the guard goes on with the body while that may still tell more.
-    fn answered<S, P: Pick, B>(mut self, response: &Response<B>, shared: &Shared<S, P>) -> Option<Self> {
+    fn answered<B>(mut self, response: &Response<B>, classify: &dyn Classify) -> Option<Self> {
         if let Some(entry) = &self.entry {
             entry.head(response.status().as_u16());
         }
-        match Verdict::of(response, &*shared.classify) {
-            Verdict::Known(outcome) => {
-                self.learn(response);
-                self.cell = response.extensions().get().cloned();
-                self.known(outcome);
-                if let Outcome::Fault(fault) = outcome
-                    && fault.retry == Retry::Elsewhere
-                    && shared.has_elsewhere(fault.scope, &self.context, Instant::now())
-                {
-                    self.context.ledger().end(outcome, true);
-                }
-            }
-            Verdict::AtCommit(cell) => (self.cell, self.awaits) = (Some(cell), true),
+        let verdict = Verdict::of(response, classify);
+        self.cell = response.extensions().get().cloned();
+        match verdict {
+            Verdict::Known(outcome) => self.known(outcome),
+            Verdict::AtCommit(_) => self.awaits = true,
             // what a foreign stream says in its trailers, the breaker and the monitor read
             Verdict::AtEnd => {}
         }
         (self.awaits || !self.claims.is_empty() || self.entry.is_some()).then_some(self)
     }
 
-    fn learn<B>(&self, response: &Response<B>) {
-        let Some(cell) = response.extensions().get::<OutcomeCell>() else { return };
+    fn learn(&self) {
+        let Some(cell) = &self.cell else { return };
         if let Some(account) = cell.account() {
             self.endpoint.learn_account(account);
         }
@@ -363,13 +365,14 @@ impl Record {
         }
     }
 
-    /// The outcome is known with the head. A fault is the end of it; what a success cost is known when its body is over.
+    /// The outcome is known. A fault is the end of it; what a success cost is known when its body is over.
     fn known(&mut self, outcome: Outcome) {
-        let seen_to = !outcome.is_success() && self.settle(Some(outcome));
+        if outcome.is_success() {
+            return self.book(outcome, false);
+        }
+        let seen_to = self.settle(Some(outcome));
         self.book(outcome, seen_to);
-        if !outcome.is_success()
-            && let Some(entry) = self.entry.take()
-        {
+        if let Some(entry) = self.entry.take() {
             entry.judge(outcome, self.cell.as_ref().and_then(OutcomeCell::provider));
         }
     }
@@ -381,17 +384,19 @@ impl Record {
 
     /// Writes the outcome down; a fault that a filter has `seen_to` asks for no rest.
     fn book(&self, outcome: Outcome, seen_to: bool) {
+        self.learn();
         self.context.ledger().end(outcome, false);
+        let pool = self.selection.pool();
         match outcome {
             Outcome::Success => {
-                self.pool.state().warm_up();
-                let book = self.pool.book();
+                pool.state().warm_up();
+                let book = pool.book();
                 if !book.is_blank() {
                     book.succeed(&self.endpoint, &self.context, Instant::now());
                 }
             }
             Outcome::Fault(mut fault) => {
-                let now = Instant::now();
+                let (now, scope) = (Instant::now(), fault.scope);
                 fault.rest = fault.rest.filter(|_| !seen_to);
                 let suspects = self.endpoint.suspects();
                 if fault.is_suspect()
@@ -401,13 +406,25 @@ impl Record {
                 {
                     (fault.scope, fault.rest) = (Scope::Pool, Some(Rest::guessed(FAILING_POOL)));
                 }
-                self.pool.record(&self.endpoint, &self.context, &fault, now);
+                pool.record(&self.endpoint, &self.context, &fault, now);
+                if fault.retry == Retry::Elsewhere && self.selection.has_elsewhere(scope, &self.context, now) {
+                    self.context.ledger().end(outcome, true);
+                }
             }
         }
     }
 }
 
 impl Guard for Record {
+    fn data(&mut self, _: &[u8]) {
+        if self.awaits
+            && let Some(outcome @ Outcome::Fault(_)) = self.cell.as_ref().and_then(OutcomeCell::at_commit)
+        {
+            self.awaits = false;
+            self.known(outcome);
+        }
+    }
+
     fn finish(mut self, ending: Ending) {
         let whole = matches!(ending, Ending::Complete | Ending::HeadOnly).then_some(Outcome::Success);
         let (commit, end) = match &self.cell {
@@ -422,5 +439,11 @@ impl Guard for Record {
         if let Some(entry) = self.entry.take() {
             entry.end(ending, end.or(commit), self.cell.as_ref().and_then(OutcomeCell::usage));
         }
+    }
+}
+
+impl fmt::Debug for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Record").field("endpoint", &self.endpoint).finish_non_exhaustive()
     }
 }

@@ -8,7 +8,7 @@ use tokio::time;
 use tower::{Layer, ServiceBuilder, ServiceExt};
 use tower_openrouter::{
     ApiKey, Balancer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint, KeySelectLayer, ModelRouter,
-    OpenRouter, Rejected, RespondLayer, RetryLayer,
+    OpenRouter, Rejected, RespondLayer, RetryLayer, TimeoutsLayer,
     breaker::{BreakerPolicy, TripPolicy},
     deadline::Deadline,
     endpoint_fn,
@@ -67,7 +67,10 @@ fn r117_every_number_out_of_range_is_refused_by_name() {
         ("pattern", refusal(key().models([""]))),
         ("key", refusal(Pool::new([]))),
         ("key", refusal(ApiKey::new(""))),
-        ("headers_timeout", refusal(leaf().headers_timeout(ZERO).build(()))),
+        ("headers", refusal(TimeoutsLayer::default().headers(ZERO))),
+        ("first_output", refusal(TimeoutsLayer::default().first_output(ZERO))),
+        ("gap", refusal(TimeoutsLayer::default().gap(ZERO))),
+        ("total", refusal(TimeoutsLayer::default().total(ZERO))),
         ("error_body_limit", refusal(leaf().error_body_limit(0).build(()))),
         ("categories", refusal(leaf().categories(["a", "b", "c"]).build(()))),
         ("Title", refusal(leaf().title("a\nb").build(()))),
@@ -154,7 +157,12 @@ proptest! {
                     .layer(limit.clone())
                     .into_inner()
             });
-            let Ok(leaf) = OpenRouter::builder().headers_timeout(spans[11]).build(innermost(&probe)) else { return };
+            let timeouts = TimeoutsLayer::default();
+            let timeouts = timeouts.clone().headers(spans[11]).unwrap_or(timeouts);
+            let timeouts = timeouts.clone().first_output(spans[10]).unwrap_or(timeouts);
+            let timeouts = timeouts.clone().gap(spans[9]).unwrap_or(timeouts);
+            let timeouts = timeouts.clone().total(spans[8]).unwrap_or(timeouts);
+            let leaf = timeouts.layer(OpenRouter::new(innermost(&probe)));
             let select = KeySelectLayer::new(pool(), per_key).max_wait(spans[12]).layer(leaf);
             let service = ServiceBuilder::new()
                 .layer(RespondLayer::new())

@@ -20,7 +20,7 @@ use tower::{
 };
 use tower_openrouter::{
     ApiKey, BufferLayer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint, ExplainLayer,
-    KeySelectLayer, LoadMonitorLayer, ModelRouter, OpenRouter, RespondLayer, RetryLayer,
+    KeySelectLayer, LoadMonitorLayer, ModelRouter, OpenRouter, RespondLayer, RetryLayer, TimeoutsLayer,
     breaker::{BreakerHandle, BreakerPolicy, BreakerState, TripPolicy},
     buffer::ReplayBody,
     endpoint_fn,
@@ -174,11 +174,12 @@ pub enum Stage {
     WaitingLimit,
     RefusingLimit,
     Authorize,
+    Timeouts,
     Leaf,
 }
 
 impl Stage {
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Explain,
         Self::Respond,
         Self::Deadline,
@@ -195,6 +196,7 @@ impl Stage {
         Self::WaitingLimit,
         Self::RefusingLimit,
         Self::Authorize,
+        Self::Timeouts,
         Self::Leaf,
     ];
 
@@ -242,6 +244,7 @@ impl Stage {
             Self::WaitingLimit => erase(watch.limit().wait(16, Duration::from_millis(200)).layer(inner)),
             Self::RefusingLimit => erase(watch.limit().refuse().layer(inner)),
             Self::Authorize => erase(AuthorizeLayer::new(&ApiKey::new("sk-or-v1-key").unwrap()).layer(inner)),
+            Self::Timeouts => erase(timeouts().layer(inner)),
             Self::Leaf => erase(OpenRouter::new(inner)),
         }
     }
@@ -254,6 +257,12 @@ pub fn pool() -> Pool {
 /// Waits short enough for a storm to see several.
 pub fn quick() -> Backoff {
     Backoff::new(Duration::from_millis(10), Duration::from_millis(100)).unwrap()
+}
+
+/// Limits that a storm's hanging calls and bodies meet.
+pub fn timeouts() -> TimeoutsLayer {
+    let limits = TimeoutsLayer::default().headers(Duration::from_millis(1000)).unwrap();
+    limits.first_output(Duration::from_millis(1200)).unwrap().gap(Duration::from_millis(500)).unwrap()
 }
 
 /// A breaker that opens and half-opens many times in a storm.
@@ -359,7 +368,10 @@ pub fn whole(probe: &Probe) -> (Stack, Watch) {
             .into_inner()
     });
     let select = KeySelectLayer::new(watch.pool(), per_key).pick(LeastInFlight::default());
-    let select = select.max_wait(Duration::from_millis(1500)).max_waiters(32).layer(OpenRouter::new(innermost(probe)));
+    let select = select
+        .max_wait(Duration::from_millis(1500))
+        .max_waiters(32)
+        .layer(timeouts().layer(OpenRouter::new(innermost(probe))));
     let line = select.clone();
     watch.lines.push(Box::new(move || line.waiting()));
     let kept = MapRequestLayer::new(|request: Request<ReplayBody>| request.map(Payload::Kept));

@@ -3,6 +3,7 @@
 mod api;
 mod check;
 mod explain;
+mod leaving;
 mod polls;
 mod process;
 mod reload;

@@ -10,7 +10,8 @@ use std::{
     time::Duration,
 };
 
-use http::Request;
+use http::{Request, Response};
+use http_body_util::Either;
 use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
@@ -130,7 +131,13 @@ async fn gateway<T: Transport>(
         let poller = poll::start(settings, stack.handle().pool(), leaf.clone())?;
         // the one before stops here
         *polling.lock().unwrap_or_else(PoisonError::into_inner) = poller;
-        Ok(app::app(Routed::new(stack.all.service(leaf), routes), shared))
+        let hear_out = stack::hear_out(&settings.timeouts);
+        let service = Routed::new(stack.all.service(leaf), routes);
+        let service = service.map_response(move |response: Response<_>| match &hear_out {
+            None => response.map(Either::Left),
+            Some(hear_out) => hear_out.watch(response).map(Either::Right),
+        });
+        Ok(app::app(service, shared))
     };
     let mut runner = Runner::new(arguments, configuration, make, drain.clone(), traces, is_simulated)?;
     let listener = bind(listen, "listen").await?;

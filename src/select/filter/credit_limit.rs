@@ -161,7 +161,14 @@ fn may_have_run(fault: &Fault) -> bool {
     fault.retry == Retry::Unclear
         || matches!(
             fault.cause,
-            Cause::MidStream | Cause::Truncated | Cause::UpstreamTimeout | Cause::Timeout | Cause::Reset
+            Cause::MidStream
+                | Cause::Truncated
+                | Cause::UpstreamTimeout
+                | Cause::Timeout
+                | Cause::HeadersTimeout
+                | Cause::FirstOutputTimeout
+                | Cause::GapTimeout
+                | Cause::Reset
         )
 }
 

@@ -3,9 +3,10 @@
 use std::fmt;
 
 use http_body::Body;
+use tokio::runtime::Handle;
 use tower::{BoxError, ServiceBuilder, util::BoxCloneSyncService};
 use tower_openrouter::{
-    ApiKey, Balancer, BufferLayer, DeadlineLayer, ModelRouter, OpenRouter, RespondLayer, RetryLayer,
+    ApiKey, Balancer, BufferLayer, DeadlineLayer, ModelRouter, OpenRouter, RespondLayer, RetryLayer, TimeoutsLayer,
     breaker::{BreakerPolicy, TripPolicy},
     buffer::ReplayBody,
     endpoint::Money,
@@ -16,12 +17,14 @@ use tower_openrouter::{
         RoundRobin, SmoothWeighted, Sticky, WeightedRandom,
     },
     stack::{BalancerBuilder, BalancerHandle},
+    stream::HearOutLayer,
 };
 
 use super::{
     Transport,
     config::{
-        Breaker, Configuration, Credit, Dollars, Limits, PickName, Retry, Select, Settings, Trouble, Unrouted, WhenFull,
+        Breaker, Configuration, Credit, Dollars, Limits, PickName, Retry, Select, Settings, Size, Span, Timeouts,
+        Trouble, Unrouted, Waiting, WhenFull,
     },
     routed::Routes,
 };
@@ -71,7 +74,8 @@ impl Stack {
             .breaker(breaker(&settings.breaker)?)
             .retry(retry.clone())
             .buffer(buffer.clone())
-            .deadline(deadline);
+            .deadline(deadline)
+            .timeouts(timeouts(&settings.timeouts)?);
         if let Some(cap) = limits.max_in_flight {
             common = common.max_in_flight(cap.get()).map_err(|error| Trouble::with("limits.max_in_flight", error))?;
         }
@@ -82,11 +86,12 @@ impl Stack {
         }
         let preferences = provider(settings, &settings.provider).map_err(|error| Trouble::with("provider", error))?;
         let common = common.provider(preferences);
-        let all = select(common.clone(), &settings.select, &settings.credit, keys)?;
+        let all = select(common.clone(), &settings.select, settings.waiting, &settings.credit, keys)?;
         let mut routes = Vec::new();
         for (at, route) in settings.routes.iter().enumerate() {
             let group: Vec<_> = route.group(keys).cloned().collect();
-            let select = select(common.clone(), &route.select(&settings.select), &settings.credit, &group)?;
+            let (how, waiting) = (route.select(&settings.select), route.waiting(settings.waiting));
+            let select = select(common.clone(), &how, waiting, &settings.credit, &group)?;
             // the bodies are in memory already, within the budget of the whole
             let mut builder = select.buffer(self::buffer(limits).budget(u64::MAX));
             if let Some(own) = &route.provider {
@@ -144,6 +149,20 @@ fn breaker(settings: &Breaker) -> Result<BreakerPolicy, Trouble> {
     BreakerPolicy::new(trip).cooldown(settings.cooldown.get(), settings.longest().get()).map_err(trouble)
 }
 
+fn timeouts(settings: &Timeouts) -> Result<TimeoutsLayer, Trouble> {
+    let layer = TimeoutsLayer::default().headers(settings.headers.get());
+    let layer = layer.and_then(|layer| layer.first_output(settings.first_output.get()));
+    let layer = layer.and_then(|layer| layer.gap(settings.gap.get()));
+    layer.and_then(|layer| layer.total(settings.total.get())).map_err(|error| Trouble::with("timeouts", error))
+}
+
+/// What hears answers out whose clients have left, on this runtime's tasks; `None` where nothing does.
+pub(crate) fn hear_out(settings: &Timeouts) -> Option<HearOutLayer> {
+    let Timeouts { hear_out: Span(time), hear_out_bytes: Size(bytes), .. } = *settings;
+    let runtime = (!time.is_zero()).then(Handle::current)?;
+    Some(HearOutLayer::new(move |rest| drop(runtime.spawn(rest))).time(time).bytes(bytes))
+}
+
 fn retry(settings: &Retry) -> Result<RetryLayer, Trouble> {
     let trouble = |error| Trouble::with("retry", error);
     let backoff = Backoff::new(settings.min_backoff.get(), settings.max_backoff.get()).map_err(trouble)?;
@@ -177,6 +196,7 @@ fn buffer(limits: &Limits) -> BufferLayer {
 fn select<P: Pick>(
     builder: Builder<P>,
     select: &Select,
+    waiting: Waiting,
     credit: &Credit,
     keys: &[ApiKey],
 ) -> Result<Builder<AnyPick>, Trouble> {
@@ -184,8 +204,8 @@ fn select<P: Pick>(
     let pick = pick(select);
     let mut builder = builder
         .pick(if is_tiered { Box::new(PriorityTiers::new(pick)) } else { pick })
-        .max_wait(select.max_wait.0)
-        .max_waiters(select.max_waiters)
+        .max_wait(waiting.max_wait.0)
+        .max_waiters(waiting.max_waiters)
         .max_ejected(select.max_ejected.0)
         .and_then(|builder| builder.panic_below(select.panic_below.0))
         .map_err(|error| Trouble::with("select", error))?;

@@ -36,7 +36,9 @@ pub(crate) struct Settings {
     /// `None`: OpenRouter, or the simulator when there is no key either.
     pub(crate) upstream: Option<String>,
     pub(crate) deadline: Time,
+    pub(crate) timeouts: Timeouts,
     pub(crate) select: Select,
+    pub(crate) waiting: Waiting,
     pub(crate) models: Models,
     pub(crate) provider: ProviderPreferences,
     pub(crate) credit: Credit,
@@ -60,7 +62,9 @@ impl Default for Settings {
             explain: Explained::default(),
             upstream: None,
             deadline: Time::seconds(600),
+            timeouts: Timeouts::default(),
             select: Select::default(),
+            waiting: Waiting::default(),
             models: Models::default(),
             provider: ProviderPreferences::default(),
             credit: Credit::default(),
@@ -73,7 +77,33 @@ impl Default for Settings {
     }
 }
 
-/// `[select]`: which key, and how long to wait for one.
+/// `[timeouts]`: how long the upstream may be silent, and how long it is heard out for a client that left.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Timeouts {
+    pub(crate) headers: Time,
+    pub(crate) first_output: Time,
+    pub(crate) gap: Time,
+    pub(crate) total: Time,
+    /// Zero: not at all.
+    pub(crate) hear_out: Span,
+    pub(crate) hear_out_bytes: Size,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            headers: Time::seconds(300),
+            first_output: Time::seconds(300),
+            gap: Time::seconds(120),
+            total: Time::seconds(1800),
+            hear_out: Span::seconds(0),
+            hear_out_bytes: Size::mib(1),
+        }
+    }
+}
+
+/// `[select]`: which key.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Select {
@@ -82,8 +112,6 @@ pub(crate) struct Select {
     pub(crate) sticky_floor: Dollars,
     /// `None`: twice the floor.
     pub(crate) sticky_back: Option<Dollars>,
-    pub(crate) max_wait: Span,
-    pub(crate) max_waiters: usize,
     pub(crate) max_ejected: Share,
     pub(crate) panic_below: Share,
 }
@@ -95,11 +123,23 @@ impl Default for Select {
             sessions: false,
             sticky_floor: Dollars(1.0),
             sticky_back: None,
-            max_wait: Span::seconds(30),
-            max_waiters: 1024,
             max_ejected: Share(1.0),
             panic_below: Share(0.0),
         }
+    }
+}
+
+/// `[waiting]`: how long to wait for a key, and how many may.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Waiting {
+    pub(crate) max_wait: Span,
+    pub(crate) max_waiters: usize,
+}
+
+impl Default for Waiting {
+    fn default() -> Self {
+        Self { max_wait: Span::seconds(30), max_waiters: 1024 }
     }
 }
 
@@ -388,8 +428,19 @@ mod tests {
 
     #[test]
     fn the_sample_names_every_setting() {
-        let sections =
-            ["", "[select]", "[models]", "[provider]", "[credit]", "[breaker]", "[retry]", "[limits]", "[[keys]]"];
+        let sections = [
+            "",
+            "[timeouts]",
+            "[select]",
+            "[waiting]",
+            "[models]",
+            "[provider]",
+            "[credit]",
+            "[breaker]",
+            "[retry]",
+            "[limits]",
+            "[[keys]]",
+        ];
         let route = "[[routes]]\nmodels = [\"*\"]";
         for section in sections.into_iter().chain([route]) {
             let error =
