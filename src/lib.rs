@@ -212,6 +212,7 @@
 )]
 
 // what the stages share
+mod adaptive;
 pub mod answer;
 pub mod body;
 mod clock;
@@ -221,6 +222,7 @@ pub mod explain;
 mod json;
 pub mod key;
 pub mod outcome;
+pub mod pace;
 pub mod request;
 mod sync;
 
@@ -253,7 +255,7 @@ pub use endpoint::Endpoint;
 pub use error::Rejected;
 pub use explain::ExplainLayer;
 pub use key::{ApiKey, KeyError};
-pub use limit::ConcurrencyLimitLayer;
+pub use limit::{AdaptiveConcurrencyLimitLayer, ConcurrencyLimitLayer};
 pub use monitor::{LoadMonitorLayer, Snapshot};
 pub use openrouter::{AuthorizeLayer, OpenRouter};
 pub use outcome::{Classify, Outcome};

@@ -15,6 +15,9 @@
 //!   of waiters and a time. Readiness is the inner service's alone;
 //! - [`refuse`](ConcurrencyLimitLayer::refuse): the answer is [`Why::LimitReached`](crate::error::Why::LimitReached) at once.
 //!
+//! Where nobody knows the right cap, [`AdaptiveConcurrencyLimitLayer`] learns it. A cap that several keys share, such as an
+//! account's, is a [selection filter](crate::select::AdaptiveLimit) instead.
+//!
 //! # Examples
 //!
 //! A cap that makes the service wait to become ready:
@@ -83,9 +86,12 @@ use std::time::Duration;
 
 use tower_layer::Layer;
 
+mod adaptive;
 mod permits;
 mod service;
 
+pub use crate::adaptive::{AdaptiveError, AdaptivePolicy};
+pub use adaptive::{AdaptiveConcurrencyLimit, AdaptiveConcurrencyLimitLayer, Metered, MeteredFuture, Sampling};
 use permits::Permits;
 pub use service::{ConcurrencyLimit, LimitFuture, LimitPermit};
 

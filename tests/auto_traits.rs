@@ -8,9 +8,10 @@ use http_body_util::{BodyExt, Full};
 use static_assertions::assert_impl_all;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, layer::util::Identity, service_fn};
 use tower_openrouter::{
-    AccountPoller, ApiKey, Balancer, Batch, BufferLayer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer,
-    Endpoint, ExplainLayer, KeyError, KeySelect, KeySelectLayer, LoadMonitorLayer, ModelRouter, OpenRouter, Outcome,
-    Rejected, RequestContext, RespondLayer, RetryLayer, Snapshot, TimeoutsLayer,
+    AccountPoller, ApiKey, Balancer, Batch, BufferLayer, CircuitBreakerLayer, CommitGateLayer, ConcurrencyLimitLayer,
+    DeadlineLayer, Endpoint, ExplainLayer, KeepAliveLayer, KeyError, KeySelect, KeySelectLayer, LoadMonitorLayer,
+    ModelRouter, OpenRouter, Outcome, Rejected, RequestContext, RespondLayer, RetryLayer, Snapshot, TimeoutsLayer,
+    answer::{ErrorAnswer, Shape},
     batch::{AsTheyCome, InOrder},
     breaker::{Admission, BreakerHandle, BreakerPolicy, CircuitBreaker, CircuitBreakerFuture, TripPolicy},
     buffer::{Buffer, BufferFuture, ReplayBody},
@@ -19,7 +20,10 @@ use tower_openrouter::{
     endpoint_fn,
     error::UpstreamError,
     explain::{Explain, ExplainFuture, Explanation, Trace},
-    limit::{ConcurrencyLimit, LimitFuture, LimitHandle, LimitPermit},
+    limit::{
+        AdaptiveConcurrencyLimit, AdaptiveConcurrencyLimitLayer, AdaptivePolicy, ConcurrencyLimit, LimitFuture,
+        LimitHandle, LimitPermit,
+    },
     monitor::{LoadMonitor, LoadMonitorFuture, MonitorHandle},
     openrouter::{
         AccountClient, Authorize, AuthorizeLayer, HyperTransport, OpenRouterBody, OpenRouterFuture, ProviderLayer,
@@ -27,16 +31,19 @@ use tower_openrouter::{
         provider::{ProviderFuture, ProviderService},
     },
     outcome::{Grpc, OutcomeCell},
-    respond::{Respond, RespondBody, RespondFuture},
+    respond::{Respond, RespondBody, RespondFuture, ToldBody},
     retry::{Backoff, Retry, RetryBudget, RetryFuture, RetryHandle},
     route::{Routes, RoutesFuture},
     select::{
-        Candidates, CreditFloor, CreditLimit, EndpointFn, KeySelectFuture, LeastInFlight, MostCredit, PeakEwma, Pick,
-        Pool, PriorityTiers, Rank, Rendezvous, RequireTags, RoundRobin, SelectError, SmoothWeighted, Sticky,
-        WeightedRandom,
+        AdaptiveLimit, Candidates, CreditFloor, CreditLimit, EndpointFn, KeySelectFuture, LeastInFlight, MostCredit,
+        PeakEwma, Pick, Pool, PriorityTiers, Rank, Rendezvous, RequireTags, RoundRobin, SelectError, SmoothWeighted,
+        Sticky, WeightedRandom,
     },
     stack::{BalancerBuilder, BalancerHandle},
-    stream::timeouts::{Timeouts, TimeoutsBody, TimeoutsFuture},
+    stream::{
+        CommitGate, CommitGateBody, CommitGateFuture, KeepAlive, KeepAliveBody, KeepAliveFuture, StreamError,
+        timeouts::{Timeouts, TimeoutsBody, TimeoutsFuture},
+    },
 };
 
 /// A service whose parts are as plain as can be.
@@ -62,6 +69,7 @@ macro_rules! assert_send {
 assert_layers_and_services! {
     RespondLayer, Respond<Plain>,
     ExplainLayer, Explain<Plain>, Trace,
+    KeepAliveLayer, KeepAlive<Plain>, CommitGateLayer, CommitGate<Plain>,
     DeadlineLayer, DeadlineService<Plain>, Deadline,
     TimeoutsLayer, Timeouts<Plain>,
     BufferLayer, Buffer<ToReplay>,
@@ -70,6 +78,7 @@ assert_layers_and_services! {
     KeySelectLayer<PerKey>, KeySelectLayer<PerKey, LeastInFlight>, KeySelect<Plain>, KeySelect<Plain, LeastInFlight>,
     LoadMonitorLayer, LoadMonitor<Plain>,
     ConcurrencyLimitLayer, ConcurrencyLimit<Plain>,
+    AdaptiveConcurrencyLimitLayer, AdaptiveConcurrencyLimit<Plain>, AdaptivePolicy, AdaptiveLimit,
     AuthorizeLayer, Authorize<Plain>,
     OpenRouter<Plain>, ReqwestTransport, AccountClient<Plain>,
     CircuitBreakerLayer,
@@ -84,15 +93,17 @@ assert_layers_and_services!(tower_openrouter::openrouter::HyperTransport<Body>);
 assert_impl_all!(CircuitBreaker<Plain>: Clone, Debug, Send, Sync);
 
 assert_handles!(MostCredit, Sticky, CreditLimit, CreditFloor, Credit, Prices);
-assert_handles!(AccountPoller<Plain>, Figures, UpstreamError, LimitPermit, Admission);
+assert_handles!(AccountPoller<Plain>, Figures, UpstreamError, ErrorAnswer, Shape, LimitPermit, Admission);
 assert_handles!(RoundRobin, LeastInFlight, SmoothWeighted, WeightedRandom, PeakEwma, Rendezvous, PriorityTiers);
-assert_handles!(Candidates<'_>, Rank, SelectError, RequireTags);
+assert_handles!(Candidates<'_>, Rank, SelectError, RequireTags, StreamError);
 assert_impl_all!(Box<dyn Pick>: Pick);
 
 // futures and bodies are as sendable as what they hold; `Full` and a boxed future are `Send`
 assert_send! {
     ExplainFuture<<Plain as Service<Request<Body>>>::Future>, Explanation,
-    RespondFuture<<Plain as Service<Request<Body>>>::Future>, RespondBody<Body>,
+    RespondFuture<<Plain as Service<Request<Body>>>::Future>, RespondBody<Body>, ToldBody<Body>,
+    KeepAliveFuture<<Plain as Service<Request<Body>>>::Future, Body>, KeepAliveBody<<Plain as Service<Request<Body>>>::Future, Body>,
+    CommitGateFuture<<Plain as Service<Request<Body>>>::Future, Body>, CommitGateBody<Body>,
     DeadlineFuture<<Plain as Service<Request<Body>>>::Future>, DeadlineBody<Body>,
     TimeoutsFuture<<Plain as Service<Request<Body>>>::Future>, TimeoutsBody<Body>,
     BufferFuture<ToReplay, Body>, ReplayBody,
@@ -100,6 +111,8 @@ assert_send! {
     KeySelectFuture<Plain, RoundRobin, Body>, <KeySelect<Plain> as Service<Request<Body>>>::Response,
     LoadMonitorFuture<<Plain as Service<Request<Body>>>::Future>,
     CircuitBreakerFuture<<Plain as Service<Request<Body>>>::Future>,
+    <AdaptiveConcurrencyLimit<Plain> as Service<Request<Body>>>::Future,
+    <AdaptiveConcurrencyLimit<Plain> as Service<Request<Body>>>::Response,
     LimitFuture<Plain, Body>, <ConcurrencyLimit<Plain> as Service<Request<Body>>>::Response,
     OpenRouterFuture<<Plain as Service<Request<Body>>>::Future, Body>, OpenRouterBody<Body>,
     <Balancer<Body> as Service<Request<Body>>>::Future,
@@ -131,11 +144,15 @@ macro_rules! each_around {
         finished::<_, $body, _>(respond.clone().layer(service.clone()));
         finished::<_, $body, _>(ExplainLayer::new().layer(respond.clone().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(DeadlineLayer::default().layer(service.clone())));
+        finished::<_, $body, _>(KeepAliveLayer::new().layer(respond.clone().layer(service.clone())));
+        finished::<_, $body, _>(respond.clone().layer(CommitGateLayer::new().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(TimeoutsLayer::default().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(LoadMonitorLayer::new().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(CircuitBreakerLayer::default().reject().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(limit().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(limit().refuse().layer(service.clone())));
+        let adaptive = AdaptiveConcurrencyLimitLayer::new(AdaptivePolicy::gradient());
+        finished::<_, $body, _>(respond.clone().layer(adaptive.refuse().layer(service.clone())));
         let authorize = AuthorizeLayer::new(&ApiKey::new("sk-or-v1-a").unwrap());
         finished::<_, $body, _>(respond.clone().layer(authorize.layer(service.clone())));
         let select = KeySelectLayer::new(pool(), endpoint_fn(|_: &Endpoint| Identity::new()));
@@ -156,10 +173,12 @@ macro_rules! all_around {
                 .into_inner()
         });
         ServiceBuilder::new()
+            .layer(KeepAliveLayer::new())
             .layer($respond)
             .layer(DeadlineLayer::default())
             .layer($buffer)
             .layer(RetryLayer::new())
+            .layer(CommitGateLayer::new())
             .layer(KeySelectLayer::new(pool(), per_key).pick(LeastInFlight::default()))
             .layer(TimeoutsLayer::default())
             .map_request(|request: Request<ReplayBody>| request.map($into))

@@ -14,16 +14,20 @@ use crate::{
     request::RequestContext,
 };
 
+mod adaptive_limit;
 mod built_in;
 mod closure;
 mod credit_floor;
 mod credit_limit;
+mod pace;
 mod tags;
 
+pub use adaptive_limit::AdaptiveLimit;
 pub(super) use built_in::{Bar, bar, built_in, is_second_choice};
 pub use closure::{FilterFn, filter_fn};
 pub use credit_floor::CreditFloor;
 pub use credit_limit::CreditLimit;
+pub use pace::Pacing;
 pub use tags::RequireTags;
 
 /// What a filter says.
@@ -63,10 +67,14 @@ pub struct Ended {
     pub now: Instant,
     /// Whether the request was sent at all.
     pub sent: bool,
+    /// When the first real output came, if any did.
+    pub first_output: Option<Instant>,
     /// What became of it; `None` when the caller left, or the exchange broke off, before that was known.
     pub outcome: Option<Outcome>,
     /// What it reports to have used.
     pub usage: Option<Usage>,
+    /// How many requests the limit admits that it met, where a refusal names it.
+    pub limit: Option<u32>,
 }
 
 /// Says whether an endpoint may serve a request. Small, pure, quick: it runs for each proposal, under no lock of its own.

@@ -378,8 +378,8 @@ impl Record {
     }
 
     fn settle(&mut self, outcome: Option<Outcome>) -> bool {
-        let usage = self.cell.as_ref().and_then(OutcomeCell::usage);
-        self.claims.settle(outcome, usage)
+        let cell = self.cell.as_ref();
+        self.claims.settle(outcome, cell.and_then(OutcomeCell::usage), cell.and_then(OutcomeCell::limit))
     }
 
     /// Writes the outcome down; a fault that a filter has `seen_to` asks for no rest.
@@ -416,12 +416,15 @@ impl Record {
 }
 
 impl Guard for Record {
-    fn data(&mut self, _: &[u8]) {
+    fn data(&mut self, chunk: &[u8]) {
+        let commit = self.cell.as_ref().map(OutcomeCell::at_commit);
         if self.awaits
-            && let Some(outcome @ Outcome::Fault(_)) = self.cell.as_ref().and_then(OutcomeCell::at_commit)
+            && let Some(Some(outcome @ Outcome::Fault(_))) = commit
         {
             self.awaits = false;
             self.known(outcome);
+        } else if self.claims.awaits_output() && !chunk.is_empty() && commit != Some(None) {
+            self.claims.output(Instant::now());
         }
     }
 

@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, join};
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, header::ACCEPT};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
 use tokio::time::Sleep;
@@ -19,12 +19,13 @@ use tower::{
     util::{BoxCloneSyncService, MapRequestLayer},
 };
 use tower_openrouter::{
-    ApiKey, BufferLayer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint, ExplainLayer,
-    KeySelectLayer, LoadMonitorLayer, ModelRouter, OpenRouter, RespondLayer, RetryLayer, TimeoutsLayer,
+    ApiKey, BufferLayer, CircuitBreakerLayer, CommitGateLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint,
+    ExplainLayer, KeepAliveLayer, KeySelectLayer, LoadMonitorLayer, ModelRouter, OpenRouter, RespondLayer, RetryLayer,
+    TimeoutsLayer,
     breaker::{BreakerHandle, BreakerPolicy, BreakerState, TripPolicy},
     buffer::ReplayBody,
     endpoint_fn,
-    limit::LimitHandle,
+    limit::{AdaptiveConcurrencyLimitLayer, AdaptivePolicy, LimitHandle},
     monitor::MonitorHandle,
     openrouter::{AuthorizeLayer, OnFullPool, ProviderLayer, ProviderPreferences},
     request::Replay,
@@ -159,6 +160,7 @@ pub fn innermost(probe: &Probe) -> Stack {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
     Explain,
+    KeepAlive,
     Respond,
     Deadline,
     Buffer,
@@ -166,6 +168,7 @@ pub enum Stage {
     Retry,
     Route,
     Provider,
+    Gate,
     Select,
     Monitor,
     Breaker,
@@ -173,14 +176,16 @@ pub enum Stage {
     Limit,
     WaitingLimit,
     RefusingLimit,
+    AdaptiveLimit,
     Authorize,
     Timeouts,
     Leaf,
 }
 
 impl Stage {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 21] = [
         Self::Explain,
+        Self::KeepAlive,
         Self::Respond,
         Self::Deadline,
         Self::Buffer,
@@ -188,6 +193,7 @@ impl Stage {
         Self::Retry,
         Self::Route,
         Self::Provider,
+        Self::Gate,
         Self::Select,
         Self::Monitor,
         Self::Breaker,
@@ -195,6 +201,7 @@ impl Stage {
         Self::Limit,
         Self::WaitingLimit,
         Self::RefusingLimit,
+        Self::AdaptiveLimit,
         Self::Authorize,
         Self::Timeouts,
         Self::Leaf,
@@ -204,6 +211,16 @@ impl Stage {
     pub fn around(self, inner: Stack, watch: &mut Watch) -> Stack {
         match self {
             Self::Explain => erase(ExplainLayer::new().all().layer(inner)),
+            Self::KeepAlive => {
+                let accepting = MapRequestLayer::new(|mut request: Request<Payload>| {
+                    request.headers_mut().insert(ACCEPT, HeaderValue::from_static("text/event-stream"));
+                    request
+                });
+                let often = Duration::from_millis(50);
+                let layer = KeepAliveLayer::new().after(often).interval(often).unwrap();
+                erase(accepting.layer(layer.layer(inner)))
+            }
+            Self::Gate => erase(CommitGateLayer::new().hold(Duration::from_millis(100)).layer(inner)),
             Self::Respond => erase(RespondLayer::new().layer(inner)),
             Self::Deadline => erase(DeadlineLayer::new(Duration::from_secs(2)).unwrap().layer(inner)),
             Self::Buffer => watch.buffer(BufferLayer::new(), inner),
@@ -243,6 +260,12 @@ impl Stage {
             Self::Limit => erase(watch.limit().layer(inner)),
             Self::WaitingLimit => erase(watch.limit().wait(16, Duration::from_millis(200)).layer(inner)),
             Self::RefusingLimit => erase(watch.limit().refuse().layer(inner)),
+            Self::AdaptiveLimit => {
+                let policy = AdaptivePolicy::gradient().range(1..=CAP).unwrap();
+                let limit = AdaptiveConcurrencyLimitLayer::new(policy);
+                watch.limits.lock().unwrap().push(limit.handle());
+                erase(limit.layer(inner))
+            }
             Self::Authorize => erase(AuthorizeLayer::new(&ApiKey::new("sk-or-v1-key").unwrap()).layer(inner)),
             Self::Timeouts => erase(timeouts().layer(inner)),
             Self::Leaf => erase(OpenRouter::new(inner)),
@@ -382,6 +405,7 @@ pub fn whole(probe: &Probe) -> (Stack, Watch) {
         .layer(kept)
         .layer(retry)
         .layer(ProviderLayer::new(ProviderPreferences::new().zdr(true)).unwrap())
+        .layer(CommitGateLayer::new())
         .service(select);
     (erase(service), watch)
 }
