@@ -1,6 +1,15 @@
 //! What the default stack takes of the heap: for each key, and for each request.
 
-use std::{alloc::System, convert::Infallible, fmt, future::ready, pin::pin, sync::Mutex, time::Duration};
+use std::{
+    alloc::System,
+    convert::Infallible,
+    fmt,
+    future::{Future, pending, ready},
+    pin::pin,
+    sync::Mutex,
+    task::{Context, Waker},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -170,4 +179,32 @@ async fn an_open_stream_takes_at_most_4_kib() {
         std::mem::size_of_val(&*streams[0])
     );
     assert!(each <= 4 * 1024, "{each} bytes");
+}
+
+#[tokio::test(flavor = "current_thread")]
+#[expect(clippy::await_holding_lock, reason = "one thread, and nobody else waits on this runtime")]
+async fn ten_thousand_waiters_behind_a_thousand_keys_take_less_than_64_mib() {
+    let _turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let heap = Region::new(HEAP);
+    let transport = service_fn(|_: Request<_>| pending::<Result<Response<Full<Bytes>>, Infallible>>());
+    let service = Balancer::builder(pool(1000)).max_in_flight(1).unwrap().max_waiters(10_000);
+    let service = service.service(OpenRouter::new(transport));
+    let (mut calls, cx) = (Vec::new(), &mut Context::from_waker(Waker::noop()));
+    let mut with_keys = 0;
+    for number in 0..11_000 {
+        let body: Full<Bytes> = Full::from(r#"{"model":"acme/swift-1"}"#);
+        let request = Request::post(format!("{BASE_URL}/chat/completions")).body(body).unwrap();
+        let mut call = Box::pin(service.clone().oneshot(request));
+        assert!(call.as_mut().poll(cx).is_pending(), "number {number}");
+        calls.push(call);
+        if number == 999 {
+            with_keys = grown(heap.change());
+        }
+    }
+    let all = grown(heap.change());
+    println!("{all} bytes in all, of them {} a waiter", (all - with_keys) / 10_000);
+    assert!(all < 64 << 20, "{all} bytes");
+    drop(calls);
+    let left = grown(heap.change());
+    assert!(left < with_keys, "{left} bytes are left, of {all}");
 }

@@ -182,6 +182,11 @@ impl Filter for AdaptiveLimit {
         }
     }
 
+    /// Only the model matters, which every kind tells apart.
+    fn kind(&self, _: &RequestContext) -> Option<u64> {
+        Some(0)
+    }
+
     fn reserves(&self) -> bool {
         true
     }

@@ -7,7 +7,7 @@ use http_body_util::Full;
 use tower_openrouter::{ApiKey, buffer::ReplayBody, openrouter::HyperTransport};
 
 use super::{
-    config::{Configuration, PickName, Select, Settings, Stream, Timeouts, Trouble, Unrouted, WhenFull},
+    config::{Configuration, PickName, Select, Settings, Stream, Timeouts, Trouble, Unrouted, Waiting, WhenFull},
     stack::Stack,
     traces::Explained,
     upstream,
@@ -50,7 +50,7 @@ impl fmt::Display for Plan<'_> {
         line("explain", format_args!("{explained}"))?;
         outer(settings, &mut line)?;
         routes(settings, keys, &mut line)?;
-        line("select", format_args!("{}", Selecting(&settings.select, keys)))?;
+        line("select", format_args!("{}", Selecting(&settings.select, settings.waiting, keys)))?;
         inner(settings, &mut line)?;
         line("upstream", format_args!("{upstream}"))?;
         line("keys", format_args!("{}", keys.len()))?;
@@ -103,7 +103,13 @@ fn routes(settings: &Settings, keys: &[ApiKey], line: &mut Line<'_>) -> fmt::Res
         let labels: Vec<_> = group.iter().map(ApiKey::name).collect();
         let own = if route.provider.is_some() { "; provider preferences of its own" } else { "" };
         line("route", format_args!("{} to {}", route.models.join(", "), labels.join(", ")))?;
-        line("", format_args!("{}{own}", Selecting(&route.select(&settings.select), &group)))?;
+        line(
+            "",
+            format_args!(
+                "{}{own}",
+                Selecting(&route.select(&settings.select), route.waiting(settings.waiting), &group)
+            ),
+        )?;
     }
     let models = &settings.models;
     if !settings.routes.is_empty() {
@@ -172,11 +178,11 @@ fn inner(settings: &Settings, line: &mut Line<'_>) -> fmt::Result {
 }
 
 /// How one selects among these keys.
-struct Selecting<'a>(&'a Select, &'a [ApiKey]);
+struct Selecting<'a>(&'a Select, Waiting, &'a [ApiKey]);
 
 impl fmt::Display for Selecting<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(select, keys) = self;
+        let Self(select, waiting, keys) = self;
         write!(f, "{}", select.pick)?;
         if select.pick == PickName::Sticky {
             write!(f, ", on to the next key below {}", select.sticky_floor)?;
@@ -194,7 +200,7 @@ impl fmt::Display for Selecting<'_> {
             let tiers: Vec<_> = tiers.iter().map(u32::to_string).collect();
             write!(f, "; tiers {}", tiers.join(" before "))?;
         }
-        write!(f, "; waits up to {}, {} requests at once", select.max_wait, select.max_waiters)?;
+        write!(f, "; waits up to {}, {} requests at once", waiting.max_wait, waiting.max_waiters)?;
         if select.max_ejected.0 < 1.0 {
             write!(f, "; at most {} of the keys out for failing", select.max_ejected)?;
         }

@@ -13,7 +13,7 @@ mod values;
 
 pub(crate) use arguments::Arguments;
 pub(crate) use settings::{
-    Breaker, Credit, Limits, PickName, Retry, Select, Settings, Stream, Timeouts, Token, Unrouted, WhenFull,
+    Breaker, Credit, Limits, PickName, Retry, Select, Settings, Stream, Timeouts, Token, Unrouted, Waiting, WhenFull,
 };
 pub(crate) use trouble::Trouble;
 pub(crate) use values::{Dollars, Size, Span};

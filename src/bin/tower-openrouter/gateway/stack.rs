@@ -25,7 +25,7 @@ use super::{
     Transport,
     config::{
         Breaker, Configuration, Credit, Dollars, Limits, PickName, Retry, Select, Settings, Size, Span, Stream,
-        Timeouts, Trouble, Unrouted, WhenFull,
+        Timeouts, Trouble, Unrouted, Waiting, WhenFull,
     },
     routed::Routes,
 };
@@ -88,11 +88,12 @@ impl Stack {
         }
         let preferences = provider(settings, &settings.provider).map_err(|error| Trouble::with("provider", error))?;
         let common = common.provider(preferences);
-        let all = select(common.clone(), &settings.select, &settings.credit, keys)?;
+        let all = select(common.clone(), &settings.select, settings.waiting, &settings.credit, keys)?;
         let mut routes = Vec::new();
         for (at, route) in settings.routes.iter().enumerate() {
             let group: Vec<_> = route.group(keys).cloned().collect();
-            let select = select(common.clone(), &route.select(&settings.select), &settings.credit, &group)?;
+            let (how, waiting) = (route.select(&settings.select), route.waiting(settings.waiting));
+            let select = select(common.clone(), &how, waiting, &settings.credit, &group)?;
             // the bodies are in memory already, within the budget of the whole
             let mut builder = select.buffer(self::buffer(limits).budget(u64::MAX));
             if let Some(own) = &route.provider {
@@ -208,6 +209,7 @@ fn buffer(limits: &Limits) -> BufferLayer {
 fn select<P: Pick>(
     builder: Builder<P>,
     select: &Select,
+    waiting: Waiting,
     credit: &Credit,
     keys: &[ApiKey],
 ) -> Result<Builder<AnyPick>, Trouble> {
@@ -215,8 +217,8 @@ fn select<P: Pick>(
     let pick = pick(select);
     let mut builder = builder
         .pick(if is_tiered { Box::new(PriorityTiers::new(pick)) } else { pick })
-        .max_wait(select.max_wait.0)
-        .max_waiters(select.max_waiters)
+        .max_wait(waiting.max_wait.0)
+        .max_waiters(waiting.max_waiters)
         .max_ejected(select.max_ejected.0)
         .and_then(|builder| builder.panic_below(select.panic_below.0))
         .map_err(|error| Trouble::with("select", error))?;

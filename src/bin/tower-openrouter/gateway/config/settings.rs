@@ -39,6 +39,7 @@ pub(crate) struct Settings {
     pub(crate) timeouts: Timeouts,
     pub(crate) stream: Stream,
     pub(crate) select: Select,
+    pub(crate) waiting: Waiting,
     pub(crate) models: Models,
     pub(crate) provider: ProviderPreferences,
     pub(crate) credit: Credit,
@@ -65,6 +66,7 @@ impl Default for Settings {
             timeouts: Timeouts::default(),
             stream: Stream::default(),
             select: Select::default(),
+            waiting: Waiting::default(),
             models: Models::default(),
             provider: ProviderPreferences::default(),
             credit: Credit::default(),
@@ -126,7 +128,7 @@ impl Default for Stream {
     }
 }
 
-/// `[select]`: which key, and how long to wait for one.
+/// `[select]`: which key.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Select {
@@ -135,8 +137,6 @@ pub(crate) struct Select {
     pub(crate) sticky_floor: Dollars,
     /// `None`: twice the floor.
     pub(crate) sticky_back: Option<Dollars>,
-    pub(crate) max_wait: Span,
-    pub(crate) max_waiters: usize,
     pub(crate) max_ejected: Share,
     pub(crate) panic_below: Share,
 }
@@ -148,11 +148,23 @@ impl Default for Select {
             sessions: false,
             sticky_floor: Dollars(1.0),
             sticky_back: None,
-            max_wait: Span::seconds(30),
-            max_waiters: 1024,
             max_ejected: Share(1.0),
             panic_below: Share(0.0),
         }
+    }
+}
+
+/// `[waiting]`: how long to wait for a key, and how many may.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Waiting {
+    pub(crate) max_wait: Span,
+    pub(crate) max_waiters: usize,
+}
+
+impl Default for Waiting {
+    fn default() -> Self {
+        Self { max_wait: Span::seconds(30), max_waiters: 1024 }
     }
 }
 
@@ -448,6 +460,7 @@ mod tests {
             "[timeouts]",
             "[stream]",
             "[select]",
+            "[waiting]",
             "[models]",
             "[provider]",
             "[credit]",
