@@ -88,11 +88,13 @@ use tower_layer::Layer;
 
 mod adaptive;
 mod permits;
+mod rate;
 mod service;
 
 pub use crate::adaptive::{AdaptiveError, AdaptivePolicy};
 pub use adaptive::{AdaptiveConcurrencyLimit, AdaptiveConcurrencyLimitLayer, Metered, MeteredFuture, Sampling};
 use permits::Permits;
+pub use rate::{RateLimit, RateLimitFuture, RateLimitHandle, RateLimitLayer};
 pub use service::{ConcurrencyLimit, LimitFuture, LimitPermit};
 
 /// Limits how many requests run at once, until their bodies end. See the [module](self).

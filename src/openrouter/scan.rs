@@ -160,7 +160,7 @@ impl Note {
 
     /// Looks for an error in a document; notes it and says so, if there is one.
     fn error_in(&mut self, document: &Value) -> bool {
-        let Some(Judged { outcome, account, provider }) = in_band(document, (self.wall_clock)()) else {
+        let Some(Judged { outcome, account, provider, limit }) = in_band(document, (self.wall_clock)()) else {
             return false;
         };
         if let Some(account) = &account {
@@ -168,6 +168,9 @@ impl Note {
         }
         if let Some(provider) = &provider {
             self.cell.report_provider(provider);
+        }
+        if let Some(limit) = limit {
+            self.cell.report_limit(limit);
         }
         if self.committed {
             self.end(Fault::new(Cause::MidStream, Scope::Pool).into());

@@ -86,6 +86,11 @@ impl Gcra {
         self.paid.checked_sub(self.rate.time(ahead)).unwrap_or(self.paid)
     }
 
+    /// When the last of so many could start, each a request of its own, if all came now.
+    pub(crate) fn start(&self, requests: u64) -> Instant {
+        clock::after(self.next(1), self.rate.time(requests.saturating_sub(1)))
+    }
+
     /// Takes `amount`, be it there or not.
     pub(crate) fn take(&mut self, amount: u64, now: Instant) {
         self.paid = clock::after(self.paid.max(now), self.rate.time(amount)).min(clock::after(now, clock::FOREVER));

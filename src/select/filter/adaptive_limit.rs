@@ -258,7 +258,7 @@ mod tests {
     fn ended(now: Instant, outcome: Option<Outcome>) -> Ended {
         let since = now;
         let now = now + Duration::from_secs(1);
-        Ended { since, now, sent: true, first_output: None, outcome, usage: None }
+        Ended { since, now, sent: true, first_output: None, outcome, usage: None, limit: None }
     }
 
     #[test]
