@@ -8,9 +8,10 @@ use http_body_util::{BodyExt, Full};
 use static_assertions::assert_impl_all;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, layer::util::Identity, service_fn};
 use tower_openrouter::{
-    AccountPoller, ApiKey, Balancer, Batch, BufferLayer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer,
-    Endpoint, ExplainLayer, KeyError, KeySelect, KeySelectLayer, LoadMonitorLayer, ModelRouter, OpenRouter, Outcome,
-    Rejected, RequestContext, RespondLayer, RetryLayer, Snapshot, TimeoutsLayer,
+    AccountPoller, ApiKey, Balancer, Batch, BufferLayer, CircuitBreakerLayer, CommitGateLayer, ConcurrencyLimitLayer,
+    DeadlineLayer, Endpoint, ExplainLayer, KeepAliveLayer, KeyError, KeySelect, KeySelectLayer, LoadMonitorLayer,
+    ModelRouter, OpenRouter, Outcome, RateLimitLayer, Rejected, RequestContext, RespondLayer, RetryLayer, Snapshot,
+    TimeoutsLayer,
     answer::{ErrorAnswer, Shape},
     batch::{AsTheyCome, InOrder},
     breaker::{Admission, BreakerHandle, BreakerPolicy, CircuitBreaker, CircuitBreakerFuture, TripPolicy},
@@ -22,7 +23,7 @@ use tower_openrouter::{
     explain::{Explain, ExplainFuture, Explanation, Trace},
     limit::{
         AdaptiveConcurrencyLimit, AdaptiveConcurrencyLimitLayer, AdaptivePolicy, ConcurrencyLimit, LimitFuture,
-        LimitHandle, LimitPermit,
+        LimitHandle, LimitPermit, RateLimit, RateLimitFuture, RateLimitHandle,
     },
     monitor::{LoadMonitor, LoadMonitorFuture, MonitorHandle},
     openrouter::{
@@ -31,16 +32,20 @@ use tower_openrouter::{
         provider::{ProviderFuture, ProviderService},
     },
     outcome::{Grpc, OutcomeCell},
+    pace::{PacePolicy, Rate},
     respond::{Respond, RespondBody, RespondFuture, ToldBody},
     retry::{Backoff, Retry, RetryBudget, RetryFuture, RetryHandle},
     route::{Routes, RoutesFuture},
     select::{
         AdaptiveLimit, Candidates, CreditFloor, CreditLimit, EndpointFn, KeySelectFuture, LeastInFlight, MostCredit,
-        PeakEwma, Pick, Pool, PriorityTiers, Rank, Rendezvous, RequireTags, RoundRobin, SelectError, SmoothWeighted,
-        Sticky, WeightedRandom,
+        Pacing, PeakEwma, Pick, Pool, PriorityTiers, Rank, Rendezvous, RequireTags, RoundRobin, SelectError,
+        SmoothWeighted, Sticky, WeightedRandom,
     },
     stack::{BalancerBuilder, BalancerHandle},
-    stream::timeouts::{Timeouts, TimeoutsBody, TimeoutsFuture},
+    stream::{
+        CommitGate, CommitGateBody, CommitGateFuture, KeepAlive, KeepAliveBody, KeepAliveFuture, StreamError,
+        timeouts::{Timeouts, TimeoutsBody, TimeoutsFuture},
+    },
 };
 
 /// A service whose parts are as plain as can be.
@@ -66,6 +71,7 @@ macro_rules! assert_send {
 assert_layers_and_services! {
     RespondLayer, Respond<Plain>,
     ExplainLayer, Explain<Plain>, Trace,
+    KeepAliveLayer, KeepAlive<Plain>, CommitGateLayer, CommitGate<Plain>,
     DeadlineLayer, DeadlineService<Plain>, Deadline,
     TimeoutsLayer, Timeouts<Plain>,
     BufferLayer, Buffer<ToReplay>,
@@ -74,6 +80,7 @@ assert_layers_and_services! {
     KeySelectLayer<PerKey>, KeySelectLayer<PerKey, LeastInFlight>, KeySelect<Plain>, KeySelect<Plain, LeastInFlight>,
     LoadMonitorLayer, LoadMonitor<Plain>,
     ConcurrencyLimitLayer, ConcurrencyLimit<Plain>,
+    RateLimitLayer, RateLimit<Plain>, RateLimitHandle, Rate, PacePolicy, Pacing,
     AdaptiveConcurrencyLimitLayer, AdaptiveConcurrencyLimit<Plain>, AdaptivePolicy, AdaptiveLimit,
     AuthorizeLayer, Authorize<Plain>,
     OpenRouter<Plain>, ReqwestTransport, AccountClient<Plain>,
@@ -91,13 +98,15 @@ assert_impl_all!(CircuitBreaker<Plain>: Clone, Debug, Send, Sync);
 assert_handles!(MostCredit, Sticky, CreditLimit, CreditFloor, Credit, Prices);
 assert_handles!(AccountPoller<Plain>, Figures, UpstreamError, ErrorAnswer, Shape, LimitPermit, Admission);
 assert_handles!(RoundRobin, LeastInFlight, SmoothWeighted, WeightedRandom, PeakEwma, Rendezvous, PriorityTiers);
-assert_handles!(Candidates<'_>, Rank, SelectError, RequireTags);
+assert_handles!(Candidates<'_>, Rank, SelectError, RequireTags, StreamError);
 assert_impl_all!(Box<dyn Pick>: Pick);
 
 // futures and bodies are as sendable as what they hold; `Full` and a boxed future are `Send`
 assert_send! {
     ExplainFuture<<Plain as Service<Request<Body>>>::Future>, Explanation,
     RespondFuture<<Plain as Service<Request<Body>>>::Future>, RespondBody<Body>, ToldBody<Body>,
+    KeepAliveFuture<<Plain as Service<Request<Body>>>::Future, Body>, KeepAliveBody<<Plain as Service<Request<Body>>>::Future, Body>,
+    CommitGateFuture<<Plain as Service<Request<Body>>>::Future, Body>, CommitGateBody<Body>,
     DeadlineFuture<<Plain as Service<Request<Body>>>::Future>, DeadlineBody<Body>,
     TimeoutsFuture<<Plain as Service<Request<Body>>>::Future>, TimeoutsBody<Body>,
     BufferFuture<ToReplay, Body>, ReplayBody,
@@ -107,7 +116,7 @@ assert_send! {
     CircuitBreakerFuture<<Plain as Service<Request<Body>>>::Future>,
     <AdaptiveConcurrencyLimit<Plain> as Service<Request<Body>>>::Future,
     <AdaptiveConcurrencyLimit<Plain> as Service<Request<Body>>>::Response,
-    LimitFuture<Plain, Body>, <ConcurrencyLimit<Plain> as Service<Request<Body>>>::Response,
+    LimitFuture<Plain, Body>, RateLimitFuture<Plain, Request<Body>>, <ConcurrencyLimit<Plain> as Service<Request<Body>>>::Response,
     OpenRouterFuture<<Plain as Service<Request<Body>>>::Future, Body>, OpenRouterBody<Body>,
     <Balancer<Body> as Service<Request<Body>>>::Future,
     AsTheyCome<Plain, Requests>, InOrder<Plain, Requests>,
@@ -138,11 +147,15 @@ macro_rules! each_around {
         finished::<_, $body, _>(respond.clone().layer(service.clone()));
         finished::<_, $body, _>(ExplainLayer::new().layer(respond.clone().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(DeadlineLayer::default().layer(service.clone())));
+        finished::<_, $body, _>(KeepAliveLayer::new().layer(respond.clone().layer(service.clone())));
+        finished::<_, $body, _>(respond.clone().layer(CommitGateLayer::new().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(TimeoutsLayer::default().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(LoadMonitorLayer::new().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(CircuitBreakerLayer::default().reject().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(limit().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(limit().refuse().layer(service.clone())));
+        let rate = RateLimitLayer::new(Rate::per_second(100.0).unwrap());
+        finished::<_, $body, _>(respond.clone().layer(rate.layer(service.clone())));
         let adaptive = AdaptiveConcurrencyLimitLayer::new(AdaptivePolicy::gradient());
         finished::<_, $body, _>(respond.clone().layer(adaptive.refuse().layer(service.clone())));
         let authorize = AuthorizeLayer::new(&ApiKey::new("sk-or-v1-a").unwrap());
@@ -165,10 +178,12 @@ macro_rules! all_around {
                 .into_inner()
         });
         ServiceBuilder::new()
+            .layer(KeepAliveLayer::new())
             .layer($respond)
             .layer(DeadlineLayer::default())
             .layer($buffer)
             .layer(RetryLayer::new())
+            .layer(CommitGateLayer::new())
             .layer(KeySelectLayer::new(pool(), per_key).pick(LeastInFlight::default()))
             .layer(TimeoutsLayer::default())
             .map_request(|request: Request<ReplayBody>| request.map($into))

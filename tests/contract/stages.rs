@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, join};
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, header::ACCEPT};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
 use tokio::time::Sleep;
@@ -19,14 +19,16 @@ use tower::{
     util::{BoxCloneSyncService, MapRequestLayer},
 };
 use tower_openrouter::{
-    ApiKey, BufferLayer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint, ExplainLayer,
-    KeySelectLayer, LoadMonitorLayer, ModelRouter, OpenRouter, RespondLayer, RetryLayer, TimeoutsLayer,
+    ApiKey, BufferLayer, CircuitBreakerLayer, CommitGateLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint,
+    ExplainLayer, KeepAliveLayer, KeySelectLayer, LoadMonitorLayer, ModelRouter, OpenRouter, RateLimitLayer,
+    RespondLayer, RetryLayer, TimeoutsLayer,
     breaker::{BreakerHandle, BreakerPolicy, BreakerState, TripPolicy},
     buffer::ReplayBody,
     endpoint_fn,
     limit::{AdaptiveConcurrencyLimitLayer, AdaptivePolicy, LimitHandle},
     monitor::MonitorHandle,
     openrouter::{AuthorizeLayer, OnFullPool, ProviderLayer, ProviderPreferences},
+    pace::Rate,
     request::Replay,
     retry::{Backoff, RetryHandle},
     select::{LeastInFlight, Pool},
@@ -159,6 +161,7 @@ pub fn innermost(probe: &Probe) -> Stack {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
     Explain,
+    KeepAlive,
     Respond,
     Deadline,
     Buffer,
@@ -166,6 +169,7 @@ pub enum Stage {
     Retry,
     Route,
     Provider,
+    Gate,
     Select,
     Monitor,
     Breaker,
@@ -174,14 +178,17 @@ pub enum Stage {
     WaitingLimit,
     RefusingLimit,
     AdaptiveLimit,
+    Rate,
+    WaitingRate,
     Authorize,
     Timeouts,
     Leaf,
 }
 
 impl Stage {
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 23] = [
         Self::Explain,
+        Self::KeepAlive,
         Self::Respond,
         Self::Deadline,
         Self::Buffer,
@@ -189,6 +196,7 @@ impl Stage {
         Self::Retry,
         Self::Route,
         Self::Provider,
+        Self::Gate,
         Self::Select,
         Self::Monitor,
         Self::Breaker,
@@ -197,6 +205,8 @@ impl Stage {
         Self::WaitingLimit,
         Self::RefusingLimit,
         Self::AdaptiveLimit,
+        Self::Rate,
+        Self::WaitingRate,
         Self::Authorize,
         Self::Timeouts,
         Self::Leaf,
@@ -206,6 +216,16 @@ impl Stage {
     pub fn around(self, inner: Stack, watch: &mut Watch) -> Stack {
         match self {
             Self::Explain => erase(ExplainLayer::new().all().layer(inner)),
+            Self::KeepAlive => {
+                let accepting = MapRequestLayer::new(|mut request: Request<Payload>| {
+                    request.headers_mut().insert(ACCEPT, HeaderValue::from_static("text/event-stream"));
+                    request
+                });
+                let often = Duration::from_millis(50);
+                let layer = KeepAliveLayer::new().after(often).interval(often).unwrap();
+                erase(accepting.layer(layer.layer(inner)))
+            }
+            Self::Gate => erase(CommitGateLayer::new().hold(Duration::from_millis(100)).layer(inner)),
             Self::Respond => erase(RespondLayer::new().layer(inner)),
             Self::Deadline => erase(DeadlineLayer::new(Duration::from_secs(2)).unwrap().layer(inner)),
             Self::Buffer => watch.buffer(BufferLayer::new(), inner),
@@ -251,6 +271,13 @@ impl Stage {
                 watch.limits.lock().unwrap().push(limit.handle());
                 erase(limit.layer(inner))
             }
+            Self::Rate => erase(rate().layer(inner)),
+            Self::WaitingRate => {
+                let rate = rate().wait(16, Duration::from_millis(200));
+                let handle = rate.handle();
+                watch.lines.push(Box::new(move || handle.waiting()));
+                erase(rate.layer(inner))
+            }
             Self::Authorize => erase(AuthorizeLayer::new(&ApiKey::new("sk-or-v1-key").unwrap()).layer(inner)),
             Self::Timeouts => erase(timeouts().layer(inner)),
             Self::Leaf => erase(OpenRouter::new(inner)),
@@ -265,6 +292,11 @@ pub fn pool() -> Pool {
 /// Waits short enough for a storm to see several.
 pub fn quick() -> Backoff {
     Backoff::new(Duration::from_millis(10), Duration::from_millis(100)).unwrap()
+}
+
+/// A rate that a storm meets now and then.
+pub fn rate() -> RateLimitLayer {
+    RateLimitLayer::new(Rate::per_second(200.0).unwrap().burst(4).unwrap())
 }
 
 /// Limits that a storm's hanging calls and bodies meet.
@@ -390,6 +422,7 @@ pub fn whole(probe: &Probe) -> (Stack, Watch) {
         .layer(kept)
         .layer(retry)
         .layer(ProviderLayer::new(ProviderPreferences::new().zdr(true)).unwrap())
+        .layer(CommitGateLayer::new())
         .service(select);
     (erase(service), watch)
 }

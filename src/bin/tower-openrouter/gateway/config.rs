@@ -13,7 +13,7 @@ mod values;
 
 pub(crate) use arguments::Arguments;
 pub(crate) use settings::{
-    Breaker, Credit, Limits, Pace, PaceScopeName, PickName, Retry, Select, Settings, Timeouts, Token, Unrouted,
+    Breaker, Credit, Limits, Pace, PaceScopeName, PickName, Retry, Select, Settings, Stream, Timeouts, Token, Unrouted,
     WhenFull,
 };
 pub(crate) use trouble::Trouble;

@@ -158,7 +158,8 @@ impl Shared {
             response.map(Either::Left)
         };
         let headers = response.headers_mut();
-        if self.balancer_headers {
+        // a head that was sent ahead of its answer cannot say who will give that
+        if self.balancer_headers && !context.is_kept_alive() {
             let ledger = context.ledger();
             let attempts = ledger.attempts();
             headers.insert(ATTEMPTS, number(attempts.len()));

@@ -6,7 +6,8 @@ use http_body::Body;
 use tokio::runtime::Handle;
 use tower::{BoxError, ServiceBuilder, util::BoxCloneSyncService};
 use tower_openrouter::{
-    ApiKey, Balancer, BufferLayer, DeadlineLayer, ModelRouter, OpenRouter, RespondLayer, RetryLayer, TimeoutsLayer,
+    ApiKey, Balancer, BufferLayer, CommitGateLayer, DeadlineLayer, KeepAliveLayer, ModelRouter, OpenRouter,
+    RespondLayer, RetryLayer, TimeoutsLayer,
     breaker::{BreakerPolicy, TripPolicy},
     buffer::ReplayBody,
     endpoint::Money,
@@ -25,7 +26,7 @@ use super::{
     Transport,
     config::{
         Breaker, Configuration, Credit, Dollars, Limits, Pace, PaceScopeName, PickName, Retry, Select, Settings, Size,
-        Span, Timeouts, Trouble, Unrouted, WhenFull,
+        Span, Stream, Timeouts, Trouble, Unrouted, WhenFull,
     },
     routed::Routes,
 };
@@ -81,7 +82,8 @@ impl Stack {
             .retry(retry.clone())
             .buffer(buffer.clone())
             .deadline(deadline)
-            .timeouts(timeouts(&settings.timeouts)?);
+            .timeouts(timeouts(&settings.timeouts)?)
+            .commit_gate(commit_gate(&settings.stream));
         if let Some(pacing) = &pacing {
             // one for all routes, as they spend the same quotas
             common = common.filter(pacing.clone());
@@ -197,6 +199,17 @@ fn pacing(settings: &Pace) -> Result<Option<Pacing>, Trouble> {
         return Ok(None);
     }
     Ok(Some(Pacing::new(policy.learn(settings.learn).map_err(trouble)?)))
+}
+
+fn commit_gate(settings: &Stream) -> CommitGateLayer {
+    let Stream { hold: Span(time), hold_bytes: Size(bytes), .. } = *settings;
+    CommitGateLayer::new().hold(time).hold_bytes(usize::try_from(bytes).unwrap_or(usize::MAX))
+}
+
+/// What opens streams that have nothing to say yet.
+pub(crate) fn keep_alive(settings: &Stream) -> Result<KeepAliveLayer, Trouble> {
+    let layer = KeepAliveLayer::new().after(settings.keep_alive_after.0).interval(settings.keep_alive_interval.get());
+    layer.map_err(|error| Trouble::with("stream.keep_alive_interval", error))
 }
 
 fn retry(settings: &Retry) -> Result<RetryLayer, Trouble> {
