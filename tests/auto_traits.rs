@@ -43,7 +43,9 @@ use tower_openrouter::{
     },
     stack::{BalancerBuilder, BalancerHandle},
     stream::{
-        CommitGate, CommitGateBody, CommitGateFuture, KeepAlive, KeepAliveBody, KeepAliveFuture, StreamError,
+        CommitGate, CommitGateBody, CommitGateFuture, HearOutLayer, KeepAlive, KeepAliveBody, KeepAliveFuture,
+        StreamError,
+        hear_out::{HearOut, HearOutBody, HearOutFuture},
         timeouts::{Timeouts, TimeoutsBody, TimeoutsFuture},
     },
 };
@@ -73,7 +75,7 @@ assert_layers_and_services! {
     ExplainLayer, Explain<Plain>, Trace,
     KeepAliveLayer, KeepAlive<Plain>, CommitGateLayer, CommitGate<Plain>,
     DeadlineLayer, DeadlineService<Plain>, Deadline,
-    TimeoutsLayer, Timeouts<Plain>,
+    TimeoutsLayer, Timeouts<Plain>, HearOutLayer, HearOut<Plain>,
     BufferLayer, Buffer<ToReplay>,
     RetryLayer, Retry<Plain>,
     ModelRouter<Plain>, Routes<ToReplay>, ProviderLayer, ProviderPreferences, ProviderService<Plain>,
@@ -108,6 +110,7 @@ assert_send! {
     KeepAliveFuture<<Plain as Service<Request<Body>>>::Future, Body>, KeepAliveBody<<Plain as Service<Request<Body>>>::Future, Body>,
     CommitGateFuture<<Plain as Service<Request<Body>>>::Future, Body>, CommitGateBody<Body>,
     DeadlineFuture<<Plain as Service<Request<Body>>>::Future>, DeadlineBody<Body>,
+    HearOutFuture<<Plain as Service<Request<Body>>>::Future>, HearOutBody<Body>,
     TimeoutsFuture<<Plain as Service<Request<Body>>>::Future>, TimeoutsBody<Body>,
     BufferFuture<ToReplay, Body>, ReplayBody,
     RetryFuture<Plain, Body, Body>, RoutesFuture<ToReplay>, ProviderFuture<<Plain as Service<Request<Body>>>::Future>,
@@ -149,6 +152,7 @@ macro_rules! each_around {
         finished::<_, $body, _>(respond.clone().layer(DeadlineLayer::default().layer(service.clone())));
         finished::<_, $body, _>(KeepAliveLayer::new().layer(respond.clone().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(CommitGateLayer::new().layer(service.clone())));
+        finished::<_, $body, _>(HearOutLayer::new(drop).layer(respond.clone().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(TimeoutsLayer::default().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(LoadMonitorLayer::new().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(CircuitBreakerLayer::default().reject().layer(service.clone())));

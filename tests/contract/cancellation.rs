@@ -45,6 +45,7 @@ macro_rules! around_every_other {
 }
 
 around_every_other! {
+    r003_r005_cancelled_anywhere_hear_out_leaves_nothing: HearOut,
     r003_r005_cancelled_anywhere_explain_leaves_nothing: Explain,
     r003_r005_cancelled_anywhere_keep_alive_leaves_nothing: KeepAlive,
     r003_r005_cancelled_anywhere_respond_leaves_nothing: Respond,

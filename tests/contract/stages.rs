@@ -32,6 +32,7 @@ use tower_openrouter::{
     request::Replay,
     retry::{Backoff, RetryHandle},
     select::{LeastInFlight, Pool},
+    stream::HearOutLayer,
 };
 
 use crate::support::Probe;
@@ -160,6 +161,7 @@ pub fn innermost(probe: &Probe) -> Stack {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
+    HearOut,
     Explain,
     KeepAlive,
     Respond,
@@ -186,7 +188,8 @@ pub enum Stage {
 }
 
 impl Stage {
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
+        Self::HearOut,
         Self::Explain,
         Self::KeepAlive,
         Self::Respond,
@@ -215,6 +218,8 @@ impl Stage {
     /// Puts the stage around `inner`; `watch` sees what it holds.
     pub fn around(self, inner: Stack, watch: &mut Watch) -> Stack {
         match self {
+            // with nobody to hear it, what is left is let go
+            Self::HearOut => erase(HearOutLayer::new(drop).layer(inner)),
             Self::Explain => erase(ExplainLayer::new().all().layer(inner)),
             Self::KeepAlive => {
                 let accepting = MapRequestLayer::new(|mut request: Request<Payload>| {

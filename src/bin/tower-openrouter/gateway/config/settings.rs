@@ -459,6 +459,8 @@ impl<'de> Deserialize<'de> for Token {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::gateway::config::trouble::Source;
 
@@ -518,6 +520,41 @@ mod tests {
                         || line == format!("[[{name}]]")
                 };
                 assert!(sample.lines().any(shows), "{section} {name}");
+            }
+        }
+    }
+
+    /// Most of the sample's settings are comments: here they are settings.
+    fn all_set() -> String {
+        SAMPLE.lines().map(|line| default_on(line).unwrap_or(line)).collect::<Vec<_>>().join("\n")
+    }
+
+    proptest! {
+        #[test]
+        fn r119_any_file_is_settings_or_says_what_is_wrong_and_where(
+            changes in proptest::collection::vec((
+                any::<prop::sample::Index>(), 0..20_usize,
+                prop::sample::select(&["", "=", "\"", "[", "]", "[[", "{", "\n", "0", "-1", "1e999", "99999999999999999999", "é", "\0", "''"][..]),
+            ), 0..6),
+            foreign in ".{0,20}",
+        ) {
+            let mut text = all_set();
+            for (at, length, put) in changes {
+                let mut from = at.index(text.len() + 1);
+                let mut to = (from + length).min(text.len());
+                while !text.is_char_boundary(from) { from -= 1; }
+                while !text.is_char_boundary(to) { to += 1; }
+                text.replace_range(from..to, put);
+            }
+            for text in [text, foreign] {
+                let source = Source::new("sample", &text);
+                let trouble = match source.parse::<Settings>() {
+                    Ok(settings) => settings.check().err(),
+                    Err(trouble) => Some(trouble),
+                };
+                if let Some(trouble) = trouble {
+                    prop_assert!(!source.tell(&trouble).is_empty());
+                }
             }
         }
     }
