@@ -257,7 +257,7 @@ pub use endpoint::Endpoint;
 pub use error::Rejected;
 pub use explain::ExplainLayer;
 pub use key::{ApiKey, KeyError};
-pub use limit::{AdaptiveConcurrencyLimitLayer, ConcurrencyLimitLayer};
+pub use limit::{AdaptiveConcurrencyLimitLayer, ConcurrencyLimitLayer, RateLimitLayer};
 pub use monitor::{LoadMonitorLayer, Snapshot};
 pub use openrouter::{AuthorizeLayer, OpenRouter};
 pub use outcome::{Classify, Outcome};

@@ -10,7 +10,8 @@ use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, layer::util::I
 use tower_openrouter::{
     AccountPoller, ApiKey, Balancer, Batch, BufferLayer, CircuitBreakerLayer, CommitGateLayer, ConcurrencyLimitLayer,
     DeadlineLayer, Endpoint, ExplainLayer, KeepAliveLayer, KeyError, KeySelect, KeySelectLayer, LoadMonitorLayer,
-    ModelRouter, OpenRouter, Outcome, Rejected, RequestContext, RespondLayer, RetryLayer, Snapshot, TimeoutsLayer,
+    ModelRouter, OpenRouter, Outcome, RateLimitLayer, Rejected, RequestContext, RespondLayer, RetryLayer, Snapshot,
+    TimeoutsLayer,
     answer::{ErrorAnswer, Shape},
     batch::{AsTheyCome, InOrder},
     breaker::{Admission, BreakerHandle, BreakerPolicy, CircuitBreaker, CircuitBreakerFuture, TripPolicy},
@@ -22,7 +23,7 @@ use tower_openrouter::{
     explain::{Explain, ExplainFuture, Explanation, Trace},
     limit::{
         AdaptiveConcurrencyLimit, AdaptiveConcurrencyLimitLayer, AdaptivePolicy, ConcurrencyLimit, LimitFuture,
-        LimitHandle, LimitPermit,
+        LimitHandle, LimitPermit, RateLimit, RateLimitFuture, RateLimitHandle,
     },
     monitor::{LoadMonitor, LoadMonitorFuture, MonitorHandle},
     openrouter::{
@@ -31,13 +32,14 @@ use tower_openrouter::{
         provider::{ProviderFuture, ProviderService},
     },
     outcome::{Grpc, OutcomeCell},
+    pace::{PacePolicy, Rate},
     respond::{Respond, RespondBody, RespondFuture, ToldBody},
     retry::{Backoff, Retry, RetryBudget, RetryFuture, RetryHandle},
     route::{Routes, RoutesFuture},
     select::{
         AdaptiveLimit, Candidates, CreditFloor, CreditLimit, EndpointFn, KeySelectFuture, LeastInFlight, MostCredit,
-        PeakEwma, Pick, Pool, PriorityTiers, Rank, Rendezvous, RequireTags, RoundRobin, SelectError, SmoothWeighted,
-        Sticky, WeightedRandom,
+        Pacing, PeakEwma, Pick, Pool, PriorityTiers, Rank, Rendezvous, RequireTags, RoundRobin, SelectError,
+        SmoothWeighted, Sticky, WeightedRandom,
     },
     stack::{BalancerBuilder, BalancerHandle},
     stream::{
@@ -80,6 +82,7 @@ assert_layers_and_services! {
     KeySelectLayer<PerKey>, KeySelectLayer<PerKey, LeastInFlight>, KeySelect<Plain>, KeySelect<Plain, LeastInFlight>,
     LoadMonitorLayer, LoadMonitor<Plain>,
     ConcurrencyLimitLayer, ConcurrencyLimit<Plain>,
+    RateLimitLayer, RateLimit<Plain>, RateLimitHandle, Rate, PacePolicy, Pacing,
     AdaptiveConcurrencyLimitLayer, AdaptiveConcurrencyLimit<Plain>, AdaptivePolicy, AdaptiveLimit,
     AuthorizeLayer, Authorize<Plain>,
     OpenRouter<Plain>, ReqwestTransport, AccountClient<Plain>,
@@ -116,7 +119,7 @@ assert_send! {
     CircuitBreakerFuture<<Plain as Service<Request<Body>>>::Future>,
     <AdaptiveConcurrencyLimit<Plain> as Service<Request<Body>>>::Future,
     <AdaptiveConcurrencyLimit<Plain> as Service<Request<Body>>>::Response,
-    LimitFuture<Plain, Body>, <ConcurrencyLimit<Plain> as Service<Request<Body>>>::Response,
+    LimitFuture<Plain, Body>, RateLimitFuture<Plain, Request<Body>>, <ConcurrencyLimit<Plain> as Service<Request<Body>>>::Response,
     OpenRouterFuture<<Plain as Service<Request<Body>>>::Future, Body>, OpenRouterBody<Body>,
     <Balancer<Body> as Service<Request<Body>>>::Future,
     AsTheyCome<Plain, Requests>, InOrder<Plain, Requests>,
@@ -155,6 +158,8 @@ macro_rules! each_around {
         finished::<_, $body, _>(respond.clone().layer(CircuitBreakerLayer::default().reject().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(limit().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(limit().refuse().layer(service.clone())));
+        let rate = RateLimitLayer::new(Rate::per_second(100.0).unwrap());
+        finished::<_, $body, _>(respond.clone().layer(rate.layer(service.clone())));
         let adaptive = AdaptiveConcurrencyLimitLayer::new(AdaptivePolicy::gradient());
         finished::<_, $body, _>(respond.clone().layer(adaptive.refuse().layer(service.clone())));
         let authorize = AuthorizeLayer::new(&ApiKey::new("sk-or-v1-a").unwrap());

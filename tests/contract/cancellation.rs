@@ -64,6 +64,8 @@ around_every_other! {
     r003_r005_cancelled_anywhere_waiting_limit_leaves_nothing: WaitingLimit,
     r003_r005_cancelled_anywhere_refusing_limit_leaves_nothing: RefusingLimit,
     r003_r005_cancelled_anywhere_adaptive_limit_leaves_nothing: AdaptiveLimit,
+    r003_r005_cancelled_anywhere_rate_leaves_nothing: Rate,
+    r003_r005_cancelled_anywhere_waiting_rate_leaves_nothing: WaitingRate,
     r003_r005_cancelled_anywhere_authorize_leaves_nothing: Authorize,
     r003_r005_cancelled_anywhere_timeouts_leaves_nothing: Timeouts,
     r003_r005_cancelled_anywhere_the_leaf_leaves_nothing: Leaf,

@@ -46,6 +46,7 @@ pub(crate) struct Settings {
     pub(crate) breaker: Breaker,
     pub(crate) retry: Retry,
     pub(crate) limits: Limits,
+    pub(crate) pace: Pace,
     pub(crate) keys: Vec<KeyEntry>,
     pub(crate) routes: Vec<RouteEntry>,
 }
@@ -73,6 +74,7 @@ impl Default for Settings {
             breaker: Breaker::default(),
             retry: Retry::default(),
             limits: Limits::default(),
+            pace: Pace::default(),
             keys: Vec::new(),
             routes: Vec::new(),
         }
@@ -327,6 +329,50 @@ impl Default for Limits {
     }
 }
 
+/// `[pace]`: how fast.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Pace {
+    pub(crate) learn: bool,
+    pub(crate) requests_per_minute: Option<NonZeroU32>,
+    pub(crate) burst: NonZeroU32,
+    pub(crate) tokens_per_minute: Option<NonZeroU32>,
+    pub(crate) requests_per_day: Option<NonZeroU32>,
+    pub(crate) scope: PaceScopeName,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            learn: true,
+            requests_per_minute: None,
+            burst: const { NonZeroU32::new(1).unwrap() },
+            tokens_per_minute: None,
+            requests_per_day: None,
+            scope: PaceScopeName::Account,
+        }
+    }
+}
+
+/// Whose the given limits are.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum PaceScopeName {
+    Key,
+    Account,
+    Pool,
+}
+
+impl fmt::Display for PaceScopeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Key => "each key",
+            Self::Account => "each account",
+            Self::Pool => "all keys together",
+        })
+    }
+}
+
 impl Settings {
     /// Where requests are sent, unless to the simulator.
     pub(crate) fn upstream(&self) -> &str {
@@ -467,6 +513,7 @@ mod tests {
             "[breaker]",
             "[retry]",
             "[limits]",
+            "[pace]",
             "[[keys]]",
         ];
         let route = "[[routes]]\nmodels = [\"*\"]";
