@@ -182,7 +182,6 @@ async fn an_open_stream_takes_at_most_4_kib() {
 }
 
 #[tokio::test(flavor = "current_thread")]
-#[expect(clippy::await_holding_lock, reason = "one thread, and nobody else waits on this runtime")]
 async fn ten_thousand_waiters_behind_a_thousand_keys_take_less_than_64_mib() {
     let _turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let heap = Region::new(HEAP);
