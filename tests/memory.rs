@@ -131,7 +131,6 @@ async fn a_request_that_nobody_asks_to_explain_takes_no_piece_of_the_heap_for_it
 }
 
 #[tokio::test(flavor = "current_thread")]
-#[expect(clippy::await_holding_lock, reason = "one thread, and nobody else waits on this runtime")]
 async fn ten_thousand_waiters_behind_a_thousand_keys_take_less_than_64_mib() {
     let _turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let heap = Region::new(HEAP);
