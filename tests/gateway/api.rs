@@ -120,6 +120,24 @@ fn answers_say_which_key_and_how_many_attempts_unless_switched_off() {
 }
 
 #[test]
+fn a_priority_ends_here_and_must_be_one_that_is_known() {
+    let upstream = Upstream::fine();
+    let gateway = Gateway::before(&upstream, &[]);
+    for (priority, status) in [("high", 200), ("Low", 200), ("urgent", 400), ("", 400)] {
+        let reply = gateway.chat(&format!("X-Priority: {priority}\r\n"));
+        assert_eq!(reply.status, status, "{reply:?}");
+        assert_eq!(reply.body.contains("x-priority must be high, normal or low"), status == 400, "{reply:?}");
+    }
+    let seen = upstream.seen();
+    assert!(
+        seen.len() == 2 && !seen.iter().any(|request| request.to_ascii_lowercase().contains("priority")),
+        "{seen:?}"
+    );
+    let stats = get(gateway.admin, "/stats", "").json();
+    assert_eq!(stats["waiting"], serde_json::json!({"high": 0, "normal": 0, "low": 0}));
+}
+
+#[test]
 fn each_answer_has_a_request_id_and_the_clients_own_is_kept() {
     let upstream = Upstream::fine();
     let gateway = Gateway::before(&upstream, &[]);

@@ -230,7 +230,7 @@ mod tests {
     #[derive(Debug, Clone)]
     enum Step {
         Stand(u8, u8),
-        StepOut(usize),
+        Call(usize),
         Back(usize),
         Leave(usize),
     }
@@ -238,7 +238,7 @@ mod tests {
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
             (0..4_u8, 0..3_u8).prop_map(|(kind, class)| Step::Stand(kind, class)),
-            any::<usize>().prop_map(Step::StepOut),
+            any::<usize>().prop_map(Step::Call),
             any::<usize>().prop_map(Step::Back),
             any::<usize>().prop_map(Step::Leave),
             Just(Step::Leave(0)),
@@ -262,7 +262,7 @@ mod tests {
                         line.stand(kind, place, start);
                         model.push((kind, place, true));
                     }
-                    Step::StepOut(index) => if let Some(index) = find(index, &model) {
+                    Step::Call(index) => if let Some(index) = find(index, &model) {
                         let (kind, place, stands) = model[index];
                         prop_assert_eq!(line.step_out(kind, place), stands);
                         model[index].2 = false;

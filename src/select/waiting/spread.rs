@@ -64,7 +64,7 @@ mod tests {
         fn all_come_within_about_a_second_and_few_of_them_at_once(waiting in 100..20_000_usize, seed: u64) {
             let (start, mut rng) = (Instant::now(), fastrand::Rng::with_seed(seed));
             let mut gate = Gate::new(start, waiting);
-            let mut buckets = vec![0; 20];
+            let mut buckets = [0; 20];
             for _ in 0..waiting {
                 let at = gate.opens;
                 buckets[(at - start).as_millis() as usize / 100] += 1;
