@@ -40,7 +40,8 @@ fn a_stream_is_opened_without_naming_a_key_and_goes_on_with_the_answer() {
 
 #[test]
 fn a_refusal_after_that_is_an_error_event_in_the_shape_of_the_path() {
-    let error = r#"{"error":{"code":403,"message":"Refused by policy","metadata":{"error_type":"content_policy_violation"}}}"#;
+    let error =
+        r#"{"error":{"code":403,"message":"Refused by policy","metadata":{"error_type":"content_policy_violation"}}}"#;
     let (gateway, _upstream) = slow("refused", response("403 Forbidden", "content-type: application/json\r\n", error));
     for (path, event, kind) in [
         ("/v1/chat/completions", "data: {", r#""code":403"#),
