@@ -9,8 +9,8 @@ use static_assertions::assert_impl_all;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, layer::util::Identity, service_fn};
 use tower_openrouter::{
     AccountPoller, ApiKey, Balancer, Batch, BufferLayer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer,
-    Endpoint, ExplainLayer, KeyError, KeySelect, KeySelectLayer, LoadMonitorLayer, ModelRouter, OpenRouter, Outcome,
-    Rejected, RequestContext, RespondLayer, RetryLayer, Snapshot, TimeoutsLayer,
+    Endpoint, ExplainLayer, HedgeLayer, KeyError, KeySelect, KeySelectLayer, LoadMonitorLayer, ModelRouter, OpenRouter,
+    Outcome, Rejected, RequestContext, RespondLayer, RetryLayer, Snapshot, TimeoutsLayer,
     batch::{AsTheyCome, InOrder},
     breaker::{Admission, BreakerHandle, BreakerPolicy, CircuitBreaker, CircuitBreakerFuture, TripPolicy},
     buffer::{Buffer, BufferFuture, ReplayBody},
@@ -19,6 +19,7 @@ use tower_openrouter::{
     endpoint_fn,
     error::UpstreamError,
     explain::{Explain, ExplainFuture, Explanation, Trace},
+    hedge::{Hedge, HedgeFuture, HedgeHandle},
     limit::{
         AdaptiveConcurrencyLimit, AdaptiveConcurrencyLimitLayer, AdaptivePolicy, ConcurrencyLimit, LimitFuture,
         LimitHandle, LimitPermit,
@@ -69,6 +70,7 @@ assert_layers_and_services! {
     TimeoutsLayer, Timeouts<Plain>,
     BufferLayer, Buffer<ToReplay>,
     RetryLayer, Retry<Plain>,
+    HedgeLayer, Hedge<Plain>, HedgeHandle,
     ModelRouter<Plain>, Routes<ToReplay>, ProviderLayer, ProviderPreferences, ProviderService<Plain>,
     KeySelectLayer<PerKey>, KeySelectLayer<PerKey, LeastInFlight>, KeySelect<Plain>, KeySelect<Plain, LeastInFlight>,
     LoadMonitorLayer, LoadMonitor<Plain>,
@@ -100,7 +102,7 @@ assert_send! {
     DeadlineFuture<<Plain as Service<Request<Body>>>::Future>, DeadlineBody<Body>,
     TimeoutsFuture<<Plain as Service<Request<Body>>>::Future>, TimeoutsBody<Body>,
     BufferFuture<ToReplay, Body>, ReplayBody,
-    RetryFuture<Plain, Body, Body>, RoutesFuture<ToReplay>, ProviderFuture<<Plain as Service<Request<Body>>>::Future>,
+    RetryFuture<Plain, Body, Body>, HedgeFuture<Plain, Body, Body>, RoutesFuture<ToReplay>, ProviderFuture<<Plain as Service<Request<Body>>>::Future>,
     KeySelectFuture<Plain, RoundRobin, Body>, <KeySelect<Plain> as Service<Request<Body>>>::Response,
     LoadMonitorFuture<<Plain as Service<Request<Body>>>::Future>,
     CircuitBreakerFuture<<Plain as Service<Request<Body>>>::Future>,
@@ -168,6 +170,7 @@ macro_rules! all_around {
             .layer(DeadlineLayer::default())
             .layer($buffer)
             .layer(RetryLayer::new())
+            .layer(HedgeLayer::new())
             .layer(KeySelectLayer::new(pool(), per_key).pick(LeastInFlight::default()))
             .layer(TimeoutsLayer::default())
             .map_request(|request: Request<ReplayBody>| request.map($into))

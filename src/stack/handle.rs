@@ -8,6 +8,7 @@ use crate::{
     CircuitBreakerLayer, ConcurrencyLimitLayer, Endpoint, Snapshot,
     breaker::BreakerHandle,
     endpoint::EndpointId,
+    hedge::HedgeHandle,
     retry::RetryHandle,
     select::Pool,
     sync::{Mutex, lock},
@@ -18,6 +19,7 @@ use crate::{
 pub struct BalancerHandle {
     pub(super) pool: Pool,
     pub(super) retry: RetryHandle,
+    pub(super) hedge: Option<HedgeHandle>,
     pub(super) kept: Kept,
 }
 
@@ -27,9 +29,13 @@ impl BalancerHandle {
         &self.pool
     }
 
-    /// What every key did, and what was tried again.
+    /// What every key did, what was tried again and, where that is on, what was sent twice.
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot::of(self.pool.endpoints().iter()).with("retry", self.retry.stats())
+        let snapshot = Snapshot::of(self.pool.endpoints().iter()).with("retry", self.retry.stats());
+        match &self.hedge {
+            Some(hedge) => snapshot.with("hedge", hedge.stats()),
+            None => snapshot,
+        }
     }
 
     /// The breaker of an endpoint: to watch, isolate and reset it. `None` before the first request could have used it.

@@ -19,7 +19,7 @@ use tower::{
     util::{BoxCloneSyncService, MapRequestLayer},
 };
 use tower_openrouter::{
-    ApiKey, BufferLayer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint, ExplainLayer,
+    ApiKey, BufferLayer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint, ExplainLayer, HedgeLayer,
     KeySelectLayer, LoadMonitorLayer, ModelRouter, OpenRouter, RespondLayer, RetryLayer, TimeoutsLayer,
     breaker::{BreakerHandle, BreakerPolicy, BreakerState, TripPolicy},
     buffer::ReplayBody,
@@ -164,6 +164,7 @@ pub enum Stage {
     Buffer,
     Tee,
     Retry,
+    Hedge,
     Route,
     Provider,
     Select,
@@ -180,13 +181,14 @@ pub enum Stage {
 }
 
 impl Stage {
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Explain,
         Self::Respond,
         Self::Deadline,
         Self::Buffer,
         Self::Tee,
         Self::Retry,
+        Self::Hedge,
         Self::Route,
         Self::Provider,
         Self::Select,
@@ -215,6 +217,7 @@ impl Stage {
                 watch.retries.push(retry.handle());
                 erase(retry.layer(inner))
             }
+            Self::Hedge => erase(eager(HedgeLayer::new()).layer(inner)),
             Self::Route => {
                 let kept = MapRequestLayer::new(|request: Request<ReplayBody>| request.map(Payload::Kept));
                 let route = kept.layer(inner);
@@ -260,6 +263,11 @@ impl Stage {
 
 pub fn pool() -> Pool {
     Pool::new(["a", "b", "c"].map(|label| ApiKey::new(format!("sk-or-v1-{label}")).unwrap().label(label))).unwrap()
+}
+
+/// Hedges as many as it may.
+pub fn eager(hedge: HedgeLayer) -> HedgeLayer {
+    hedge.percentile(0.5).unwrap().share(1.0).unwrap()
 }
 
 /// Waits short enough for a storm to see several.

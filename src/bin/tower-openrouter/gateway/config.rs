@@ -13,7 +13,8 @@ mod values;
 
 pub(crate) use arguments::Arguments;
 pub(crate) use settings::{
-    Breaker, Credit, Limits, PickName, Retry, Select, Settings, Timeouts, Token, Unrouted, WhenFull,
+    Adaptive, AdaptivePer, Breaker, Credit, Hedge, Limits, PickName, Retry, Select, Settings, Timeouts, Token,
+    Unrouted, WhenFull,
 };
 pub(crate) use trouble::Trouble;
 pub(crate) use values::{Dollars, Size, Span};
