@@ -104,6 +104,7 @@ impl ErrorAnswer {
                     UpstreamErrorKind::FirstOutputTimeout => (StatusCode::GATEWAY_TIMEOUT, "first_output_timeout"),
                     UpstreamErrorKind::GapTimeout => (StatusCode::GATEWAY_TIMEOUT, "gap_timeout"),
                     UpstreamErrorKind::TotalTimeout => (StatusCode::GATEWAY_TIMEOUT, "total_timeout"),
+                    UpstreamErrorKind::Truncated => (StatusCode::BAD_GATEWAY, "truncated"),
                 };
                 Self::new(status, error.to_string()).reason(reason)
             }

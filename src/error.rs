@@ -135,6 +135,8 @@ pub enum UpstreamErrorKind {
     GapTimeout,
     /// The exchange was not over within the time limit.
     TotalTimeout,
+    /// The answer broke off: its connection failed, or it ended without its end marker.
+    Truncated,
 }
 
 impl UpstreamError {
@@ -153,7 +155,7 @@ impl UpstreamError {
         find(error)
     }
 
-    /// What it says about whom (rows 28 and 29 of the classification table).
+    /// What it says about whom (rows 4, 28 and 29 of the classification table).
     pub fn fault(&self) -> Fault {
         match self.kind {
             UpstreamErrorKind::Connect => Fault::new(Cause::Connect, Scope::Egress).retry(Retry::Backoff),
@@ -164,6 +166,7 @@ impl UpstreamError {
             }
             UpstreamErrorKind::GapTimeout => Fault::new(Cause::GapTimeout, Scope::Pool),
             UpstreamErrorKind::TotalTimeout => Fault::new(Cause::Timeout, Scope::Pool).retry(Retry::Unclear),
+            UpstreamErrorKind::Truncated => Fault::new(Cause::Truncated, Scope::Pool).retry(Retry::Unclear),
         }
     }
 }
@@ -177,6 +180,7 @@ impl fmt::Display for UpstreamError {
             UpstreamErrorKind::FirstOutputTimeout => "the upstream sent nothing of an answer in time",
             UpstreamErrorKind::GapTimeout => "the upstream fell silent in the middle of its answer",
             UpstreamErrorKind::TotalTimeout => "the upstream's answer was not over in time",
+            UpstreamErrorKind::Truncated => "the upstream's answer broke off before its end",
         })
     }
 }
@@ -185,6 +189,11 @@ impl Error for UpstreamError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         self.source.as_deref().map(|source| source as _)
     }
+}
+
+/// Whether an error, or what caused it, is one of ours, so that it may be quoted.
+pub(crate) fn is_known(error: &(dyn Error + 'static)) -> bool {
+    Rejected::find(error).is_some() || UpstreamError::find(error).is_some()
 }
 
 /// Finds an error of type `T` in an error or in what caused it.

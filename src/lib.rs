@@ -223,6 +223,7 @@ pub mod explain;
 mod json;
 pub mod key;
 pub mod outcome;
+pub mod pace;
 pub mod request;
 mod sync;
 

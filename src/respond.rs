@@ -25,7 +25,9 @@
 //! Who stands above, in the same process, finds in the answer's extensions the [`Rejected`] that it stands for, or what
 //! any other error means as an [`OutcomeCell`].
 //!
-//! An error of the response body is not an answer any more; it passes through, and the server cuts the stream.
+//! An error of the response body comes too late for an answer. In an event stream it becomes one more event, the error in
+//! the shape of the path, after the last whole one; then the body fails, so that the server ends the connection uncleanly
+//! and nobody takes what came for all there was. A compressed stream, a JSON body and gRPC just fail. See [`ToldBody`].
 //!
 //! # Examples
 //!
@@ -91,8 +93,10 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 mod answer;
+mod told;
 
 use answer::Form;
+pub use told::ToldBody;
 
 use crate::{
     answer::{ErrorAnswer, Shape},
@@ -107,7 +111,7 @@ pub struct RespondLayer {
 }
 
 /// The body of an answer: the inner service's, or one of ours.
-pub type RespondBody<B> = Either<B, Full<Bytes>>;
+pub type RespondBody<B> = Either<ToldBody<B>, Full<Bytes>>;
 
 impl RespondLayer {
     /// Answers in OpenRouter's error shape, or in Anthropic's where the path is that of `/messages`.
@@ -216,7 +220,7 @@ where
         let this = self.project();
         let error = match this.state.project() {
             StateProj::Running { future } => match ready!(future.poll(cx)) {
-                Ok(response) => return Poll::Ready(Ok(response.map(Either::Left))),
+                Ok(response) => return Poll::Ready(Ok(this.form.pass(response))),
                 Err(error) => error.into(),
             },
             StateProj::Failed { error } => error.take().expect("polled after it was ready"),

@@ -97,7 +97,9 @@ pub use cooldown::Resting;
 pub use ejection::SelectError;
 /// The random numbers a [`Pick`] is given.
 pub use fastrand::Rng;
-pub use filter::{AdaptiveLimit, CreditFloor, CreditLimit, Ended, Filter, FilterFn, Fit, RequireTags, filter_fn};
+pub use filter::{
+    AdaptiveLimit, CreditFloor, CreditLimit, Ended, Filter, FilterFn, Fit, Pacing, RequireTags, filter_fn,
+};
 pub use future::{KeySelectFuture, Record};
 pub use pick::{
     Candidates, LeastInFlight, MostCredit, PeakEwma, Pick, PickFn, Prepared, PriorityTiers, Rank, Rendezvous,
@@ -110,6 +112,7 @@ use crate::{
     body::Guarded,
     endpoint::Endpoint,
     outcome::{Classify, HttpStatus},
+    request::Priority,
 };
 use choose::Shared;
 use ejection::Ejection;
@@ -334,6 +337,12 @@ impl<S, P> KeySelect<S, P> {
     /// How many requests wait for a key now.
     pub fn waiting(&self) -> usize {
         self.0.room.len()
+    }
+
+    /// How many of each class wait, the highest first. It counts one by one: for those who watch, not for each request.
+    pub fn waiting_by_class(&self) -> [(Priority, usize); Priority::ALL.len()] {
+        let mut count = self.0.room.by_class().into_iter();
+        Priority::ALL.map(|class| (class, count.next().unwrap_or_default()))
     }
 }
 

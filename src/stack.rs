@@ -49,9 +49,10 @@ use crate::{
     breaker::BreakerPolicy,
     buffer::ReplayBody,
     openrouter::{AuthorizeLayer, ProviderLayer},
+    pace::PacePolicy,
     respond::RespondBody,
     route::Routes,
-    select::{CreditLimit, Filter, LeastInFlight, MostCredit, Pick, Pool, SelectError, endpoint_fn},
+    select::{CreditLimit, Filter, LeastInFlight, MostCredit, Pacing, Pick, Pool, SelectError, endpoint_fn},
 };
 
 mod handle;
@@ -304,6 +305,13 @@ impl<P: Pick> BalancerBuilder<P> {
     /// ```
     pub fn credit(self, limit: CreditLimit) -> BalancerBuilder<MostCredit> {
         self.pick(MostCredit::default()).filter(limit)
+    }
+
+    /// Sends no faster than the quotas of keys and accounts admit, given by hand or learned from refusals; see
+    /// [`PacePolicy`]. Off by default. To watch or change it while it runs, add a [`Pacing`] as a [`filter`](Self::filter)
+    /// instead.
+    pub fn pace(self, policy: PacePolicy) -> Self {
+        self.filter(Pacing::new(policy))
     }
 
     /// Sets how long a request may wait for a key, besides its deadline; default 30 s. Zero never waits.

@@ -8,9 +8,11 @@ use http_body_util::{BodyExt, Full};
 use static_assertions::assert_impl_all;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, layer::util::Identity, service_fn};
 use tower_openrouter::{
-    AccountPoller, ApiKey, Balancer, Batch, BufferLayer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer,
-    Endpoint, ExplainLayer, HedgeLayer, KeyError, KeySelect, KeySelectLayer, LoadMonitorLayer, ModelRouter, OpenRouter,
-    Outcome, Rejected, RequestContext, RespondLayer, RetryLayer, Snapshot, TimeoutsLayer,
+    AccountPoller, ApiKey, Balancer, Batch, BufferLayer, CircuitBreakerLayer, CommitGateLayer, ConcurrencyLimitLayer,
+    DeadlineLayer, Endpoint, ExplainLayer, HedgeLayer, KeepAliveLayer, KeyError, KeySelect, KeySelectLayer,
+    LoadMonitorLayer, ModelRouter, OpenRouter, Outcome, Rejected, RequestContext, RespondLayer, RetryLayer, Snapshot,
+    TimeoutsLayer,
+    answer::{ErrorAnswer, Shape},
     batch::{AsTheyCome, InOrder},
     breaker::{Admission, BreakerHandle, BreakerPolicy, CircuitBreaker, CircuitBreakerFuture, TripPolicy},
     buffer::{Buffer, BufferFuture, ReplayBody},
@@ -31,7 +33,7 @@ use tower_openrouter::{
         provider::{ProviderFuture, ProviderService},
     },
     outcome::{Grpc, OutcomeCell},
-    respond::{Respond, RespondBody, RespondFuture},
+    respond::{Respond, RespondBody, RespondFuture, ToldBody},
     retry::{Backoff, Retry, RetryBudget, RetryFuture, RetryHandle},
     route::{Routes, RoutesFuture},
     select::{
@@ -40,7 +42,10 @@ use tower_openrouter::{
         Sticky, WeightedRandom,
     },
     stack::{BalancerBuilder, BalancerHandle},
-    stream::timeouts::{Timeouts, TimeoutsBody, TimeoutsFuture},
+    stream::{
+        CommitGate, CommitGateBody, CommitGateFuture, KeepAlive, KeepAliveBody, KeepAliveFuture, StreamError,
+        timeouts::{Timeouts, TimeoutsBody, TimeoutsFuture},
+    },
 };
 
 /// A service whose parts are as plain as can be.
@@ -66,6 +71,7 @@ macro_rules! assert_send {
 assert_layers_and_services! {
     RespondLayer, Respond<Plain>,
     ExplainLayer, Explain<Plain>, Trace,
+    KeepAliveLayer, KeepAlive<Plain>, CommitGateLayer, CommitGate<Plain>,
     DeadlineLayer, DeadlineService<Plain>, Deadline,
     TimeoutsLayer, Timeouts<Plain>,
     BufferLayer, Buffer<ToReplay>,
@@ -90,15 +96,17 @@ assert_layers_and_services!(tower_openrouter::openrouter::HyperTransport<Body>);
 assert_impl_all!(CircuitBreaker<Plain>: Clone, Debug, Send, Sync);
 
 assert_handles!(MostCredit, Sticky, CreditLimit, CreditFloor, Credit, Prices);
-assert_handles!(AccountPoller<Plain>, Figures, UpstreamError, LimitPermit, Admission);
+assert_handles!(AccountPoller<Plain>, Figures, UpstreamError, ErrorAnswer, Shape, LimitPermit, Admission);
 assert_handles!(RoundRobin, LeastInFlight, SmoothWeighted, WeightedRandom, PeakEwma, Rendezvous, PriorityTiers);
-assert_handles!(Candidates<'_>, Rank, SelectError, RequireTags);
+assert_handles!(Candidates<'_>, Rank, SelectError, RequireTags, StreamError);
 assert_impl_all!(Box<dyn Pick>: Pick);
 
 // futures and bodies are as sendable as what they hold; `Full` and a boxed future are `Send`
 assert_send! {
     ExplainFuture<<Plain as Service<Request<Body>>>::Future>, Explanation,
-    RespondFuture<<Plain as Service<Request<Body>>>::Future>, RespondBody<Body>,
+    RespondFuture<<Plain as Service<Request<Body>>>::Future>, RespondBody<Body>, ToldBody<Body>,
+    KeepAliveFuture<<Plain as Service<Request<Body>>>::Future, Body>, KeepAliveBody<<Plain as Service<Request<Body>>>::Future, Body>,
+    CommitGateFuture<<Plain as Service<Request<Body>>>::Future, Body>, CommitGateBody<Body>,
     DeadlineFuture<<Plain as Service<Request<Body>>>::Future>, DeadlineBody<Body>,
     TimeoutsFuture<<Plain as Service<Request<Body>>>::Future>, TimeoutsBody<Body>,
     BufferFuture<ToReplay, Body>, ReplayBody,
@@ -139,6 +147,8 @@ macro_rules! each_around {
         finished::<_, $body, _>(respond.clone().layer(service.clone()));
         finished::<_, $body, _>(ExplainLayer::new().layer(respond.clone().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(DeadlineLayer::default().layer(service.clone())));
+        finished::<_, $body, _>(KeepAliveLayer::new().layer(respond.clone().layer(service.clone())));
+        finished::<_, $body, _>(respond.clone().layer(CommitGateLayer::new().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(TimeoutsLayer::default().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(LoadMonitorLayer::new().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(CircuitBreakerLayer::default().reject().layer(service.clone())));
@@ -166,11 +176,13 @@ macro_rules! all_around {
                 .into_inner()
         });
         ServiceBuilder::new()
+            .layer(KeepAliveLayer::new())
             .layer($respond)
             .layer(DeadlineLayer::default())
             .layer($buffer)
             .layer(RetryLayer::new())
             .layer(HedgeLayer::new())
+            .layer(CommitGateLayer::new())
             .layer(KeySelectLayer::new(pool(), per_key).pick(LeastInFlight::default()))
             .layer(TimeoutsLayer::default())
             .map_request(|request: Request<ReplayBody>| request.map($into))

@@ -362,7 +362,7 @@ async fn the_transports_have_no_policy_of_their_own() {
     where
         T: Service<Request<Full<Bytes>>, Response = Response<TB>> + Clone,
         T::Error: Into<BoxError>,
-        TB: http_body::Body<Data = Bytes, Error: std::fmt::Debug>,
+        TB: http_body::Body<Data = Bytes, Error: Into<BoxError>>,
     {
         let post = |path: &str| Request::post(path).body(Full::new(Bytes::from("{}"))).unwrap();
         let moved = leaf.clone().oneshot(post("/moved")).await.unwrap();
@@ -406,8 +406,14 @@ proptest! {
                 std::future::ready(Ok::<_, Infallible>(response.body(StreamBody::new(stream::iter(frames))).unwrap()))
             });
             let leaf = OpenRouter::builder().error_body_limit(limit).build(transport).unwrap();
-            leaf.oneshot(chat()).await.unwrap().into_body().collect().await.unwrap().to_bytes()
+            let mut body = leaf.oneshot(chat()).await.unwrap().into_body();
+            let mut out = Vec::new();
+            // nonsense is no stream that has ended, so the end may be an error
+            while let Some(Ok(frame)) = body.frame().await {
+                out.extend_from_slice(&frame.into_data().unwrap());
+            }
+            out
         });
-        prop_assert_eq!(out, Bytes::from(body));
+        prop_assert_eq!(out, body);
     }
 }

@@ -273,7 +273,7 @@ fn before_leaf(
 ) -> Timeouts<
     impl tower::Service<
         Request<String>,
-        Response = Response<impl Body<Data = Bytes, Error = Infallible> + use<>>,
+        Response = Response<impl Body<Data = Bytes, Error = BoxError> + use<>>,
         Error = BoxError,
     > + use<>,
 > {

@@ -24,8 +24,8 @@ use super::{
     service::Config,
 };
 use crate::{
-    body::{Guarded, ReadAhead, Seen},
-    error::{Rejected, UpstreamError, UpstreamErrorKind},
+    body::{ReadAhead, Seen},
+    error::{self, UpstreamError, UpstreamErrorKind},
     outcome::{Cause, Fault, Outcome, OutcomeCell, Scope},
 };
 
@@ -144,13 +144,13 @@ fn passed_on<B: Body<Data = Bytes>>(mut parts: Parts, body: B, asked: &Asked) ->
         None
     };
     parts.extensions.insert(cell);
-    Response::from_parts(parts, Guarded::new(ReadAhead::new(body), scan))
+    Response::from_parts(parts, OpenRouterBody::new(ReadAhead::new(body), scan))
 }
 
 /// An error status, judged by its head and what was read of its body.
 fn judged<B: Body<Data = Bytes>>(failed: Failed<B>, asked: &Asked) -> Response<OpenRouterBody<B>> {
     let Failed { mut parts, body, .. } = failed;
-    let Judged { outcome, account, provider } = classify(&Answer {
+    let Judged { outcome, account, provider, limit } = classify(&Answer {
         status: parts.status,
         headers: &parts.headers,
         body: &body.bytes(),
@@ -164,18 +164,21 @@ fn judged<B: Body<Data = Bytes>>(failed: Failed<B>, asked: &Asked) -> Response<O
     if let Some(provider) = &provider {
         cell.report_provider(provider);
     }
+    if let Some(limit) = limit {
+        cell.report_limit(limit);
+    }
     cell.end(outcome);
     if let Outcome::Fault(fault) = outcome {
         tracing::debug!(status = parts.status.as_u16(), cause = %fault.cause, scope = %fault.scope, ?provider, "the upstream answered with an error");
     }
     parts.extensions.insert(cell);
-    Response::from_parts(parts, Guarded::new(body.unboxed(), None))
+    Response::from_parts(parts, OpenRouterBody::new(body.unboxed(), None))
 }
 
 /// The answer to a request for something that is not below the API root. Nothing was sent.
 fn bad_target<B: Body<Data = Bytes>>() -> Response<OpenRouterBody<B>> {
     let text = r#"{"error":{"code":404,"message":"The path does not lie below the API root: use one such as /v1/chat/completions"}}"#;
-    let mut response = Response::new(Guarded::new(ReadAhead::of_text(text.into()), None));
+    let mut response = Response::new(OpenRouterBody::new(ReadAhead::of_text(text.into()), None));
     *response.status_mut() = StatusCode::NOT_FOUND;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     let cell = OutcomeCell::new();
@@ -187,10 +190,7 @@ fn bad_target<B: Body<Data = Bytes>>() -> Response<OpenRouterBody<B>> {
 /// A transport that does not say how far it came may have sent the request.
 pub(super) fn wrap_error(error: impl Into<BoxError>) -> BoxError {
     let error = error.into();
-    if UpstreamError::find(&*error).is_some() || Rejected::find(&*error).is_some() {
-        return error;
-    }
-    UpstreamError::new(UpstreamErrorKind::Reset, error).into()
+    if error::is_known(&*error) { error } else { UpstreamError::new(UpstreamErrorKind::Reset, error).into() }
 }
 
 impl<F, TB: Body> fmt::Debug for OpenRouterFuture<F, TB> {

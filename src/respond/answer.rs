@@ -3,9 +3,10 @@
 use std::fmt::Write;
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Response, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
 use http_body_util::{Either, Full};
 
+use super::ToldBody;
 use crate::{
     answer::{ErrorAnswer, Shape},
     error::whole_seconds,
@@ -20,6 +21,19 @@ pub(super) enum Form {
 }
 
 impl Form {
+    /// An answer of the inner service's, whose body may still fail.
+    pub(super) fn pass<B>(self, mut response: Response<B>) -> Response<Either<ToldBody<B>, Full<Bytes>>> {
+        let body = match self {
+            Self::Http(shape) if is_plain_event_stream(response.headers()) => {
+                // an event more may come than its length says
+                response.headers_mut().remove(header::CONTENT_LENGTH);
+                response.map(|body| ToldBody::events(body, shape))
+            }
+            Self::Http(_) | Self::Grpc => response.map(ToldBody::untouched),
+        };
+        body.map(Either::Left)
+    }
+
     pub(super) fn answer<B>(self, answer: &ErrorAnswer) -> Response<Either<B, Full<Bytes>>> {
         let (status, reason) = (answer.status().as_u16(), answer.reason_name());
         tracing::debug!(status, reason, "answered in place of the upstream");
@@ -28,6 +42,13 @@ impl Form {
             Self::Grpc => grpc(answer),
         }
     }
+}
+
+fn is_plain_event_stream(headers: &HeaderMap) -> bool {
+    const KIND: &[u8] = b"text/event-stream";
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.as_bytes().get(..KIND.len()));
+    kind.is_some_and(|kind| kind.eq_ignore_ascii_case(KIND))
+        && headers.get(header::CONTENT_ENCODING).is_none_or(|encoding| encoding == "identity")
 }
 
 fn http<B>(answer: &ErrorAnswer, shape: Shape) -> Response<Either<B, Full<Bytes>>> {

@@ -84,10 +84,10 @@ impl Claims {
 
     /// Gives everything back. Says whether a filter itself sees to it that the fault does not come again, so that nobody
     /// need rest.
-    pub(super) fn settle(&mut self, outcome: Option<Outcome>, usage: Option<Usage>) -> bool {
+    pub(super) fn settle(&mut self, outcome: Option<Outcome>, usage: Option<Usage>, limit: Option<u32>) -> bool {
         let Some(taken) = self.0.take() else { return false };
         let Taken { pool, endpoint, since, sent, first_output, amounts } = *taken;
-        let ended = Ended { since, now: Instant::now(), sent, first_output, outcome, usage };
+        let ended = Ended { since, now: Instant::now(), sent, first_output, outcome, usage, limit };
         let mut seen_to = false;
         for (filter, amount) in amounts {
             seen_to |= filter.settle(&endpoint, amount, &ended);
@@ -101,7 +101,7 @@ impl Claims {
 
 impl Drop for Claims {
     fn drop(&mut self) {
-        self.settle(None, None);
+        self.settle(None, None, None);
     }
 }
 

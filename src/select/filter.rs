@@ -19,6 +19,7 @@ mod built_in;
 mod closure;
 mod credit_floor;
 mod credit_limit;
+mod pace;
 mod tags;
 
 pub use adaptive_limit::AdaptiveLimit;
@@ -26,6 +27,7 @@ pub(super) use built_in::{Bar, bar, built_in, is_second_choice};
 pub use closure::{FilterFn, filter_fn};
 pub use credit_floor::CreditFloor;
 pub use credit_limit::CreditLimit;
+pub use pace::Pacing;
 pub use tags::RequireTags;
 
 /// What a filter says.
@@ -71,6 +73,8 @@ pub struct Ended {
     pub outcome: Option<Outcome>,
     /// What it reports to have used.
     pub usage: Option<Usage>,
+    /// How many requests the limit admits that it met, where a refusal names it.
+    pub limit: Option<u32>,
 }
 
 /// Says whether an endpoint may serve a request. Small, pure, quick: it runs for each proposal, under no lock of its own.

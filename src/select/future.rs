@@ -17,21 +17,18 @@ use super::{
     choose::{Choice, Found, Outlook, Selection, Shared},
     claims::Claims,
     pick::Pick,
-    waiting::Ticket,
+    waiting::{Heard, Others, Ticket},
 };
 use crate::{
     body::{Ending, Guard, Guarded},
     clock,
     endpoint::{Endpoint, Route},
-    error::{Rejected, Why},
+    error::{Rejected, Why, whole_seconds},
     explain::Entry,
     outcome::{Classify, Outcome, OutcomeCell, Rest, Retry, Scope, Verdict},
     request::{Attempting, RequestContext},
 };
 
-/// Spread of those who wait for the same rest to end, as a share of the wait, so that they do not come all at once.
-const JITTER: f64 = 0.1;
-const LEAST_JITTER: Duration = Duration::from_millis(100);
 /// First rest of an upstream that fails for most keys; it doubles while that goes on.
 const FAILING_POOL: Duration = Duration::from_secs(1);
 
@@ -82,10 +79,11 @@ struct Looking<S: Send + Sync + 'static, P: Pick, B> {
 /// Someone in the line.
 struct Waiting<S: Send + Sync + 'static, P: Pick> {
     ticket: Ticket<S, P>,
-    /// When to look at the pool anew, or to give up.
-    wake: Pin<Box<Sleep>>,
+    /// For when it gives up, or sooner if it keeps the time for all.
+    timer: Pin<Box<Sleep>>,
     give_up: Instant,
-    outlook: Outlook,
+    /// Whether it should look at all endpoints first.
+    look: bool,
 }
 
 impl<S, P, B> KeySelectFuture<S, P, B>
@@ -120,8 +118,8 @@ where
                 Poll::Ready(found) => found,
                 Poll::Pending => ready!(wait(this.shared, request, context, waiting.as_mut().expect("in line"), cx)),
             };
-            let waited = waiting.take().is_some();
-            let Found { endpoint, mut service, mut claims } = match found {
+            let waited = waiting.take();
+            let Found { lane, mut service, mut claims } = match found {
                 Ok(found) => found,
                 Err(error) => {
                     if let Some(trace) = context.trace() {
@@ -130,11 +128,12 @@ where
                     return Poll::Ready(Err(error));
                 }
             };
-            if waited && this.shared.reserves {
-                this.shared.pass_on(&endpoint);
+            if let Some(waited) = waited {
+                waited.ticket.served(Instant::now());
             }
             claims.sent();
             let Some(Looking { request, context, .. }) = looking.take() else { unreachable!("it was there above") };
+            let endpoint = lane.endpoint.clone();
             let attempt = Attempting::start(context, &endpoint);
             let context = attempt.context();
             let entry = context.trace().map(|trace| Box::new(trace.send(endpoint.key().name(), Instant::now())));
@@ -167,7 +166,7 @@ where
     }
 }
 
-/// Looks for an endpoint; joins the line when there is none yet.
+/// Looks for an endpoint; joins the line when there is none yet, or when others wait for the same.
 fn find<S, P, B>(
     shared: &Arc<Shared<S, P>>,
     request: &Request<B>,
@@ -181,33 +180,53 @@ where
     P: Pick,
 {
     let now = Instant::now();
-    let outlook = match shared.choose(context, request.headers(), now, true, u64::MAX) {
-        Choice::Ready(found) => return Poll::Ready(Ok(found)),
-        Choice::Nobody(outlook) => outlook,
+    let give_up = || {
+        let patience = clock::after(now, shared.waiting.max_wait);
+        context.deadline().map_or(patience, |deadline| deadline.min(patience))
     };
+    let (mut kind, mut look, mut after) = (None, true, None);
+    if shared.room.len() > 0 {
+        // what is overdue comes before who comes now
+        shared.tick();
+        kind = shared.kind(context);
+        match kind.map_or(Others::None, |kind| shared.room.others(kind, context, give_up(), now)) {
+            Others::TooMany(start) => return Poll::Ready(Err(too_many(start, now).into())),
+            Others::Some { known } => look = !known,
+            Others::None => kind = None,
+        }
+    }
     // what is sent beside an attempt that runs is worth no wait, and not the place of one who has none
-    if context.ledger().runs() {
-        return Poll::Ready(Err(outlook.refuse(shared, context, now)));
+    let beside = || context.ledger().runs();
+    if kind.is_some() {
+        if beside() {
+            return Poll::Ready(Err(shared.refusal(context, now).into()));
+        }
+        shared.explain_wait(context, now);
+    } else {
+        let outlook = match shared.choose(context, request.headers(), now, true) {
+            Choice::Ready(found) => return Poll::Ready(Ok(found)),
+            Choice::Nobody(outlook) => outlook,
+        };
+        if beside() {
+            return Poll::Ready(Err(shared.refusal(context, now).into()));
+        }
+        if give_up() <= now || outlook.is_hopeless(give_up()) {
+            return Poll::Ready(last_resort(shared, request, context, outlook, None, now));
+        }
+        kind = shared.kind(context);
+        after = outlook.earliest.map(|at| at.saturating_duration_since(now));
     }
-    let patience = clock::after(now, shared.waiting.max_wait);
-    let give_up = context.deadline().map_or(patience, |deadline| deadline.min(patience));
-    if outlook.is_hopeless(give_up) {
-        return Poll::Ready(last_resort(shared, request, context, outlook, now));
-    }
-    let Some(ticket) = Ticket::take(shared, context, cx.waker()) else {
+    let give_up = give_up();
+    let Some(ticket) = Ticket::take(shared, context, kind, give_up, now, cx.waker()) else {
         let detail = format!(
             "{} requests wait for a key already: send fewer at once, or raise max_waiters",
             shared.waiting.max_waiters
         );
-        let after = outlook.earliest.map(|at| at - now);
         return Poll::Ready(Err(Rejected::new(Why::QueueFull, detail).retry_after(after).into()));
     };
-    if let Some(found) = ticket.line_up(context, now) {
-        return Poll::Ready(Ok(found));
-    }
-    let wake = Box::pin(tokio::time::sleep_until(outlook.look_again_at(now, give_up)));
     context.ledger().wait();
-    *waiting = Some(Box::new(Waiting { ticket, wake, give_up, outlook }));
+    let timer = Box::pin(tokio::time::sleep_until(give_up));
+    *waiting = Some(Box::new(Waiting { ticket, timer, give_up, look }));
     Poll::Pending
 }
 
@@ -225,27 +244,41 @@ where
     P: Pick,
 {
     loop {
-        let look_again = match waiting.ticket.poll(context, cx) {
-            Ok(found) => return Poll::Ready(Ok(found)),
-            Err(look_again) => look_again,
-        };
-        let time_is_up = waiting.wake.as_mut().poll(cx).is_ready();
-        if !look_again && !time_is_up {
-            return Poll::Pending;
+        shared.tick();
+        let Waiting { ticket, timer, give_up, look } = waiting;
+        match ticket.poll(context, cx) {
+            Heard::Nothing => {}
+            Heard::Found(found) => return Poll::Ready(Ok(found)),
+            Heard::Look => *look = true,
+            Heard::Hopeless => *give_up = Instant::now(),
+            Heard::TooLong(start) => return Poll::Ready(Err(too_many(start, Instant::now()).into())),
         }
         let now = Instant::now();
-        match shared.choose(context, request.headers(), now, true, waiting.ticket.number()) {
-            Choice::Ready(found) => return Poll::Ready(Ok(found)),
-            Choice::Nobody(outlook) => waiting.outlook = outlook,
+        if std::mem::take(look) {
+            let outlook = match ticket.look(context, now) {
+                Ok(found) => return Poll::Ready(Ok(found)),
+                Err(outlook) => outlook,
+            };
+            ticket.tell(&outlook, now);
+            if outlook.is_hopeless(*give_up) {
+                return Poll::Ready(last_resort(shared, request, context, outlook, Some(ticket), now));
+            }
         }
-        if now >= waiting.give_up || waiting.outlook.is_hopeless(waiting.give_up) {
-            let outlook = std::mem::take(&mut waiting.outlook);
-            return Poll::Ready(last_resort(shared, request, context, outlook, now));
+        if *give_up <= now {
+            let outlook = match ticket.outlook(now) {
+                Some(outlook) => outlook,
+                None => match shared.choose(context, request.headers(), now, true) {
+                    Choice::Ready(found) => return Poll::Ready(Ok(found)),
+                    Choice::Nobody(outlook) => outlook,
+                },
+            };
+            return Poll::Ready(last_resort(shared, request, context, outlook, Some(ticket), now));
         }
-        if let Some(found) = waiting.ticket.line_up(context, now) {
-            return Poll::Ready(Ok(found));
+        let wake = ticket.keeps_time_until().map_or(*give_up, |at| at.min(*give_up));
+        if timer.deadline() != wake {
+            timer.as_mut().reset(wake);
         }
-        waiting.wake.as_mut().reset(waiting.outlook.look_again_at(now, waiting.give_up));
+        ready!(timer.as_mut().poll(cx));
     }
 }
 
@@ -256,6 +289,7 @@ fn last_resort<S, P, B>(
     request: &Request<B>,
     context: &RequestContext,
     outlook: Outlook,
+    ticket: Option<&Ticket<S, P>>,
     now: Instant,
 ) -> Result<Found<S>, BoxError>
 where
@@ -265,27 +299,32 @@ where
 {
     if outlook.soft
         && context.deadline().is_none_or(|deadline| deadline > now)
-        && let Choice::Ready(found) = shared.choose(context, request.headers(), now, false, u64::MAX)
+        && let Choice::Ready(found) = shared.choose(context, request.headers(), now, false)
     {
         return Ok(found);
     }
-    Err(outlook.refuse(shared, context, now))
+    let refusal = || shared.refusal(context, now);
+    Err(outlook.broken.unwrap_or_else(|| match ticket {
+        Some(ticket) => ticket.refusal(now, refusal).into(),
+        None => refusal().into(),
+    }))
+}
+
+/// The refusal of one before whom too many wait.
+fn too_many(start: Instant, now: Instant) -> Rejected {
+    let after = start.saturating_duration_since(now);
+    let detail = format!(
+        "so many requests wait for a key that the turn of this one would come in about {} s, later than it may wait: send \
+         fewer, or add keys",
+        whole_seconds(after)
+    );
+    Rejected::new(Why::NoKey, detail).retry_after(after)
 }
 
 impl Outlook {
     /// Whether nobody comes back, or free, before `give_up`.
     fn is_hopeless(&self, give_up: Instant) -> bool {
         !self.busy && self.earliest.is_none_or(|earliest| earliest > give_up)
-    }
-
-    fn look_again_at(&self, now: Instant, give_up: Instant) -> Instant {
-        let Some(earliest) = self.earliest else { return give_up };
-        let spread = earliest.saturating_duration_since(now).mul_f64(JITTER).max(LEAST_JITTER);
-        (earliest + spread.mul_f64(fastrand::f64())).min(give_up)
-    }
-
-    fn refuse<S, P: Pick>(self, shared: &Shared<S, P>, request: &RequestContext, now: Instant) -> BoxError {
-        self.broken.unwrap_or_else(|| shared.refusal(request, now).into())
     }
 }
 
@@ -343,8 +382,8 @@ impl Record {
     }
 
     fn settle(&mut self, outcome: Option<Outcome>) -> bool {
-        let usage = self.cell.as_ref().and_then(OutcomeCell::usage);
-        self.claims.settle(outcome, usage)
+        let cell = self.cell.as_ref();
+        self.claims.settle(outcome, cell.and_then(OutcomeCell::usage), cell.and_then(OutcomeCell::limit))
     }
 
     /// Writes the outcome down; a fault that a filter has `seen_to` asks for no rest.

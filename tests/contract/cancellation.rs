@@ -46,6 +46,7 @@ macro_rules! around_every_other {
 
 around_every_other! {
     r003_r005_cancelled_anywhere_explain_leaves_nothing: Explain,
+    r003_r005_cancelled_anywhere_keep_alive_leaves_nothing: KeepAlive,
     r003_r005_cancelled_anywhere_respond_leaves_nothing: Respond,
     r003_r005_cancelled_anywhere_deadline_leaves_nothing: Deadline,
     r003_r005_cancelled_anywhere_buffer_leaves_nothing: Buffer,
@@ -54,6 +55,7 @@ around_every_other! {
     r003_r005_cancelled_anywhere_hedge_leaves_nothing: Hedge,
     r003_r005_cancelled_anywhere_route_leaves_nothing: Route,
     r003_r005_cancelled_anywhere_provider_leaves_nothing: Provider,
+    r003_r005_cancelled_anywhere_the_gate_leaves_nothing: Gate,
     r003_r005_cancelled_anywhere_select_leaves_nothing: Select,
     r003_r005_cancelled_anywhere_monitor_leaves_nothing: Monitor,
     r003_r005_cancelled_anywhere_breaker_leaves_nothing: Breaker,

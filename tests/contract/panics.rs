@@ -46,6 +46,7 @@ macro_rules! storms {
 
 storms! {
     r008_panics_leave_explain_whole: Explain,
+    r008_panics_leave_keep_alive_whole: KeepAlive,
     r008_panics_leave_respond_whole: Respond,
     r008_panics_leave_deadline_whole: Deadline,
     r008_panics_leave_buffer_whole: Buffer,
@@ -54,6 +55,7 @@ storms! {
     r008_panics_leave_hedge_whole: Hedge,
     r008_panics_leave_route_whole: Route,
     r008_panics_leave_provider_whole: Provider,
+    r008_panics_leave_the_gate_whole: Gate,
     r008_panics_leave_select_whole: Select,
     r008_panics_leave_monitor_whole: Monitor,
     r008_panics_leave_breaker_whole: Breaker,

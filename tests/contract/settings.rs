@@ -7,8 +7,8 @@ use proptest::prelude::*;
 use tokio::time;
 use tower::{Layer, ServiceBuilder, ServiceExt};
 use tower_openrouter::{
-    ApiKey, Balancer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint, HedgeLayer, KeySelectLayer,
-    ModelRouter, OpenRouter, Rejected, RespondLayer, RetryLayer, TimeoutsLayer,
+    ApiKey, Balancer, CircuitBreakerLayer, CommitGateLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint, HedgeLayer,
+    KeepAliveLayer, KeySelectLayer, ModelRouter, OpenRouter, Rejected, RespondLayer, RetryLayer, TimeoutsLayer,
     breaker::{BreakerPolicy, TripPolicy},
     deadline::Deadline,
     endpoint_fn,
@@ -42,6 +42,7 @@ fn r117_every_number_out_of_range_is_refused_by_name() {
         ("limit", refusal(ConcurrencyLimitLayer::new(0))),
         ("limit", refusal(ConcurrencyLimitLayer::new(1).unwrap().handle().set_cap(0))),
         ("total", refusal(DeadlineLayer::new(ZERO))),
+        ("interval", refusal(KeepAliveLayer::new().interval(ZERO))),
         ("attempts", refusal(RetryLayer::new().attempts(0))),
         ("attempts", refusal(RetryLayer::new().attempts(RetryLayer::MOST_ATTEMPTS + 1))),
         ("attempts", refusal(RetryLayer::new().attempts(u32::MAX))),
@@ -157,7 +158,7 @@ proptest! {
 
     #[test]
     fn r118_no_time_given_to_any_layer_overflows(
-        spans in prop::collection::vec(any_span(), 16), status in prop::sample::select(vec![200u16, 401, 402, 429, 500, 503]),
+        spans in prop::collection::vec(any_span(), 19), status in prop::sample::select(vec![200u16, 401, 402, 429, 500, 503]),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async move {
@@ -188,9 +189,11 @@ proptest! {
             let leaf = timeouts.layer(OpenRouter::new(innermost(&probe)));
             let select = KeySelectLayer::new(pool(), per_key).max_wait(spans[12]).layer(leaf);
             let service = ServiceBuilder::new()
+                .layer(or_default(KeepAliveLayer::new().after(spans[16]).interval(spans[17])))
                 .layer(RespondLayer::new())
                 .layer(or_default(DeadlineLayer::new(spans[13])))
                 .layer(retry)
+                .layer(CommitGateLayer::new().hold(spans[18]))
                 .service(select);
             for turn in 0..8 {
                 let mut request = post(Payload::whole());

@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, join};
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, header::ACCEPT};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
 use tokio::time::Sleep;
@@ -19,8 +19,9 @@ use tower::{
     util::{BoxCloneSyncService, MapRequestLayer},
 };
 use tower_openrouter::{
-    ApiKey, BufferLayer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint, ExplainLayer, HedgeLayer,
-    KeySelectLayer, LoadMonitorLayer, ModelRouter, OpenRouter, RespondLayer, RetryLayer, TimeoutsLayer,
+    ApiKey, BufferLayer, CircuitBreakerLayer, CommitGateLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint,
+    ExplainLayer, HedgeLayer, KeepAliveLayer, KeySelectLayer, LoadMonitorLayer, ModelRouter, OpenRouter, RespondLayer,
+    RetryLayer, TimeoutsLayer,
     breaker::{BreakerHandle, BreakerPolicy, BreakerState, TripPolicy},
     buffer::ReplayBody,
     endpoint_fn,
@@ -159,6 +160,7 @@ pub fn innermost(probe: &Probe) -> Stack {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
     Explain,
+    KeepAlive,
     Respond,
     Deadline,
     Buffer,
@@ -167,6 +169,7 @@ pub enum Stage {
     Hedge,
     Route,
     Provider,
+    Gate,
     Select,
     Monitor,
     Breaker,
@@ -181,8 +184,9 @@ pub enum Stage {
 }
 
 impl Stage {
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::Explain,
+        Self::KeepAlive,
         Self::Respond,
         Self::Deadline,
         Self::Buffer,
@@ -191,6 +195,7 @@ impl Stage {
         Self::Hedge,
         Self::Route,
         Self::Provider,
+        Self::Gate,
         Self::Select,
         Self::Monitor,
         Self::Breaker,
@@ -208,6 +213,16 @@ impl Stage {
     pub fn around(self, inner: Stack, watch: &mut Watch) -> Stack {
         match self {
             Self::Explain => erase(ExplainLayer::new().all().layer(inner)),
+            Self::KeepAlive => {
+                let accepting = MapRequestLayer::new(|mut request: Request<Payload>| {
+                    request.headers_mut().insert(ACCEPT, HeaderValue::from_static("text/event-stream"));
+                    request
+                });
+                let often = Duration::from_millis(50);
+                let layer = KeepAliveLayer::new().after(often).interval(often).unwrap();
+                erase(accepting.layer(layer.layer(inner)))
+            }
+            Self::Gate => erase(CommitGateLayer::new().hold(Duration::from_millis(100)).layer(inner)),
             Self::Respond => erase(RespondLayer::new().layer(inner)),
             Self::Deadline => erase(DeadlineLayer::new(Duration::from_secs(2)).unwrap().layer(inner)),
             Self::Buffer => watch.buffer(BufferLayer::new(), inner),
@@ -398,6 +413,7 @@ pub fn whole(probe: &Probe) -> (Stack, Watch) {
         .layer(kept)
         .layer(retry)
         .layer(ProviderLayer::new(ProviderPreferences::new().zdr(true)).unwrap())
+        .layer(CommitGateLayer::new())
         .service(select);
     (erase(service), watch)
 }

@@ -2,6 +2,7 @@
 
 mod api;
 mod check;
+mod cut;
 mod explain;
 mod leaving;
 mod polls;

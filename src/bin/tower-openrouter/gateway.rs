@@ -17,7 +17,7 @@ use tokio::{
     sync::{mpsc, watch},
     time::{sleep, timeout},
 };
-use tower::ServiceExt;
+use tower::{Layer, ServiceExt};
 use tower_openrouter::{buffer::ReplayBody, openrouter::HyperTransport};
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
@@ -137,7 +137,8 @@ async fn gateway<T: Transport>(
             None => response.map(Either::Left),
             Some(hear_out) => hear_out.watch(response).map(Either::Right),
         });
-        Ok(app::app(service, shared))
+        // above all that waits, and below what writes on heads
+        Ok(app::app(stack::keep_alive(&settings.stream)?.layer(service), shared))
     };
     let mut runner = Runner::new(arguments, configuration, make, drain.clone(), traces, is_simulated)?;
     let listener = bind(listen, "listen").await?;

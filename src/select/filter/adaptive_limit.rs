@@ -182,6 +182,11 @@ impl Filter for AdaptiveLimit {
         }
     }
 
+    fn kind(&self, _: &RequestContext) -> Option<u64> {
+        // all who ask for one model are alike, which selection sees by itself
+        Some(0)
+    }
+
     fn reserves(&self) -> bool {
         true
     }
@@ -258,7 +263,7 @@ mod tests {
     fn ended(now: Instant, outcome: Option<Outcome>) -> Ended {
         let since = now;
         let now = now + Duration::from_secs(1);
-        Ended { since, now, sent: true, first_output: None, outcome, usage: None }
+        Ended { since, now, sent: true, first_output: None, outcome, usage: None, limit: None }
     }
 
     #[test]

@@ -209,7 +209,7 @@ mod tests {
 
     fn ended(now: Instant, outcome: Option<Outcome>, cost: Option<f64>) -> Ended {
         let usage = cost.map(|cost| Usage { cost, ..Usage::default() });
-        Ended { since: now, now: now + SECOND, sent: true, first_output: None, outcome, usage }
+        Ended { since: now, now: now + SECOND, sent: true, first_output: None, outcome, usage, limit: None }
     }
 
     #[test]

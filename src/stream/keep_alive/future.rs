@@ -79,13 +79,12 @@ where
         let times = watched.asked.times;
         let timer =
             watched.timer.get_or_insert_with(|| Box::pin(sleep_until(clock::after(Instant::now(), times.after))));
-        loop {
+        if !timer.is_elapsed() {
             ready!(timer.as_mut().poll(cx));
-            if watched.asked.is_stream() {
-                break;
-            }
-            // no stream, as far as is known: its body may still be on its way
-            timer.as_mut().reset(clock::after(Instant::now(), times.interval));
+        }
+        // one whose body is still on its way is looked at again as that comes
+        if !watched.asked.is_stream() {
+            return Poll::Pending;
         }
         let Some(watched) = slot.take() else { unreachable!("it was there above") };
         watched.asked.context.keep_alive();

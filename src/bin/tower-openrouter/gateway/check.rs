@@ -7,7 +7,9 @@ use http_body_util::Full;
 use tower_openrouter::{ApiKey, buffer::ReplayBody, openrouter::HyperTransport};
 
 use super::{
-    config::{Adaptive, AdaptivePer, Configuration, PickName, Select, Settings, Timeouts, Trouble, Unrouted, WhenFull},
+    config::{
+        Adaptive, AdaptivePer, Configuration, PickName, Select, Settings, Stream, Timeouts, Trouble, Unrouted, WhenFull,
+    },
     stack::Stack,
     traces::Explained,
     upstream,
@@ -36,7 +38,7 @@ impl fmt::Display for Plan<'_> {
         let asks = |token: bool| if token { "asks for a token" } else { "asks for no token" };
         let upstream = if self.simulated { "the simulator, since there is no key" } else { settings.upstream() };
         writeln!(f, "the configuration is valid")?;
-        let mut line = |name: &str, what: fmt::Arguments<'_>| writeln!(f, "  {name:<10}{what}");
+        let mut line = |name: &str, what: fmt::Arguments<'_>| writeln!(f, "  {name:<12}{what}");
         if let Some(file) = self.configuration.file() {
             line("file", format_args!("{file}"))?;
         }
@@ -61,6 +63,11 @@ impl fmt::Display for Plan<'_> {
 /// The stages above the routes, and around each.
 fn outer(settings: &Settings, line: &mut Line<'_>) -> fmt::Result {
     let Settings { deadline, retry, limits, .. } = settings;
+    let Stream { keep_alive_after: after, keep_alive_interval: interval, .. } = settings.stream;
+    match after.0.is_zero() {
+        true => line("keep-alive", format_args!("none"))?,
+        false => line("keep-alive", format_args!("streams are open after {after}, with a comment every {interval}"))?,
+    }
     line("deadline", format_args!("{deadline} for a request in all"))?;
     line(
         "buffer",
@@ -135,6 +142,11 @@ fn inner(settings: &Settings, line: &mut Line<'_>) -> fmt::Result {
     let preferences = serde_json::to_string(provider).map_err(|_| fmt::Error)?;
     if preferences != "{}" {
         line("provider", format_args!("{preferences}, where a request does not say"))?;
+    }
+    let Stream { hold, hold_bytes, .. } = settings.stream;
+    match hold.0.is_zero() || hold_bytes.0 == 0 {
+        true => line("gate", format_args!("none"))?,
+        false => line("gate", format_args!("heads are held for output, {hold} and {hold_bytes} at most"))?,
     }
     if credit.poll_interval.0.is_zero() {
         line("credit", format_args!("never asked about"))?;

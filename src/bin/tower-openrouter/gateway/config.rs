@@ -13,7 +13,7 @@ mod values;
 
 pub(crate) use arguments::Arguments;
 pub(crate) use settings::{
-    Adaptive, AdaptivePer, Breaker, Credit, Hedge, Limits, PickName, Retry, Select, Settings, Timeouts, Token,
+    Adaptive, AdaptivePer, Breaker, Credit, Hedge, Limits, PickName, Retry, Select, Settings, Stream, Timeouts, Token,
     Unrouted, WhenFull,
 };
 pub(crate) use trouble::Trouble;

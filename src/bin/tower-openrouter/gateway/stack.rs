@@ -6,8 +6,8 @@ use http_body::Body;
 use tokio::runtime::Handle;
 use tower::{BoxError, ServiceBuilder, util::BoxCloneSyncService};
 use tower_openrouter::{
-    ApiKey, Balancer, BufferLayer, DeadlineLayer, HedgeLayer, ModelRouter, OpenRouter, RespondLayer, RetryLayer,
-    TimeoutsLayer,
+    ApiKey, Balancer, BufferLayer, CommitGateLayer, DeadlineLayer, HedgeLayer, KeepAliveLayer, ModelRouter, OpenRouter,
+    RespondLayer, RetryLayer, TimeoutsLayer,
     breaker::{BreakerPolicy, TripPolicy},
     buffer::ReplayBody,
     endpoint::Money,
@@ -26,7 +26,7 @@ use super::{
     Transport,
     config::{
         Adaptive, AdaptivePer, Breaker, Configuration, Credit, Dollars, Hedge, Limits, PickName, Retry, Select,
-        Settings, Size, Span, Timeouts, Trouble, Unrouted, WhenFull,
+        Settings, Size, Span, Stream, Timeouts, Trouble, Unrouted, WhenFull,
     },
     routed::Routes,
 };
@@ -87,7 +87,8 @@ impl Stack {
             .retry(retry.clone())
             .buffer(buffer.clone())
             .deadline(deadline)
-            .timeouts(timeouts(&settings.timeouts)?);
+            .timeouts(timeouts(&settings.timeouts)?)
+            .commit_gate(commit_gate(&settings.stream));
         if let Some(cap) = limits.max_in_flight {
             common = common.max_in_flight(cap.get()).map_err(|error| Trouble::with("limits.max_in_flight", error))?;
         }
@@ -178,6 +179,17 @@ pub(crate) fn hear_out(settings: &Timeouts) -> Option<HearOutLayer> {
     let Timeouts { hear_out: Span(time), hear_out_bytes: Size(bytes), .. } = *settings;
     let runtime = (!time.is_zero()).then(Handle::current)?;
     Some(HearOutLayer::new(move |rest| drop(runtime.spawn(rest))).time(time).bytes(bytes))
+}
+
+fn commit_gate(settings: &Stream) -> CommitGateLayer {
+    let Stream { hold: Span(time), hold_bytes: Size(bytes), .. } = *settings;
+    CommitGateLayer::new().hold(time).hold_bytes(usize::try_from(bytes).unwrap_or(usize::MAX))
+}
+
+/// What opens streams that have nothing to say yet.
+pub(crate) fn keep_alive(settings: &Stream) -> Result<KeepAliveLayer, Trouble> {
+    let layer = KeepAliveLayer::new().after(settings.keep_alive_after.0).interval(settings.keep_alive_interval.get());
+    layer.map_err(|error| Trouble::with("stream.keep_alive_interval", error))
 }
 
 fn retry(settings: &Retry) -> Result<RetryLayer, Trouble> {

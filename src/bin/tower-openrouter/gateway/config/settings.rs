@@ -37,6 +37,7 @@ pub(crate) struct Settings {
     pub(crate) upstream: Option<String>,
     pub(crate) deadline: Time,
     pub(crate) timeouts: Timeouts,
+    pub(crate) stream: Stream,
     pub(crate) select: Select,
     pub(crate) models: Models,
     pub(crate) provider: ProviderPreferences,
@@ -63,6 +64,7 @@ impl Default for Settings {
             upstream: None,
             deadline: Time::seconds(600),
             timeouts: Timeouts::default(),
+            stream: Stream::default(),
             select: Select::default(),
             models: Models::default(),
             provider: ProviderPreferences::default(),
@@ -99,6 +101,29 @@ impl Default for Timeouts {
             total: Time::seconds(1800),
             hear_out: Span::seconds(0),
             hear_out_bytes: Size::mib(1),
+        }
+    }
+}
+
+/// `[stream]`: what is done before an answer has begun.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Stream {
+    /// Zero: not at all.
+    pub(crate) hold: Span,
+    pub(crate) hold_bytes: Size,
+    /// Zero: never.
+    pub(crate) keep_alive_after: Span,
+    pub(crate) keep_alive_interval: Time,
+}
+
+impl Default for Stream {
+    fn default() -> Self {
+        Self {
+            hold: Span::seconds(30),
+            hold_bytes: Size::kib(64),
+            keep_alive_after: Span::seconds(10),
+            keep_alive_interval: Time::seconds(15),
         }
     }
 }
@@ -474,6 +499,7 @@ mod tests {
         let sections = [
             "",
             "[timeouts]",
+            "[stream]",
             "[select]",
             "[models]",
             "[provider]",
