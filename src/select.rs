@@ -14,9 +14,10 @@
 //! and [`PeakEwma`] by their load, [`Rendezvous`] by the conversation, [`PriorityTiers`] around another pick, and [`pick_fn`].
 //! Filters: [`RequireTags`], [`AdaptiveLimit`] and [`filter_fn`]; those that every selector has are named [there](KeySelectLayer::filter).
 //!
-//! When nobody can serve, a request waits in the pool's line, in order of arrival, for at most
-//! [`max_wait`](KeySelectLayer::max_wait) and its own deadline; if nobody comes back in that time it is refused at once with
-//! a [`Rejected`](crate::Rejected) that names the earliest return.
+//! When nobody can serve, a request waits in the pool's line, in order of arrival and of its
+//! [class](crate::request::Priority), for at most [`max_wait`](KeySelectLayer::max_wait) and its own deadline. If nobody comes
+//! back in that time, or so many wait that its turn would come later, it is refused at once with a
+//! [`Rejected`](crate::Rejected) that names when.
 //!
 //! # Examples
 //!
@@ -112,7 +113,6 @@ use crate::{
     body::Guarded,
     endpoint::Endpoint,
     outcome::{Classify, HttpStatus},
-    request::Priority,
 };
 use choose::Shared;
 use ejection::Ejection;
@@ -337,12 +337,6 @@ impl<S, P> KeySelect<S, P> {
     /// How many requests wait for a key now.
     pub fn waiting(&self) -> usize {
         self.0.room.len()
-    }
-
-    /// How many of each class wait, the highest first. It counts one by one: for those who watch, not for each request.
-    pub fn waiting_by_class(&self) -> [(Priority, usize); Priority::ALL.len()] {
-        let mut count = self.0.room.by_class().into_iter();
-        Priority::ALL.map(|class| (class, count.next().unwrap_or_default()))
     }
 }
 

@@ -201,8 +201,8 @@ impl Filter for Slots {
 
 #[tokio::test(start_paused = true)]
 async fn r044_a_higher_class_goes_first_and_equals_in_order_of_arrival() {
-    let upstream = Upstream::taking(10);
-    let run = Run::new(&limited(&pool(1), 1, &upstream));
+    let (pool, upstream) = (pool(1), Upstream::taking(10));
+    let run = Run::new(&limited(&pool, 1, &upstream));
     let mut tasks = vec![run.named("running", Priority::Low).await];
     for (name, class) in [("l1", Priority::Low), ("n1", Priority::Normal), ("h1", Priority::High)] {
         tasks.push(run.named(name, class).await);
@@ -211,8 +211,9 @@ async fn r044_a_higher_class_goes_first_and_equals_in_order_of_arrival() {
         tasks.push(run.named(name, class).await);
     }
     assert_eq!(run.service.waiting(), 6);
-    assert_eq!(run.service.waiting_by_class(), [(Priority::High, 2), (Priority::Normal, 2), (Priority::Low, 2)]);
+    assert_eq!(pool.waiting(), [(Priority::High, 2), (Priority::Normal, 2), (Priority::Low, 2)]);
     assert!(all(tasks).await.iter().all(Result::is_ok));
+    assert!(pool.waiting().iter().all(|(_, waiting)| *waiting == 0));
     assert_eq!(upstream.names(), ["running", "h1", "h2", "n1", "n2", "l1", "l2"]);
 }
 

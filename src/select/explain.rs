@@ -39,12 +39,12 @@ pub(super) struct Searched<'a> {
 }
 
 impl<S, P: Pick> Shared<S, P> {
-    /// The same for one who joins others that wait for the same, without a search of its own.
-    pub(super) fn explain_wait(&self, request: &RequestContext, now: Instant) {
+    /// The same for one who joins others that wait for the same, or is called for an endpoint that is back: without a search.
+    pub(super) fn explain_wait(&self, request: &RequestContext, found: Option<&Endpoint>, now: Instant) {
         if request.trace().is_some() {
             let earlier = request.ledger().current().to_vec();
             let findings = Findings::default();
-            self.explain(Searched { request, earlier: &earlier, now, patient: true, found: None, findings });
+            self.explain(Searched { request, earlier: &earlier, now, patient: true, found, findings });
         }
     }
 

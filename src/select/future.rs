@@ -201,7 +201,7 @@ where
         if beside() {
             return Poll::Ready(Err(shared.refusal(context, now).into()));
         }
-        shared.explain_wait(context, now);
+        shared.explain_wait(context, None, now);
     } else {
         let outlook = match shared.choose(context, request.headers(), now, true) {
             Choice::Ready(found) => return Poll::Ready(Ok(found)),
@@ -260,16 +260,26 @@ where
                 Err(outlook) => outlook,
             };
             ticket.tell(&outlook, now);
+            *look = ticket.has_missed_something();
+            if *look {
+                continue;
+            }
             if outlook.is_hopeless(*give_up) {
                 return Poll::Ready(last_resort(shared, request, context, outlook, Some(ticket), now));
             }
         }
         if *give_up <= now {
             let outlook = match ticket.outlook(now) {
-                Some(outlook) => outlook,
+                Some(outlook) => {
+                    shared.explain_wait(context, None, now);
+                    outlook
+                }
                 None => match shared.choose(context, request.headers(), now, true) {
                     Choice::Ready(found) => return Poll::Ready(Ok(found)),
-                    Choice::Nobody(outlook) => outlook,
+                    Choice::Nobody(outlook) => {
+                        ticket.tell(&outlook, now);
+                        outlook
+                    }
                 },
             };
             return Poll::Ready(last_resort(shared, request, context, outlook, Some(ticket), now));

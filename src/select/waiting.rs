@@ -36,7 +36,7 @@ use tokio::time::Instant;
 use super::{choose::Shared, lanes::Lane, pick::Pick, pool::Watcher};
 use crate::{
     endpoint::{Endpoint, EndpointId},
-    request::{Priority, RequestContext},
+    request::RequestContext,
 };
 
 mod alarms;
@@ -55,6 +55,8 @@ pub(super) use ticket::{Heard, Ticket};
 
 /// How often somebody looks through a line that moves, for those whose turn will come too late.
 const REVIEW: Duration = Duration::from_secs(1);
+/// A look of so long ago is as good as one now for those who give up.
+const JUST_NOW: Duration = Duration::from_millis(10);
 
 /// The line.
 pub(super) struct Room<S> {
@@ -68,6 +70,8 @@ struct State<S> {
     next_number: u64,
     /// Counts how often somebody became the first of a group.
     epoch: u64,
+    /// Counts endpoints for which nobody was called.
+    passed: u64,
     /// Whether every endpoint must be looked at anew.
     all_changed: bool,
     waiters: BTreeMap<u64, Waiter>,
@@ -80,9 +84,12 @@ struct Waiter {
     request: RequestContext,
     waker: Waker,
     kind: Kind,
-    priority: Priority,
     /// What it was woken for; it does not stand in line then.
     call: Option<Call>,
+    /// What [`State::passed`] was then.
+    called: u64,
+    /// Whether something passed it over while it did not stand in line.
+    missed: bool,
 }
 
 /// What one who waits is woken for.
@@ -113,6 +120,7 @@ impl<S> Default for Room<S> {
         let state = State {
             next_number: 0,
             epoch: 0,
+            passed: 0,
             all_changed: false,
             waiters: BTreeMap::new(),
             line: Line::default(),
@@ -133,15 +141,6 @@ impl<S> Room<S> {
         self.standing.load(Ordering::Acquire)
     }
 
-    /// How many of each class wait, the highest first.
-    pub(super) fn by_class(&self) -> [usize; Priority::ALL.len()] {
-        let mut count = [0; Priority::ALL.len()];
-        for waiter in self.lock().waiters.values() {
-            count[waiter.priority as usize] += 1;
-        }
-        count
-    }
-
     /// Who waits for the same as one who comes, and will wait until `give_up`.
     pub(super) fn others(&self, kind: Kind, request: &RequestContext, give_up: Instant, now: Instant) -> Others {
         let state = self.lock();
@@ -154,7 +153,7 @@ impl<S> Room<S> {
         let place = Place::new(request.arrived().unwrap_or(now), request.priority(), u64::MAX);
         if let Some(rate) = group.flow.rate(now) {
             let start = predict::start(now, group.view.returns(), group.ahead(place), rate);
-            if start > give_up {
+            if predict::is_hopeless(start, give_up, now) {
                 return Others::TooMany(start);
             }
         }
@@ -181,8 +180,9 @@ impl<S> Room<S> {
 impl<S> State<S> {
     /// Has one stand in line, unless it does, or has been called.
     fn stand(&mut self, kind: Kind, place: Place, give_up: Instant) {
-        let called = self.waiters.get(&place.number).is_none_or(|waiter| waiter.call.is_some());
-        if !called && !self.line.stands(kind, place) {
+        let Some(waiter) = self.waiters.get_mut(&place.number).filter(|waiter| waiter.call.is_none()) else { return };
+        if !self.line.stands(kind, place) {
+            waiter.missed = waiter.called != self.passed;
             self.epoch += u64::from(self.line.stand(kind, place, give_up));
         }
     }
@@ -191,7 +191,7 @@ impl<S> State<S> {
     fn call(&mut self, kind: Kind, place: Place, call: Call) -> bool {
         let stands = self.line.step_out(kind, place);
         if stands && let Some(waiter) = self.waiters.get_mut(&place.number) {
-            waiter.call = Some(call);
+            (waiter.call, waiter.called) = (Some(call), self.passed);
         }
         stands
     }

@@ -1,5 +1,5 @@
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fmt,
     sync::Arc,
 };
@@ -29,9 +29,13 @@ impl BalancerHandle {
         &self.pool
     }
 
-    /// What every key did, what was tried again and, where that is on, what was sent twice.
+    /// What every key did, what was tried again and, where that is on, what was sent twice, and how many of each class wait for
+    /// a key.
     pub fn snapshot(&self) -> Snapshot {
-        let snapshot = Snapshot::of(self.pool.endpoints().iter()).with("retry", self.retry.stats());
+        let waiting: BTreeMap<_, _> =
+            self.pool.waiting().into_iter().map(|(class, count)| (class.as_str(), count)).collect();
+        let snapshot =
+            Snapshot::of(self.pool.endpoints().iter()).with("retry", self.retry.stats()).with("waiting", waiting);
         match &self.hedge {
             Some(hedge) => snapshot.with("hedge", hedge.stats()),
             None => snapshot,

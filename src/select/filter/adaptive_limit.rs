@@ -182,8 +182,8 @@ impl Filter for AdaptiveLimit {
         }
     }
 
+    /// Only the model matters, which every kind tells apart.
     fn kind(&self, _: &RequestContext) -> Option<u64> {
-        // all who ask for one model are alike, which selection sees by itself
         Some(0)
     }
 

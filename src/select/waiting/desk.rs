@@ -207,12 +207,11 @@ impl<S: Send + Sync + 'static, P: Pick> Shared<S, P> {
                     None
                 }
                 Demand::Now(place) => {
-                    let Some(waiter) = state.waiters.get_mut(&place.number) else { continue };
-                    if !state.line.step_out(waiter.kind, place) {
+                    let Some(kind) = state.waiters.get(&place.number).map(|waiter| waiter.kind) else { continue };
+                    if !state.call(kind, place, Call::Offer(id)) {
                         continue;
                     }
-                    waiter.call = Some(Call::Offer(id));
-                    let waker = waiter.waker.clone();
+                    let waker = state.waker(place);
                     let desk = state.take_hold(lane);
                     desk.offered = Some(place.number);
                     if turn {
@@ -223,8 +222,7 @@ impl<S: Send + Sync + 'static, P: Pick> Shared<S, P> {
                     }
                     let other = state.rearm();
                     drop(guard);
-                    waker.wake();
-                    other.into_iter().for_each(Waker::wake);
+                    waker.into_iter().chain(other).for_each(Waker::wake);
                     return true;
                 }
                 Demand::Later(later) => {
@@ -238,6 +236,7 @@ impl<S: Send + Sync + 'static, P: Pick> Shared<S, P> {
                     state.forget(id).map(Gone::Desk)
                 }
             };
+            state.passed += 1;
             let waker = state.rearm();
             drop(guard);
             drop(gone);

@@ -1,4 +1,5 @@
 use std::{
+    mem::take,
     sync::{
         Arc, Weak,
         atomic::{Ordering, fence},
@@ -10,11 +11,11 @@ use http::Request;
 use tokio::time::Instant;
 use tower::{BoxError, Service};
 
-use super::{Call, REVIEW, Waiter, kind::Kind, line::Place};
+use super::{Call, JUST_NOW, REVIEW, Waiter, kind::Kind, line::Place, spread};
 use crate::{
     endpoint::EndpointId,
     error::Rejected,
-    request::RequestContext,
+    request::{Priority, RequestContext},
     select::{
         choose::{Found, Later, Outlook, Prospect, Shared},
         filter::{self, Fit},
@@ -28,6 +29,7 @@ pub(in crate::select) struct Ticket<S: Send + Sync + 'static, P: Pick> {
     shared: Arc<Shared<S, P>>,
     place: Place,
     kind: Kind,
+    class: Priority,
     give_up: Instant,
 }
 
@@ -61,18 +63,19 @@ impl<S: Send + Sync + 'static, P: Pick> Ticket<S, P> {
         }
         let number = state.next_number;
         state.next_number += 1;
-        let (kind, priority) = (kind.unwrap_or(Kind::Alone(number)), request.priority());
-        let place = Place::new(request.arrived().unwrap_or(now), priority, number);
-        let waiter = Waiter { request: request.clone(), waker: waker.clone(), kind, priority, call: None };
+        let (kind, class) = (kind.unwrap_or(Kind::Alone(number)), request.priority());
+        let place = Place::new(request.arrived().unwrap_or(now), class, number);
+        let (request, waker) = (request.clone(), waker.clone());
+        let waiter = Waiter { request, waker, kind, call: None, called: 0, missed: false };
         state.waiters.insert(number, waiter);
         shared.room.standing.store(state.waiters.len(), Ordering::Release);
         state.line.join(kind, now);
         state.epoch += u64::from(state.line.stand(kind, place, give_up));
         drop(guard);
         // from here on whoever gives something back tells us, so what we see when we look next is not missed
-        shared.pool.waiters().fetch_add(1, Ordering::SeqCst);
+        shared.pool.waiters(class).fetch_add(1, Ordering::SeqCst);
         fence(Ordering::SeqCst);
-        Some(Self { shared: shared.clone(), place, kind, give_up })
+        Some(Self { shared: shared.clone(), place, kind, class, give_up })
     }
 
     /// Looks at all endpoints, so that each which fits is in somebody's hand, or is to be looked at when it is back. One that
@@ -90,9 +93,13 @@ impl<S: Send + Sync + 'static, P: Pick> Ticket<S, P> {
             match shared.prospect(&lane.endpoint, &earlier, request, now) {
                 Prospect::Never => {}
                 Prospect::Full => outlook.is_busy(&lane.endpoint),
-                Prospect::Later(later) => {
+                Prospect::Later(mut later) => {
                     outlook.soft |= later.soft;
                     outlook.returns(later.at, &lane.endpoint);
+                    // of those that come back together, those it has not met first
+                    if later.rest && filter::is_second_choice(&earlier, shared.pool.state().is_warm(), &lane.endpoint) {
+                        later.at = spread::first(later.at, now, 1.0);
+                    }
                     shared.expect(lane, later, now);
                 }
                 Prospect::Now => {
@@ -152,22 +159,26 @@ impl<S: Send + Sync + 'static, P: Pick> Ticket<S, P> {
                 None => return Heard::Nothing,
                 Some(Call::Offer(id)) => id,
                 Some(Call::Look) => {
-                    state.stand(self.kind, self.place, self.give_up);
-                    return Heard::Look;
+                    drop(state);
+                    return self.back_to_look();
                 }
                 Some(Call::Hopeless) => return Heard::Hopeless,
                 Some(Call::TooLong(start)) => return Heard::TooLong(start),
             };
             let Some(desk) = state.desks.get_mut(&id).filter(|desk| desk.offered == Some(self.place.number)) else {
-                state.stand(self.kind, self.place, self.give_up);
-                return Heard::Look;
+                drop(state);
+                return self.back_to_look();
             };
             (desk.offered, desk.out, desk.fired) = (None, true, false);
             (desk.lane.clone(), desk.service.take(), old)
         };
         drop(old);
-        let heard = self.take_offer(&lane, service, request);
+        let mut heard = self.take_offer(&lane, service, request);
         self.shared.room.lock().alarms.pause(None);
+        // its offer was void, and what came free meanwhile passed it over
+        if matches!(heard, Heard::Nothing) && self.has_missed_something() {
+            heard = Heard::Look;
+        }
         self.shared.tick();
         heard
     }
@@ -186,6 +197,9 @@ impl<S: Send + Sync + 'static, P: Pick> Ticket<S, P> {
             self.stand();
             self.shared.let_go(lane, None, None);
             return Heard::Nothing;
+        }
+        if service.is_none() {
+            self.shared.explain_wait(request, Some(&lane.endpoint), now);
         }
         let service = service.unwrap_or_else(|| lane.service.clone());
         match self.try_instance(lane, service, request) {
@@ -298,8 +312,26 @@ impl<S: Send + Sync + 'static, P: Pick> Ticket<S, P> {
         }
     }
 
+    fn back_to_look(&self) -> Heard<S> {
+        self.stand();
+        self.has_missed_something();
+        Heard::Look
+    }
+
+    /// Whether something passed it over while it did not stand in line, so that it must look; asking forgets it.
+    pub(in crate::select) fn has_missed_something(&self) -> bool {
+        let mut state = self.shared.room.lock();
+        state.waiters.get_mut(&self.place.number).is_some_and(|waiter| take(&mut waiter.missed))
+    }
+
     fn step_out(&self) {
-        self.shared.room.lock().line.step_out(self.kind, self.place);
+        let mut state = self.shared.room.lock();
+        let passed = state.passed;
+        if state.line.step_out(self.kind, self.place)
+            && let Some(waiter) = state.waiters.get_mut(&self.place.number)
+        {
+            waiter.called = passed;
+        }
     }
 
     fn stand(&self) {
@@ -315,12 +347,11 @@ impl<S: Send + Sync + 'static, P: Pick> Ticket<S, P> {
         state.alarms.review_by(now + REVIEW);
     }
 
-    /// What a look came to that its group made of late, unless somebody could be free by now.
+    /// What a look came to that its group made just now: when hundreds give up at once, they need not all look.
     pub(in crate::select) fn outlook(&self, now: Instant) -> Option<Outlook> {
         let state = self.shared.room.lock();
         let view = &state.line.group(self.kind)?.view;
-        let holds = view.is_fresh(now) && (view.busy || view.earliest.is_none_or(|earliest| earliest > now));
-        holds.then(|| view.outlook())
+        view.looked.filter(|looked| now.saturating_duration_since(*looked) < JUST_NOW).map(|_| view.outlook())
     }
 
     /// Why nobody can serve it, by `make` unless somebody of its group has just been told.
@@ -347,7 +378,7 @@ impl<S: Send + Sync + 'static, P: Pick> Ticket<S, P> {
 
 impl<S: Send + Sync + 'static, P: Pick> Drop for Ticket<S, P> {
     fn drop(&mut self) {
-        self.shared.pool.waiters().fetch_sub(1, Ordering::SeqCst);
+        self.shared.pool.waiters(self.class).fetch_sub(1, Ordering::SeqCst);
         let mut guard = self.shared.room.lock();
         let state = &mut *guard;
         let Some(waiter) = state.waiters.remove(&self.place.number) else { return };

@@ -15,7 +15,7 @@ use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header::CONTE
 use http_body_util::Either;
 use pin_project_lite::pin_project;
 use tower::{BoxError, Service};
-use tower_openrouter::{RequestContext, answer::Shape};
+use tower_openrouter::{RequestContext, answer::Shape, request::Priority};
 
 use super::{
     access::Access,
@@ -27,6 +27,7 @@ use super::{
 
 /// Tells requests apart; answers carry it.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const PRIORITY: HeaderName = HeaderName::from_static("x-priority");
 const KEY: HeaderName = HeaderName::from_static("x-balancer-key");
 const ATTEMPTS: HeaderName = HeaderName::from_static("x-balancer-attempts");
 const SIMULATED: HeaderName = HeaderName::from_static("x-balancer-simulated");
@@ -78,8 +79,21 @@ where
             let response = refuse(shape, StatusCode::UNAUTHORIZED, "Missing or wrong access token");
             return ProxyFuture::Refused { response: Some(response) };
         }
+        let priority = match request.headers().get(&PRIORITY) {
+            None => None,
+            Some(name) => match name.to_str().unwrap_or_default().parse::<Priority>() {
+                Ok(priority) => Some(priority),
+                Err(_) => {
+                    let response = refuse(shape, StatusCode::BAD_REQUEST, "x-priority must be high, normal or low");
+                    return ProxyFuture::Refused { response: Some(response) };
+                }
+            },
+        };
         headers::to_upstream(request.headers_mut());
         let context = RequestContext::of(&mut request);
+        if let Some(priority) = priority {
+            context.set_priority(priority);
+        }
         if let Some(trace) = context.trace()
             && let Some(id) = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok())
         {

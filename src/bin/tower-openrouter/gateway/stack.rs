@@ -1,6 +1,6 @@
 //! The library's default stack as it is configured, over all keys and over those of each route.
 
-use std::fmt;
+use std::{fmt, num::NonZeroU32};
 
 use http_body::Body;
 use tokio::runtime::Handle;
@@ -13,10 +13,11 @@ use tower_openrouter::{
     endpoint::Money,
     limit::AdaptivePolicy,
     openrouter::{OnFullPool, PreferenceError, ProviderLayer, ProviderPreferences},
+    pace::{PacePolicy, PaceScope, Rate},
     retry::{Backoff, RetryBudget},
     select::{
-        AdaptiveLimit, CreditFloor, CreditLimit, LeastInFlight, MostCredit, PeakEwma, Pick, Pool, PriorityTiers,
-        Rendezvous, RoundRobin, SmoothWeighted, Sticky, WeightedRandom,
+        AdaptiveLimit, CreditFloor, CreditLimit, LeastInFlight, MostCredit, Pacing, PeakEwma, Pick, Pool,
+        PriorityTiers, Rendezvous, RoundRobin, SmoothWeighted, Sticky, WeightedRandom,
     },
     stack::{BalancerBuilder, BalancerHandle},
     stream::HearOutLayer,
@@ -25,8 +26,8 @@ use tower_openrouter::{
 use super::{
     Transport,
     config::{
-        Adaptive, AdaptivePer, Breaker, Configuration, Credit, Dollars, Hedge, Limits, PickName, Retry, Select,
-        Settings, Size, Span, Stream, Timeouts, Trouble, Unrouted, WhenFull,
+        Adaptive, AdaptivePer, Breaker, Configuration, Credit, Dollars, Hedge, Limits, Pace, PaceScopeName, PickName,
+        Retry, Select, Settings, Size, Span, Stream, Timeouts, Trouble, Unrouted, Waiting, WhenFull,
     },
     routed::Routes,
 };
@@ -46,6 +47,7 @@ pub(crate) struct Stack {
     hedge: Option<HedgeLayer>,
     learned: Option<AdaptiveLimit>,
     buffer: BufferLayer,
+    pacing: Option<Pacing>,
 }
 
 impl Stack {
@@ -68,6 +70,10 @@ impl Stack {
             Some((before, old)) if old.retry == settings.retry => before.retry.clone(),
             _ => retry(&settings.retry)?,
         };
+        let pacing = match before {
+            Some((before, old)) if old.pace == settings.pace => before.pacing.clone(),
+            _ => pacing(&settings.pace)?,
+        };
         let limits = &settings.limits;
         let buffer = match before {
             Some((before, old)) if old.limits == *limits => before.buffer.clone(),
@@ -89,6 +95,10 @@ impl Stack {
             .deadline(deadline)
             .timeouts(timeouts(&settings.timeouts)?)
             .commit_gate(commit_gate(&settings.stream));
+        if let Some(pacing) = &pacing {
+            // one for all routes, as they spend the same quotas
+            common = common.filter(pacing.clone());
+        }
         if let Some(cap) = limits.max_in_flight {
             common = common.max_in_flight(cap.get()).map_err(|error| Trouble::with("limits.max_in_flight", error))?;
         }
@@ -105,11 +115,12 @@ impl Stack {
         }
         let preferences = provider(settings, &settings.provider).map_err(|error| Trouble::with("provider", error))?;
         let common = common.provider(preferences);
-        let all = select(common.clone(), &settings.select, &settings.credit, keys)?;
+        let all = select(common.clone(), &settings.select, settings.waiting, &settings.credit, keys)?;
         let mut routes = Vec::new();
         for (at, route) in settings.routes.iter().enumerate() {
             let group: Vec<_> = route.group(keys).cloned().collect();
-            let select = select(common.clone(), &route.select(&settings.select), &settings.credit, &group)?;
+            let (how, waiting) = (route.select(&settings.select), route.waiting(settings.waiting));
+            let select = select(common.clone(), &how, waiting, &settings.credit, &group)?;
             // the bodies are in memory already, within the budget of the whole
             let mut builder = select.buffer(self::buffer(limits).budget(u64::MAX));
             if let Some(own) = &route.provider {
@@ -119,7 +130,7 @@ impl Stack {
             let group = pool.share(group).map_err(|error| route_trouble(at, &error))?;
             routes.push((route.models.clone(), builder.pool(group)));
         }
-        Ok(Self { all, routes, pool, retry, hedge, learned, buffer })
+        Ok(Self { all, routes, pool, retry, hedge, learned, buffer, pacing })
     }
 
     /// What the stages over all keys can be asked and told.
@@ -179,6 +190,33 @@ pub(crate) fn hear_out(settings: &Timeouts) -> Option<HearOutLayer> {
     let Timeouts { hear_out: Span(time), hear_out_bytes: Size(bytes), .. } = *settings;
     let runtime = (!time.is_zero()).then(Handle::current)?;
     Some(HearOutLayer::new(move |rest| drop(runtime.spawn(rest))).time(time).bytes(bytes))
+}
+
+/// How fast; `None` when that is nobody's business.
+fn pacing(settings: &Pace) -> Result<Option<Pacing>, Trouble> {
+    let trouble = |error| Trouble::with("pace", error);
+    let rate = |per_minute: NonZeroU32, burst: NonZeroU32| {
+        Rate::per_minute(per_minute.get().into()).and_then(|rate| rate.burst(burst.get())).map_err(trouble)
+    };
+    let mut policy = PacePolicy::default().scope(match settings.scope {
+        PaceScopeName::Key => PaceScope::Key,
+        PaceScopeName::Account => PaceScope::Account,
+        PaceScopeName::Pool => PaceScope::Pool,
+    });
+    let Pace { requests_per_minute, tokens_per_minute, requests_per_day, .. } = settings;
+    if let Some(requests) = *requests_per_minute {
+        policy = policy.requests(rate(requests, settings.burst)?);
+    }
+    if let Some(tokens) = *tokens_per_minute {
+        policy = policy.tokens(rate(tokens, tokens)?);
+    }
+    if let Some(requests) = *requests_per_day {
+        policy = policy.per_day(requests.get().into()).map_err(trouble)?;
+    }
+    if !settings.learn && requests_per_minute.is_none() && tokens_per_minute.is_none() && requests_per_day.is_none() {
+        return Ok(None);
+    }
+    Ok(Some(Pacing::new(policy.learn(settings.learn).map_err(trouble)?)))
 }
 
 fn commit_gate(settings: &Stream) -> CommitGateLayer {
@@ -252,6 +290,7 @@ fn buffer(limits: &Limits) -> BufferLayer {
 fn select<P: Pick>(
     builder: Builder<P>,
     select: &Select,
+    waiting: Waiting,
     credit: &Credit,
     keys: &[ApiKey],
 ) -> Result<Builder<AnyPick>, Trouble> {
@@ -259,8 +298,8 @@ fn select<P: Pick>(
     let pick = pick(select);
     let mut builder = builder
         .pick(if is_tiered { Box::new(PriorityTiers::new(pick)) } else { pick })
-        .max_wait(select.max_wait.0)
-        .max_waiters(select.max_waiters)
+        .max_wait(waiting.max_wait.0)
+        .max_waiters(waiting.max_waiters)
         .max_ejected(select.max_ejected.0)
         .and_then(|builder| builder.panic_below(select.panic_below.0))
         .map_err(|error| Trouble::with("select", error))?;

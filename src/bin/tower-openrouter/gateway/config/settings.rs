@@ -39,6 +39,7 @@ pub(crate) struct Settings {
     pub(crate) timeouts: Timeouts,
     pub(crate) stream: Stream,
     pub(crate) select: Select,
+    pub(crate) waiting: Waiting,
     pub(crate) models: Models,
     pub(crate) provider: ProviderPreferences,
     pub(crate) credit: Credit,
@@ -46,6 +47,7 @@ pub(crate) struct Settings {
     pub(crate) retry: Retry,
     pub(crate) hedge: Hedge,
     pub(crate) limits: Limits,
+    pub(crate) pace: Pace,
     pub(crate) keys: Vec<KeyEntry>,
     pub(crate) routes: Vec<RouteEntry>,
 }
@@ -66,6 +68,7 @@ impl Default for Settings {
             timeouts: Timeouts::default(),
             stream: Stream::default(),
             select: Select::default(),
+            waiting: Waiting::default(),
             models: Models::default(),
             provider: ProviderPreferences::default(),
             credit: Credit::default(),
@@ -73,6 +76,7 @@ impl Default for Settings {
             retry: Retry::default(),
             hedge: Hedge::default(),
             limits: Limits::default(),
+            pace: Pace::default(),
             keys: Vec::new(),
             routes: Vec::new(),
         }
@@ -128,7 +132,7 @@ impl Default for Stream {
     }
 }
 
-/// `[select]`: which key, and how long to wait for one.
+/// `[select]`: which key.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Select {
@@ -137,8 +141,6 @@ pub(crate) struct Select {
     pub(crate) sticky_floor: Dollars,
     /// `None`: twice the floor.
     pub(crate) sticky_back: Option<Dollars>,
-    pub(crate) max_wait: Span,
-    pub(crate) max_waiters: usize,
     pub(crate) max_ejected: Share,
     pub(crate) panic_below: Share,
 }
@@ -150,11 +152,23 @@ impl Default for Select {
             sessions: false,
             sticky_floor: Dollars(1.0),
             sticky_back: None,
-            max_wait: Span::seconds(30),
-            max_waiters: 1024,
             max_ejected: Share(1.0),
             panic_below: Share(0.0),
         }
+    }
+}
+
+/// `[waiting]`: how long to wait for a key, and how many may.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Waiting {
+    pub(crate) max_wait: Span,
+    pub(crate) max_waiters: usize,
+}
+
+impl Default for Waiting {
+    fn default() -> Self {
+        Self { max_wait: Span::seconds(30), max_waiters: 1024 }
     }
 }
 
@@ -366,6 +380,50 @@ pub(crate) enum AdaptivePer {
     Model,
 }
 
+/// `[pace]`: how fast.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Pace {
+    pub(crate) learn: bool,
+    pub(crate) requests_per_minute: Option<NonZeroU32>,
+    pub(crate) burst: NonZeroU32,
+    pub(crate) tokens_per_minute: Option<NonZeroU32>,
+    pub(crate) requests_per_day: Option<NonZeroU32>,
+    pub(crate) scope: PaceScopeName,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            learn: true,
+            requests_per_minute: None,
+            burst: const { NonZeroU32::new(1).unwrap() },
+            tokens_per_minute: None,
+            requests_per_day: None,
+            scope: PaceScopeName::Account,
+        }
+    }
+}
+
+/// Whose the given limits are.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum PaceScopeName {
+    Key,
+    Account,
+    Pool,
+}
+
+impl fmt::Display for PaceScopeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Key => "each key",
+            Self::Account => "each account",
+            Self::Pool => "all keys together",
+        })
+    }
+}
+
 impl Settings {
     /// Where requests are sent, unless to the simulator.
     pub(crate) fn upstream(&self) -> &str {
@@ -468,6 +526,8 @@ impl<'de> Deserialize<'de> for Token {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::gateway::config::trouble::Source;
 
@@ -501,6 +561,7 @@ mod tests {
             "[timeouts]",
             "[stream]",
             "[select]",
+            "[waiting]",
             "[models]",
             "[provider]",
             "[credit]",
@@ -508,6 +569,7 @@ mod tests {
             "[retry]",
             "[hedge]",
             "[limits]",
+            "[pace]",
             "[[keys]]",
         ];
         let route = "[[routes]]\nmodels = [\"*\"]";
@@ -527,6 +589,41 @@ mod tests {
                         || line == format!("[[{name}]]")
                 };
                 assert!(sample.lines().any(shows), "{section} {name}");
+            }
+        }
+    }
+
+    /// Most of the sample's settings are comments: here they are settings.
+    fn all_set() -> String {
+        SAMPLE.lines().map(|line| default_on(line).unwrap_or(line)).collect::<Vec<_>>().join("\n")
+    }
+
+    proptest! {
+        #[test]
+        fn r119_any_file_is_settings_or_says_what_is_wrong_and_where(
+            changes in proptest::collection::vec((
+                any::<prop::sample::Index>(), 0..20_usize,
+                prop::sample::select(&["", "=", "\"", "[", "]", "[[", "{", "\n", "0", "-1", "1e999", "99999999999999999999", "é", "\0", "''"][..]),
+            ), 0..6),
+            foreign in ".{0,20}",
+        ) {
+            let mut text = all_set();
+            for (at, length, put) in changes {
+                let mut from = at.index(text.len() + 1);
+                let mut to = (from + length).min(text.len());
+                while !text.is_char_boundary(from) { from -= 1; }
+                while !text.is_char_boundary(to) { to += 1; }
+                text.replace_range(from..to, put);
+            }
+            for text in [text, foreign] {
+                let source = Source::new("sample", &text);
+                let trouble = match source.parse::<Settings>() {
+                    Ok(settings) => settings.check().err(),
+                    Err(trouble) => Some(trouble),
+                };
+                if let Some(trouble) = trouble {
+                    prop_assert!(!source.tell(&trouble).is_empty());
+                }
             }
         }
     }
