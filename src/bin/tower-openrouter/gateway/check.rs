@@ -7,7 +7,10 @@ use http_body_util::Full;
 use tower_openrouter::{ApiKey, buffer::ReplayBody, openrouter::HyperTransport};
 
 use super::{
-    config::{Configuration, PickName, Select, Settings, Stream, Timeouts, Trouble, Unrouted, Waiting, WhenFull},
+    config::{
+        Adaptive, AdaptivePer, Configuration, PickName, Select, Settings, Stream, Timeouts, Trouble, Unrouted, Waiting,
+        WhenFull,
+    },
     stack::Stack,
     traces::Explained,
     upstream,
@@ -126,7 +129,17 @@ fn routes(settings: &Settings, keys: &[ApiKey], line: &mut Line<'_>) -> fmt::Res
 
 /// The stages below.
 fn inner(settings: &Settings, line: &mut Line<'_>) -> fmt::Result {
-    let Settings { models, provider, credit, breaker, limits, pace, timeouts, .. } = settings;
+    let Settings { models, hedge, provider, credit, breaker, limits, pace, timeouts, .. } = settings;
+    if hedge.enabled {
+        let at_most = hedge.max_cost.map(|cost| format!(" and cost {cost} at most")).unwrap_or_default();
+        line(
+            "hedge",
+            format_args!(
+                "a second attempt for requests later than {} of their kind{at_most}; {} of the requests",
+                hedge.percentile, hedge.share
+            ),
+        )?;
+    }
     if let Some(variant) = models.variant {
         line("variant", format_args!(":{}, where a request has none", variant.as_str()))?;
     }
@@ -164,6 +177,21 @@ fn inner(settings: &Settings, line: &mut Line<'_>) -> fmt::Result {
             breaker.longest()
         ),
     )?;
+    let per = match limits.adaptive_per {
+        AdaptivePer::Account => "an account",
+        AdaptivePer::Model => "a model of an account",
+    };
+    let (min, max) = (limits.adaptive_min, limits.adaptive_max);
+    match limits.adaptive {
+        Adaptive::Off => {}
+        Adaptive::Aimd => line("learned", format_args!("{min} to {max} at once on {per}, by refusals"))?,
+        Adaptive::Gradient => {
+            line(
+                "learned",
+                format_args!("{min} to {max} at once on {per}, by refusals and times to the first output"),
+            )?;
+        }
+    }
     match limits.max_in_flight {
         Some(cap) => line("limit", format_args!("{cap} at once on a key that has no limit of its own"))?,
         None => line("limit", format_args!("none on a key that has no limit of its own"))?,
