@@ -31,7 +31,7 @@
 //!
 //! The stages, in the order in which a request meets them:
 //!
-//! - [`respond`]: ends a stack for axum and tonic, whose services cannot fail.
+//! - [`respond`]: ends a stack for axum and tonic, whose services cannot fail, and tells readers of a stream that it broke.
 //! - [`deadline`]: one instant by which a request must be over, whatever it waits for.
 //! - [`stream`]: answers that are streams: when they count as begun, and what is said while they have not.
 //! - [`buffer`]: request bodies that can be sent more than once, and read for what they ask.
@@ -60,6 +60,7 @@
 //! - [`endpoint`]: one key of a pool, and what its layers and the pool know of each other.
 //! - [`key`]: the credential, never shown.
 //! - [`error`]: refusals of our own, and failures on the way up.
+//! - [`answer`]: an error as the caller is told it, as a body or as one event of a stream, in the shape of the path.
 //! - [`explain`]: why a request went where it did, told to who asks; its layer goes outermost.
 //! - [`body`]: guards that are given back when a body is over.
 //!
