@@ -191,6 +191,11 @@ impl Error for UpstreamError {
     }
 }
 
+/// What broke off an event stream in which the upstream itself has said already that it failed.
+#[derive(Debug, thiserror::Error)]
+#[error("the stream broke off after its error event")]
+pub(crate) struct AlreadyTold(#[source] pub(crate) BoxError);
+
 /// Whether an error, or what caused it, is one of ours, so that it may be quoted.
 pub(crate) fn is_known(error: &(dyn Error + 'static)) -> bool {
     Rejected::find(error).is_some() || UpstreamError::find(error).is_some()

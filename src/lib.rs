@@ -15,12 +15,14 @@
 //! buffer        the body in memory, so that it can be sent again
 //! retry         on another key at once, or after a wait, or not at all
 //! provider      which providers may serve, for requests that do not say
+//! commit gate   the head of a 200, held until there is output behind it
 //! select        filter the keys, pick one, wait when none can serve
 //!   ╎ for each key:
 //!   ╎ monitor     in flight, times, tokens, cost, outcomes
 //!   ╎ breaker     open is "not ready"
 //!   ╎ limit       permits, until the body ends
 //!   ╎ authorize   this key, and no other credential
+//! timeouts      how long the upstream may be silent, in each attempt
 //! openrouter    base URL and headers; says once what each answer means
 //! transport     hyper-util, reqwest, the simulator, or any service of http requests
 //! ```
@@ -255,7 +257,7 @@ pub use endpoint::Endpoint;
 pub use error::Rejected;
 pub use explain::ExplainLayer;
 pub use key::{ApiKey, KeyError};
-pub use limit::{AdaptiveConcurrencyLimitLayer, ConcurrencyLimitLayer};
+pub use limit::{AdaptiveConcurrencyLimitLayer, ConcurrencyLimitLayer, RateLimitLayer};
 pub use monitor::{LoadMonitorLayer, Snapshot};
 pub use openrouter::{AuthorizeLayer, OpenRouter};
 pub use outcome::{Classify, Outcome};

@@ -1,4 +1,6 @@
-//! How many requests may run at once.
+//! How many requests may run at once, and how many may start per second.
+//!
+//! Both are layers of their own: for the second see [`RateLimitLayer`]. What follows is about the first.
 //!
 //! For an LLM a running request is one whose answer is still being generated, so a permit must last until the response
 //! *body* ends, fails or is dropped; tower's own limiter gives it back with the head, which limits how many streams start
@@ -88,11 +90,13 @@ use tower_layer::Layer;
 
 mod adaptive;
 mod permits;
+mod rate;
 mod service;
 
 pub use crate::adaptive::{AdaptiveError, AdaptivePolicy};
 pub use adaptive::{AdaptiveConcurrencyLimit, AdaptiveConcurrencyLimitLayer, Metered, MeteredFuture, Sampling};
 use permits::Permits;
+pub use rate::{RateLimit, RateLimitFuture, RateLimitHandle, RateLimitLayer};
 pub use service::{ConcurrencyLimit, LimitFuture, LimitPermit};
 
 /// Limits how many requests run at once, until their bodies end. See the [module](self).

@@ -10,7 +10,8 @@ use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, layer::util::I
 use tower_openrouter::{
     AccountPoller, ApiKey, Balancer, Batch, BufferLayer, CircuitBreakerLayer, CommitGateLayer, ConcurrencyLimitLayer,
     DeadlineLayer, Endpoint, ExplainLayer, KeepAliveLayer, KeyError, KeySelect, KeySelectLayer, LoadMonitorLayer,
-    ModelRouter, OpenRouter, Outcome, Rejected, RequestContext, RespondLayer, RetryLayer, Snapshot, TimeoutsLayer,
+    ModelRouter, OpenRouter, Outcome, RateLimitLayer, Rejected, RequestContext, RespondLayer, RetryLayer, Snapshot,
+    TimeoutsLayer,
     answer::{ErrorAnswer, Shape},
     batch::{AsTheyCome, InOrder},
     breaker::{Admission, BreakerHandle, BreakerPolicy, CircuitBreaker, CircuitBreakerFuture, TripPolicy},
@@ -22,7 +23,7 @@ use tower_openrouter::{
     explain::{Explain, ExplainFuture, Explanation, Trace},
     limit::{
         AdaptiveConcurrencyLimit, AdaptiveConcurrencyLimitLayer, AdaptivePolicy, ConcurrencyLimit, LimitFuture,
-        LimitHandle, LimitPermit,
+        LimitHandle, LimitPermit, RateLimit, RateLimitFuture, RateLimitHandle,
     },
     monitor::{LoadMonitor, LoadMonitorFuture, MonitorHandle},
     openrouter::{
@@ -31,17 +32,20 @@ use tower_openrouter::{
         provider::{ProviderFuture, ProviderService},
     },
     outcome::{Grpc, OutcomeCell},
+    pace::{PacePolicy, Rate},
     respond::{Respond, RespondBody, RespondFuture, ToldBody},
     retry::{Backoff, Retry, RetryBudget, RetryFuture, RetryHandle},
     route::{Routes, RoutesFuture},
     select::{
         AdaptiveLimit, Candidates, CreditFloor, CreditLimit, EndpointFn, KeySelectFuture, LeastInFlight, MostCredit,
-        PeakEwma, Pick, Pool, PriorityTiers, Rank, Rendezvous, RequireTags, RoundRobin, SelectError, SmoothWeighted,
-        Sticky, WeightedRandom,
+        Pacing, PeakEwma, Pick, Pool, PriorityTiers, Rank, Rendezvous, RequireTags, RoundRobin, SelectError,
+        SmoothWeighted, Sticky, WeightedRandom,
     },
     stack::{BalancerBuilder, BalancerHandle},
     stream::{
-        CommitGate, CommitGateBody, CommitGateFuture, KeepAlive, KeepAliveBody, KeepAliveFuture, StreamError,
+        CommitGate, CommitGateBody, CommitGateFuture, HearOutLayer, KeepAlive, KeepAliveBody, KeepAliveFuture,
+        StreamError,
+        hear_out::{HearOut, HearOutBody, HearOutFuture},
         timeouts::{Timeouts, TimeoutsBody, TimeoutsFuture},
     },
 };
@@ -71,13 +75,14 @@ assert_layers_and_services! {
     ExplainLayer, Explain<Plain>, Trace,
     KeepAliveLayer, KeepAlive<Plain>, CommitGateLayer, CommitGate<Plain>,
     DeadlineLayer, DeadlineService<Plain>, Deadline,
-    TimeoutsLayer, Timeouts<Plain>,
+    TimeoutsLayer, Timeouts<Plain>, HearOutLayer, HearOut<Plain>,
     BufferLayer, Buffer<ToReplay>,
     RetryLayer, Retry<Plain>,
     ModelRouter<Plain>, Routes<ToReplay>, ProviderLayer, ProviderPreferences, ProviderService<Plain>,
     KeySelectLayer<PerKey>, KeySelectLayer<PerKey, LeastInFlight>, KeySelect<Plain>, KeySelect<Plain, LeastInFlight>,
     LoadMonitorLayer, LoadMonitor<Plain>,
     ConcurrencyLimitLayer, ConcurrencyLimit<Plain>,
+    RateLimitLayer, RateLimit<Plain>, RateLimitHandle, Rate, PacePolicy, Pacing,
     AdaptiveConcurrencyLimitLayer, AdaptiveConcurrencyLimit<Plain>, AdaptivePolicy, AdaptiveLimit,
     AuthorizeLayer, Authorize<Plain>,
     OpenRouter<Plain>, ReqwestTransport, AccountClient<Plain>,
@@ -105,6 +110,7 @@ assert_send! {
     KeepAliveFuture<<Plain as Service<Request<Body>>>::Future, Body>, KeepAliveBody<<Plain as Service<Request<Body>>>::Future, Body>,
     CommitGateFuture<<Plain as Service<Request<Body>>>::Future, Body>, CommitGateBody<Body>,
     DeadlineFuture<<Plain as Service<Request<Body>>>::Future>, DeadlineBody<Body>,
+    HearOutFuture<<Plain as Service<Request<Body>>>::Future>, HearOutBody<Body>,
     TimeoutsFuture<<Plain as Service<Request<Body>>>::Future>, TimeoutsBody<Body>,
     BufferFuture<ToReplay, Body>, ReplayBody,
     RetryFuture<Plain, Body, Body>, RoutesFuture<ToReplay>, ProviderFuture<<Plain as Service<Request<Body>>>::Future>,
@@ -113,7 +119,7 @@ assert_send! {
     CircuitBreakerFuture<<Plain as Service<Request<Body>>>::Future>,
     <AdaptiveConcurrencyLimit<Plain> as Service<Request<Body>>>::Future,
     <AdaptiveConcurrencyLimit<Plain> as Service<Request<Body>>>::Response,
-    LimitFuture<Plain, Body>, <ConcurrencyLimit<Plain> as Service<Request<Body>>>::Response,
+    LimitFuture<Plain, Body>, RateLimitFuture<Plain, Request<Body>>, <ConcurrencyLimit<Plain> as Service<Request<Body>>>::Response,
     OpenRouterFuture<<Plain as Service<Request<Body>>>::Future, Body>, OpenRouterBody<Body>,
     <Balancer<Body> as Service<Request<Body>>>::Future,
     AsTheyCome<Plain, Requests>, InOrder<Plain, Requests>,
@@ -146,11 +152,14 @@ macro_rules! each_around {
         finished::<_, $body, _>(respond.clone().layer(DeadlineLayer::default().layer(service.clone())));
         finished::<_, $body, _>(KeepAliveLayer::new().layer(respond.clone().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(CommitGateLayer::new().layer(service.clone())));
+        finished::<_, $body, _>(HearOutLayer::new(drop).layer(respond.clone().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(TimeoutsLayer::default().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(LoadMonitorLayer::new().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(CircuitBreakerLayer::default().reject().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(limit().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(limit().refuse().layer(service.clone())));
+        let rate = RateLimitLayer::new(Rate::per_second(100.0).unwrap());
+        finished::<_, $body, _>(respond.clone().layer(rate.layer(service.clone())));
         let adaptive = AdaptiveConcurrencyLimitLayer::new(AdaptivePolicy::gradient());
         finished::<_, $body, _>(respond.clone().layer(adaptive.refuse().layer(service.clone())));
         let authorize = AuthorizeLayer::new(&ApiKey::new("sk-or-v1-a").unwrap());

@@ -14,10 +14,14 @@ use http::{Request, Response};
 use http_body::Frame;
 use http_body_util::{BodyExt, Channel, Empty, Full, StreamBody};
 use serde_json::json;
-use tokio::{runtime::Handle, time::sleep};
+use tokio::{
+    runtime::Handle,
+    time::{Instant, sleep},
+};
 use tower::{BoxError, Layer, ServiceExt, service_fn};
 use tower_openrouter::{
     ApiKey, Balancer, OpenRouter, Pool,
+    endpoint::{KeyReport, Money, Price, Spendable},
     select::CreditLimit,
     simulator::{Scenario, Simulator},
     stream::HearOutLayer,
@@ -47,7 +51,17 @@ fn chat() -> Request<Full<Bytes>> {
 fn balancer(simulator: &Simulator) -> Balancer<Full<Bytes>> {
     let key = simulator.keys().remove(0);
     let pool = Pool::new([ApiKey::new(key.secret).unwrap().label(key.label).account(key.account)]).unwrap();
+    // as a poll would
+    pool.prices().set([("acme/swift".into(), Price::per_million(0.0, 100_000.0))]);
+    let told = KeyReport { left: Spendable::Money(Money::from_usd(100.0)), ..KeyReport::default() };
+    pool.endpoints()[0].credit().report_key(told, Instant::now());
     Balancer::builder(pool).credit(CreditLimit::new()).build(OpenRouter::new(simulator.service()))
+}
+
+/// What the balancer takes its key to have left, in dollars.
+fn left(balancer: &Balancer<Full<Bytes>>) -> f64 {
+    let spendable = balancer.handle().pool().endpoints()[0].credit().spendable(Instant::now());
+    spendable.money().expect("an amount").usd()
 }
 
 fn layer() -> HearOutLayer {
@@ -89,6 +103,9 @@ async fn where_the_provider_works_on_only_who_hears_it_out_knows_the_cost() {
         let way = if heard { "complete" } else { "client_gone" };
         assert_eq!((total.in_flight, total.outcomes[way]), (0, 1));
         assert!((total.cost_usd - if heard { billed } else { 0.0 }).abs() < 1e-9, "{}", total.cost_usd);
+        let spent = 100.0 - left(&balancer);
+        let wanted = if heard { billed } else { 40.0 };
+        assert!((spent - wanted).abs() < 1e-6, "heard {heard}: {spent} dollars, the worst case unless heard out");
     }
 }
 

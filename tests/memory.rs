@@ -8,16 +8,17 @@ use std::{
     pin::pin,
     sync::Mutex,
     task::{Context, Waker},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use http::{Request, Response};
-use http_body::Body;
-use http_body_util::{BodyExt, Full};
+use http_body::{Body, Frame};
+use http_body_util::{BodyExt, Full, StreamBody};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, Stats, StatsAlloc};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_openrouter::{
-    ApiKey, Balancer, ExplainLayer, OpenRouter,
+    ApiKey, Balancer, CommitGateLayer, ExplainLayer, OpenRouter,
     openrouter::BASE_URL,
     select::{Pool, RoundRobin},
 };
@@ -38,12 +39,20 @@ fn stack(
     pool: Pool,
 ) -> impl Service<Request<Full<Bytes>>, Response = Response<impl Body<Data = Bytes, Error: fmt::Debug>>, Error = Infallible>
 {
+    gated(pool, CommitGateLayer::new())
+}
+
+fn gated(
+    pool: Pool,
+    gate: CommitGateLayer,
+) -> impl Service<Request<Full<Bytes>>, Response = Response<impl Body<Data = Bytes, Error: fmt::Debug>>, Error = Infallible>
+{
     let answer = Bytes::from_static(br#"{"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2,"cost":0.1}}"#);
     let transport = service_fn(move |_: Request<_>| {
         let response = Response::builder().header("content-type", "application/json");
         ready(Ok::<_, Infallible>(response.body(Full::new(answer.clone())).unwrap()))
     });
-    Balancer::builder(pool).pick(RoundRobin::default()).service(OpenRouter::new(transport))
+    Balancer::builder(pool).pick(RoundRobin::default()).commit_gate(gate).service(OpenRouter::new(transport))
 }
 
 async fn ask<S, B>(service: &mut S)
@@ -128,6 +137,48 @@ async fn a_request_that_nobody_asks_to_explain_takes_no_piece_of_the_heap_for_it
     println!("allocations a request: {} without the layer, {} off, {} on", without / 1000, off / 1000, on / 1000);
     assert_eq!(off, without);
     assert!(on > without, "and this can tell");
+}
+
+#[tokio::test(flavor = "current_thread")]
+#[expect(clippy::await_holding_lock, reason = "one thread, and nobody else waits on this runtime")]
+async fn a_head_whose_first_piece_of_body_is_there_is_held_on_no_piece_of_the_heap() {
+    let _turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let without = taken(&mut gated(pool(3), CommitGateLayer::new().hold(Duration::ZERO)), 1000).await;
+    assert_eq!(taken(&mut stack(pool(3)), 1000).await, without);
+}
+
+#[tokio::test(flavor = "current_thread")]
+#[expect(clippy::await_holding_lock, reason = "one thread, and nobody else waits on this runtime")]
+async fn an_open_stream_takes_at_most_4_kib() {
+    const STREAMS: usize = 1000;
+    let _turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let transport = service_fn(move |_: Request<_>| {
+        let token = Bytes::from_static(b"data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n");
+        let first = futures_util::stream::once(ready(Ok::<_, Infallible>(Frame::data(token))));
+        let body = StreamBody::new(futures_util::StreamExt::chain(first, futures_util::stream::pending()));
+        ready(Ok::<_, Infallible>(Response::builder().header("content-type", "text/event-stream").body(body).unwrap()))
+    });
+    let mut service = Balancer::builder(pool(3)).pick(RoundRobin::default()).service(OpenRouter::new(transport));
+    let mut streams = Vec::with_capacity(STREAMS);
+    let mut heap = None;
+    for _ in 0..=STREAMS {
+        let body = Full::<Bytes>::from(r#"{"model":"acme/swift-1","stream":true}"#);
+        let request = Request::post(format!("{BASE_URL}/chat/completions")).body(body).unwrap();
+        let Ok(response) = service.ready().await.unwrap().call(request).await;
+        let mut body = Box::pin(response.into_body());
+        body.frame().await.unwrap().unwrap();
+        assert!(futures_util::poll!(body.frame()).is_pending());
+        streams.push(body);
+        // the first makes what all share
+        heap.get_or_insert_with(|| Region::new(HEAP));
+    }
+    let change = heap.unwrap().change();
+    let (each, pieces) = (grown(change) / STREAMS, (change.allocations - change.deallocations) / STREAMS);
+    println!(
+        "an open stream: {each} bytes in {pieces} pieces, {} of them its body",
+        std::mem::size_of_val(&*streams[0])
+    );
+    assert!(each <= 4 * 1024, "{each} bytes");
 }
 
 #[tokio::test(flavor = "current_thread")]

@@ -255,7 +255,7 @@ fn quotas_nobody_told_us_are_spent_as_an_oracle_would() {
                 let refusals = [0.5, 0.99, 1.0].map(|share| p(share, &mut ours.refusals));
                 let wait = p(0.99, &mut ours.waits);
                 println!(
-                    "{kind:<7} {hints:<5} {load:<4} | {goodput:.4} {wasted:.4} | {} {} | {:.3} {:.3} {:.3} | {wait:.1}",
+                    "{kind:<7} {hints:<5} {load:<4} | {goodput:.4} {wasted:.4} | {} {} | {:.3} {:.3} {:.3} | {wait:.2}",
                     ours.errors,
                     known.errors,
                     refusals[0],

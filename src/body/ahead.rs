@@ -72,7 +72,7 @@ impl<B: Body<Data = Bytes>> ReadAhead<B> {
         B: Unpin,
     {
         loop {
-            if self.rest.is_over() {
+            if self.rest.is_end_stream() {
                 self.rest = Rest::Over;
                 return Poll::Ready(Seen::End);
             }
@@ -139,7 +139,10 @@ impl<B: Body<Data = Bytes>> ReadAhead<Pin<Box<B>>> {
     }
 }
 
-impl<B: Body> Rest<B> {
+impl<B: Body> Body for Rest<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         match self.project() {
             RestProj::Inline { body } => body.poll_frame(cx),
@@ -148,11 +151,19 @@ impl<B: Body> Rest<B> {
         }
     }
 
-    fn is_over(&self) -> bool {
+    fn is_end_stream(&self) -> bool {
         match self {
             Self::Inline { body } => body.is_end_stream(),
             Self::Boxed { body } => body.is_end_stream(),
             Self::Over => true,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Inline { body } => body.size_hint(),
+            Self::Boxed { body } => body.size_hint(),
+            Self::Over => SizeHint::with_exact(0),
         }
     }
 }
@@ -182,17 +193,13 @@ impl<B: Body<Data = Bytes>> Body for ReadAhead<B> {
     fn is_end_stream(&self) -> bool {
         self.first.is_none()
             && self.later.as_ref().is_none_or(|later| later.frames.is_empty() && later.error.is_none())
-            && self.rest.is_over()
+            && self.rest.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        let rest = match &self.rest {
-            Rest::Inline { body } => body.size_hint(),
-            Rest::Boxed { body } => body.size_hint(),
-            // an error to come is no promise of a length
-            Rest::Over if self.later.as_ref().is_some_and(|later| later.error.is_some()) => SizeHint::default(),
-            Rest::Over => SizeHint::with_exact(0),
-        };
+        // an error to come is no promise of a length
+        let fails = self.later.as_ref().is_some_and(|later| later.error.is_some());
+        let rest = if fails { SizeHint::default() } else { self.rest.size_hint() };
         let ahead = self.ahead();
         if ahead == 0 {
             return rest;

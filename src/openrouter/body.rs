@@ -18,7 +18,7 @@ use tower::BoxError;
 use super::scan::Scan;
 use crate::{
     body::{Guarded, ReadAhead},
-    error::{self, UpstreamError, UpstreamErrorKind},
+    error::{self, AlreadyTold, UpstreamError, UpstreamErrorKind},
     outcome::{Cause, Outcome, OutcomeCell},
 };
 
@@ -53,6 +53,12 @@ impl End {
         matches!(cell.at_end(), Some(Outcome::Fault(fault)) if fault.cause == Cause::Truncated)
     }
 
+    /// Whether an event stream has said already that it failed.
+    fn is_told(&self) -> bool {
+        let Self::Marked(cell) = self else { return false };
+        matches!(cell.at_end(), Some(Outcome::Fault(fault)) if fault.cause != Cause::Truncated)
+    }
+
     /// Whether an event stream has ended already, by what it says.
     fn is_whole(&self) -> bool {
         matches!(self, Self::Marked(cell) if cell.at_end() == Some(Outcome::Success))
@@ -84,6 +90,7 @@ where
                 return Poll::Ready(Some(Ok(frame)));
             }
             Some(Err(_)) if this.end.is_whole() => None,
+            Some(Err(error)) if this.end.is_told() => Some(broken(AlreadyTold(error.into()).into())),
             Some(Err(error)) => Some(broken(error.into())),
             None => this.end.is_cut().then(|| UpstreamError::new(UpstreamErrorKind::Truncated, None).into()),
         };

@@ -7,10 +7,14 @@ use tokio::time::Instant;
 use super::policy::PaceError;
 use crate::clock;
 
+/// From here on a millisecond is more than half a hundredth of a slot.
+const COARSE: f64 = 5.0;
+
 /// So many per second on average, and so many at once.
 ///
 /// Any interval of `t` seconds admits at most `per second × t + burst`. By default the burst is 1, which is evenly spaced:
-/// so the rate is kept in every window, whenever the windows of whoever counts begin.
+/// so the rate is kept in every window, whenever the windows of whoever counts begin. From 5 per second on it is 2, and one
+/// more for each 1,000: timers are exact to a millisecond, and of single slots that would lose some.
 ///
 /// ```
 /// use tower_openrouter::pace::Rate;
@@ -29,7 +33,7 @@ pub struct Rate {
 }
 
 impl Rate {
-    /// So many per second, fractions too; the burst is 1.
+    /// So many per second, fractions too, evenly spaced.
     ///
     /// # Errors
     /// When it is not from one in a day to a billion per second.
@@ -37,10 +41,11 @@ impl Rate {
         if !(1.0 / 86_400.0..=1e9).contains(&rate) {
             return Err(PaceError::Rate);
         }
-        Ok(Self { per_second: rate, burst: 1 })
+        let burst = if rate < COARSE { 1 } else { 2 + (rate / 1_000.0) as u32 };
+        Ok(Self { per_second: rate, burst })
     }
 
-    /// So many per minute, fractions too; the burst is 1.
+    /// So many per minute, fractions too, evenly spaced.
     ///
     /// # Errors
     /// When it is not from one in a day to a billion per second.
@@ -48,7 +53,7 @@ impl Rate {
         Self::per_second(rate / 60.0)
     }
 
-    /// Sets how many may come at once, when there was a pause; default 1.
+    /// Sets how many may come at once, when there was a pause; default 1, or a few where the rate is high.
     ///
     /// # Errors
     /// When it is 0.
@@ -84,6 +89,11 @@ impl Gcra {
     pub(crate) fn next(&self, amount: u64) -> Instant {
         let ahead = u64::from(self.rate.burst).saturating_sub(amount);
         self.paid.checked_sub(self.rate.time(ahead)).unwrap_or(self.paid)
+    }
+
+    /// When the last of so many could start, each a request of its own, if all came now.
+    pub(crate) fn start(&self, requests: u64) -> Instant {
+        clock::after(self.next(1), self.rate.time(requests.saturating_sub(1)))
     }
 
     /// Takes `amount`, be it there or not.

@@ -29,7 +29,7 @@ use tower::BoxError;
 
 use crate::{
     answer::{ErrorAnswer, Shape},
-    error::{self, UpstreamError, UpstreamErrorKind},
+    error::{self, AlreadyTold, UpstreamError, UpstreamErrorKind},
 };
 
 /// The most of an unfinished event that is held back, in bytes. A longer one goes out as it comes.
@@ -174,8 +174,12 @@ where
                 Some(Ok(frame)) => frame,
                 Some(Err(error)) => {
                     let error = error.into();
-                    let event = events.last_event(&error);
                     this.body.set(None);
+                    if error::find::<AlreadyTold>(&*error).is_some() {
+                        *this.state = State::Untouched;
+                        return Poll::Ready(Some(Err(error)));
+                    }
+                    let event = events.last_event(&error);
                     let pause = Box::pin(tokio::time::sleep(PAUSE));
                     *this.state = State::Pausing { pause, error: Some(error) };
                     return Poll::Ready(Some(Ok(Frame::data(event))));

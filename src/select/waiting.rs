@@ -153,7 +153,7 @@ impl<S> Room<S> {
         let place = Place::new(request.arrived().unwrap_or(now), request.priority(), u64::MAX);
         if let Some(rate) = group.flow.rate(now) {
             let start = predict::start(now, group.view.returns(), group.ahead(place), rate);
-            if start > give_up {
+            if predict::is_hopeless(start, give_up, now) {
                 return Others::TooMany(start);
             }
         }

@@ -45,6 +45,7 @@ macro_rules! around_every_other {
 }
 
 around_every_other! {
+    r003_r005_cancelled_anywhere_hear_out_leaves_nothing: HearOut,
     r003_r005_cancelled_anywhere_explain_leaves_nothing: Explain,
     r003_r005_cancelled_anywhere_keep_alive_leaves_nothing: KeepAlive,
     r003_r005_cancelled_anywhere_respond_leaves_nothing: Respond,
@@ -63,6 +64,8 @@ around_every_other! {
     r003_r005_cancelled_anywhere_waiting_limit_leaves_nothing: WaitingLimit,
     r003_r005_cancelled_anywhere_refusing_limit_leaves_nothing: RefusingLimit,
     r003_r005_cancelled_anywhere_adaptive_limit_leaves_nothing: AdaptiveLimit,
+    r003_r005_cancelled_anywhere_rate_leaves_nothing: Rate,
+    r003_r005_cancelled_anywhere_waiting_rate_leaves_nothing: WaitingRate,
     r003_r005_cancelled_anywhere_authorize_leaves_nothing: Authorize,
     r003_r005_cancelled_anywhere_timeouts_leaves_nothing: Timeouts,
     r003_r005_cancelled_anywhere_the_leaf_leaves_nothing: Leaf,

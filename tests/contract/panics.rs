@@ -63,6 +63,8 @@ storms! {
     r008_panics_leave_waiting_limit_whole: WaitingLimit,
     r008_panics_leave_refusing_limit_whole: RefusingLimit,
     r008_panics_leave_adaptive_limit_whole: AdaptiveLimit,
+    r008_panics_leave_rate_whole: Rate,
+    r008_panics_leave_waiting_rate_whole: WaitingRate,
     r008_panics_leave_authorize_whole: Authorize,
     r008_panics_leave_the_leaf_whole: Leaf,
 }

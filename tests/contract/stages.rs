@@ -20,17 +20,19 @@ use tower::{
 };
 use tower_openrouter::{
     ApiKey, BufferLayer, CircuitBreakerLayer, CommitGateLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint,
-    ExplainLayer, KeepAliveLayer, KeySelectLayer, LoadMonitorLayer, ModelRouter, OpenRouter, RespondLayer, RetryLayer,
-    TimeoutsLayer,
+    ExplainLayer, KeepAliveLayer, KeySelectLayer, LoadMonitorLayer, ModelRouter, OpenRouter, RateLimitLayer,
+    RespondLayer, RetryLayer, TimeoutsLayer,
     breaker::{BreakerHandle, BreakerPolicy, BreakerState, TripPolicy},
     buffer::ReplayBody,
     endpoint_fn,
     limit::{AdaptiveConcurrencyLimitLayer, AdaptivePolicy, LimitHandle},
     monitor::MonitorHandle,
     openrouter::{AuthorizeLayer, OnFullPool, ProviderLayer, ProviderPreferences},
+    pace::Rate,
     request::Replay,
     retry::{Backoff, RetryHandle},
     select::{LeastInFlight, Pool},
+    stream::HearOutLayer,
 };
 
 use crate::support::Probe;
@@ -159,6 +161,7 @@ pub fn innermost(probe: &Probe) -> Stack {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
+    HearOut,
     Explain,
     KeepAlive,
     Respond,
@@ -177,13 +180,16 @@ pub enum Stage {
     WaitingLimit,
     RefusingLimit,
     AdaptiveLimit,
+    Rate,
+    WaitingRate,
     Authorize,
     Timeouts,
     Leaf,
 }
 
 impl Stage {
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 24] = [
+        Self::HearOut,
         Self::Explain,
         Self::KeepAlive,
         Self::Respond,
@@ -202,6 +208,8 @@ impl Stage {
         Self::WaitingLimit,
         Self::RefusingLimit,
         Self::AdaptiveLimit,
+        Self::Rate,
+        Self::WaitingRate,
         Self::Authorize,
         Self::Timeouts,
         Self::Leaf,
@@ -210,6 +218,8 @@ impl Stage {
     /// Puts the stage around `inner`; `watch` sees what it holds.
     pub fn around(self, inner: Stack, watch: &mut Watch) -> Stack {
         match self {
+            // with nobody to hear it, what is left is let go
+            Self::HearOut => erase(HearOutLayer::new(drop).layer(inner)),
             Self::Explain => erase(ExplainLayer::new().all().layer(inner)),
             Self::KeepAlive => {
                 let accepting = MapRequestLayer::new(|mut request: Request<Payload>| {
@@ -266,6 +276,13 @@ impl Stage {
                 watch.limits.lock().unwrap().push(limit.handle());
                 erase(limit.layer(inner))
             }
+            Self::Rate => erase(rate().layer(inner)),
+            Self::WaitingRate => {
+                let rate = rate().wait(16, Duration::from_millis(200));
+                let handle = rate.handle();
+                watch.lines.push(Box::new(move || handle.waiting()));
+                erase(rate.layer(inner))
+            }
             Self::Authorize => erase(AuthorizeLayer::new(&ApiKey::new("sk-or-v1-key").unwrap()).layer(inner)),
             Self::Timeouts => erase(timeouts().layer(inner)),
             Self::Leaf => erase(OpenRouter::new(inner)),
@@ -280,6 +297,11 @@ pub fn pool() -> Pool {
 /// Waits short enough for a storm to see several.
 pub fn quick() -> Backoff {
     Backoff::new(Duration::from_millis(10), Duration::from_millis(100)).unwrap()
+}
+
+/// A rate that a storm meets now and then.
+pub fn rate() -> RateLimitLayer {
+    RateLimitLayer::new(Rate::per_second(200.0).unwrap().burst(4).unwrap())
 }
 
 /// Limits that a storm's hanging calls and bodies meet.

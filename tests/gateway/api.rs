@@ -225,11 +225,11 @@ fn each_event_of_a_stream_is_passed_on_at_once() {
     let (go, gone) = mpsc::channel::<()>();
     let gone = std::sync::Mutex::new(gone);
     let upstream = Upstream::start(move |_, stream| {
-        stream.write_all(format!("{STREAM_HEAD}{}", chunk("data: 1\n\n")).as_bytes()).unwrap();
+        stream.write_all(format!("{STREAM_HEAD}{}", chunk(&token("1"))).as_bytes()).unwrap();
         for number in 2..=5 {
             // only once the client has the one before
             gone.lock().unwrap().recv_timeout(PATIENCE).unwrap();
-            stream.write_all(chunk(&format!("data: {number}\n\n")).as_bytes()).unwrap();
+            stream.write_all(chunk(&token(&number.to_string())).as_bytes()).unwrap();
         }
         stream.write_all(chunk("data: [DONE]\n\n").as_bytes()).unwrap();
         stream.write_all(b"0\r\n\r\n").unwrap();
@@ -238,11 +238,11 @@ fn each_event_of_a_stream_is_passed_on_at_once() {
     let mut client = connect(gateway.api);
     client.write_all(request("POST", "/v1/chat/completions", "", CHAT).as_bytes()).unwrap();
     for number in 1..=4 {
-        until(&mut client, &format!("data: {number}\n\n"));
+        until(&mut client, &token(&number.to_string()));
         go.send(()).unwrap();
     }
     let end = rest(&mut client);
-    assert!(end.contains("data: 5") && end.contains("[DONE]") && end.ends_with("0\r\n\r\n"), "{end:?}");
+    assert!(end.contains(&token("5")) && end.contains("[DONE]") && end.ends_with("0\r\n\r\n"), "{end:?}");
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ mod api;
 mod check;
 mod cut;
 mod explain;
+mod keep_alive;
 mod leaving;
 mod polls;
 mod process;

@@ -4,4 +4,5 @@
 
 mod gate;
 mod keep_alive;
+mod simulated;
 mod upstream;

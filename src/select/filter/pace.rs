@@ -259,3 +259,101 @@ impl fmt::Debug for Pacing {
         f.debug_struct("Pacing").field("policy", &*lock_std(&self.0.policy)).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        ApiKey,
+        outcome::{Rest, Retry, Usage},
+        pace::Rate,
+    };
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn endpoint(secret: &str, account: Option<&str>) -> Endpoint {
+        let key = ApiKey::new(secret).unwrap();
+        Endpoint::new(account.map_or(key.clone(), |account| key.account(account)))
+    }
+
+    fn asking(body: &str) -> RequestContext {
+        let request = RequestContext::new();
+        request.set_body(body.to_owned().into());
+        request
+    }
+
+    fn ended(now: Instant, outcome: Option<Outcome>) -> Ended {
+        Ended { since: now, now, sent: true, first_output: None, outcome, usage: None, limit: None }
+    }
+
+    fn limited(cause: Cause, rest: Rest) -> Option<Outcome> {
+        Some(Fault::new(cause, Scope::Account).rest(rest).retry(Retry::Elsewhere).into())
+    }
+
+    #[test]
+    fn a_refusal_holds_the_account_back_for_requests_of_its_kind() {
+        let (now, pacing) = (Instant::now(), Pacing::new(PacePolicy::default()));
+        let (one, kin, other) = (endpoint("a", Some("x")), endpoint("b", Some("x")), endpoint("c", Some("y")));
+        let (paid, free) = (asking(r#"{"model":"m"}"#), asking(r#"{"model":"m:free"}"#));
+        let amount = pacing.reserve(&one, &paid, now).expect("nothing is known yet");
+        let refusal = limited(Cause::PlatformLimit, Rest::hinted(7 * SECOND));
+        assert!(pacing.settle(&one, amount, &ended(now, refusal)), "nobody need rest for it");
+        assert_eq!(pacing.judge(&kin, &paid, now), Fit::NotBefore(now + 7 * SECOND));
+        assert_eq!(pacing.reserve(&kin, &paid, now), None);
+        assert_eq!(pacing.judge(&one, &free, now), Fit::Yes, "free requests have a quota of their own");
+        assert_eq!(pacing.judge(&other, &paid, now), Fit::Yes);
+        assert!(pacing.learned(&kin)[0].is_some() && pacing.learned(&other) == [None, None]);
+    }
+
+    #[test]
+    fn r056_what_names_a_long_time_or_is_no_quota_of_requests_rests_as_ever() {
+        let (now, pacing, paid) = (Instant::now(), Pacing::new(PacePolicy::default()), asking("{}"));
+        let one = endpoint("a", None);
+        for (cause, rest) in [
+            (Cause::PlatformLimit, Rest::hinted(LONGEST_WINDOW + SECOND)),
+            (Cause::FreeTierDaily, Rest::hinted(SECOND)),
+            (Cause::NoCredit, Rest::guessed(SECOND)),
+        ] {
+            let amount = pacing.reserve(&one, &paid, now).unwrap();
+            assert!(!pacing.settle(&one, amount, &ended(now, limited(cause, rest))), "{cause}");
+            assert_eq!(pacing.judge(&one, &paid, now), Fit::Yes, "{cause}");
+        }
+    }
+
+    #[test]
+    fn tokens_are_estimated_before_and_reconciled_after() {
+        let now = Instant::now();
+        let tokens = Rate::per_second(10.0).unwrap().burst(1_000).unwrap();
+        let (pacing, one) = (Pacing::new(PacePolicy::default().tokens(tokens)), endpoint("a", None));
+        let request = asking(r#"{"model":"m","max_tokens":990}"#);
+        let first = pacing.reserve(&one, &request, now).unwrap();
+        assert!(matches!(pacing.judge(&one, &request, now), Fit::NotBefore(_)));
+        let usage = Some(Usage { prompt_tokens: 4, completion_tokens: 1, cost: 0.0 });
+        pacing.settle(&one, first, &Ended { usage, ..ended(now, Some(Outcome::Success)) });
+        let Fit::NotBefore(at) = pacing.judge(&one, &request, now) else { panic!("5 are missing") };
+        assert!(at <= now + SECOND, "{:?}", at - now);
+        assert_ne!(pacing.kind(&request), pacing.kind(&asking(r#"{"max_tokens":10}"#)), "the amount matters");
+    }
+
+    #[test]
+    fn what_was_not_sent_is_given_back() {
+        let now = Instant::now();
+        let policy = PacePolicy::default().requests(Rate::per_second(1.0).unwrap()).per_day(1).unwrap();
+        let (pacing, one, request) = (Pacing::new(policy), endpoint("a", None), asking("{}"));
+        let amount = pacing.reserve(&one, &request, now).unwrap();
+        assert_eq!(pacing.reserve(&one, &request, now), None);
+        pacing.settle(&one, amount, &Ended { sent: false, ..ended(now, None) });
+        assert!(pacing.reserve(&one, &request, now).is_some());
+    }
+
+    #[test]
+    fn an_account_named_later_shares_what_is_known_of_it() {
+        let (now, pacing, paid) = (Instant::now(), Pacing::new(PacePolicy::default()), asking("{}"));
+        let (known, late) = (endpoint("a", Some("x")), endpoint("b", None));
+        let amount = pacing.reserve(&known, &paid, now).unwrap();
+        pacing.settle(&known, amount, &ended(now, limited(Cause::PlatformLimit, Rest::hinted(SECOND))));
+        assert_eq!(pacing.judge(&late, &paid, now), Fit::Yes);
+        late.learn_account("x");
+        assert_eq!(pacing.judge(&late, &paid, now), Fit::NotBefore(now + SECOND));
+    }
+}

@@ -15,6 +15,8 @@ const SPAN: usize = 30;
 const WARM: Duration = Duration::from_secs(10);
 /// Nor with fewer served.
 const LEAST: u32 = 10;
+/// A rate of the last half minute is off by some hundredths in the next, so who comes must have so much more patience.
+const DOUBT: f64 = 0.1;
 /// Who stands already is refused for a prediction only if that is longer than its patience by this share, so that a rate that
 /// wavers does not thin out the line.
 const SLACK: f64 = 0.25;
@@ -94,6 +96,11 @@ pub(super) fn start(now: Instant, earliest: Option<Instant>, ahead: usize, rate:
     earliest.map_or(turn, |earliest| earliest.max(turn))
 }
 
+/// Whether that is too late for one who comes, or so near the end of its patience that half of such would be.
+pub(super) fn is_hopeless(start: Instant, give_up: Instant, now: Instant) -> bool {
+    start + start.saturating_duration_since(now).mul_f64(DOUBT) > give_up
+}
+
 /// Whether that is too late for one who has waited already.
 pub(super) fn is_too_late(start: Instant, give_up: Instant, now: Instant) -> bool {
     start > give_up + give_up.saturating_duration_since(now).mul_f64(SLACK) + Duration::from_secs(1)
@@ -154,6 +161,9 @@ mod tests {
         let give_up = at(now, 20.0);
         for (start, late) in [(20.0, false), (25.9, false), (26.1, true)] {
             assert_eq!(is_too_late(at(now, start), give_up, now), late);
+        }
+        for (start, hopeless) in [(0.0, false), (18.1, false), (18.3, true), (21.0, true)] {
+            assert_eq!(is_hopeless(at(now, start), give_up, now), hopeless, "{start}");
         }
     }
 

@@ -11,7 +11,7 @@ use http::Request;
 use tokio::time::Instant;
 use tower::{BoxError, Service};
 
-use super::{Call, JUST_NOW, REVIEW, Waiter, kind::Kind, line::Place};
+use super::{Call, JUST_NOW, REVIEW, Waiter, kind::Kind, line::Place, spread};
 use crate::{
     endpoint::EndpointId,
     error::Rejected,
@@ -93,9 +93,13 @@ impl<S: Send + Sync + 'static, P: Pick> Ticket<S, P> {
             match shared.prospect(&lane.endpoint, &earlier, request, now) {
                 Prospect::Never => {}
                 Prospect::Full => outlook.is_busy(&lane.endpoint),
-                Prospect::Later(later) => {
+                Prospect::Later(mut later) => {
                     outlook.soft |= later.soft;
                     outlook.returns(later.at, &lane.endpoint);
+                    // of those that come back together, those it has not met first
+                    if later.rest && filter::is_second_choice(&earlier, shared.pool.state().is_warm(), &lane.endpoint) {
+                        later.at = spread::first(later.at, now, 1.0);
+                    }
                     shared.expect(lane, later, now);
                 }
                 Prospect::Now => {

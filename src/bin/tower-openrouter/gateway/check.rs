@@ -126,7 +126,7 @@ fn routes(settings: &Settings, keys: &[ApiKey], line: &mut Line<'_>) -> fmt::Res
 
 /// The stages below.
 fn inner(settings: &Settings, line: &mut Line<'_>) -> fmt::Result {
-    let Settings { models, provider, credit, breaker, limits, timeouts, .. } = settings;
+    let Settings { models, provider, credit, breaker, limits, pace, timeouts, .. } = settings;
     if let Some(variant) = models.variant {
         line("variant", format_args!(":{}, where a request has none", variant.as_str()))?;
     }
@@ -167,6 +167,17 @@ fn inner(settings: &Settings, line: &mut Line<'_>) -> fmt::Result {
     match limits.max_in_flight {
         Some(cap) => line("limit", format_args!("{cap} at once on a key that has no limit of its own"))?,
         None => line("limit", format_args!("none on a key that has no limit of its own"))?,
+    }
+    let given = [
+        (pace.requests_per_minute, "requests a minute"),
+        (pace.tokens_per_minute, "tokens a minute"),
+        (pace.requests_per_day, "requests a UTC day"),
+    ];
+    let given: Vec<_> = given.iter().filter_map(|(limit, of)| Some(format!("{} {of}", (*limit)?))).collect();
+    let learn = if pace.learn { "learned from each account's refusals" } else { "not learned" };
+    match given.as_slice() {
+        [] => line("pace", format_args!("{learn}"))?,
+        given => line("pace", format_args!("{learn}; {} for {}", given.join(", "), pace.scope))?,
     }
     let Timeouts { headers, first_output, gap, total, hear_out, hear_out_bytes } = timeouts;
     let limits = format_args!("head {headers}, first output {first_output}, gap {gap}, an attempt in all {total}");

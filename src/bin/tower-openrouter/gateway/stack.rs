@@ -1,6 +1,6 @@
 //! The library's default stack as it is configured, over all keys and over those of each route.
 
-use std::fmt;
+use std::{fmt, num::NonZeroU32};
 
 use http_body::Body;
 use tokio::runtime::Handle;
@@ -12,9 +12,10 @@ use tower_openrouter::{
     buffer::ReplayBody,
     endpoint::Money,
     openrouter::{OnFullPool, PreferenceError, ProviderLayer, ProviderPreferences},
+    pace::{PacePolicy, PaceScope, Rate},
     retry::{Backoff, RetryBudget},
     select::{
-        CreditFloor, CreditLimit, LeastInFlight, MostCredit, PeakEwma, Pick, Pool, PriorityTiers, Rendezvous,
+        CreditFloor, CreditLimit, LeastInFlight, MostCredit, Pacing, PeakEwma, Pick, Pool, PriorityTiers, Rendezvous,
         RoundRobin, SmoothWeighted, Sticky, WeightedRandom,
     },
     stack::{BalancerBuilder, BalancerHandle},
@@ -24,8 +25,8 @@ use tower_openrouter::{
 use super::{
     Transport,
     config::{
-        Breaker, Configuration, Credit, Dollars, Limits, PickName, Retry, Select, Settings, Size, Span, Stream,
-        Timeouts, Trouble, Unrouted, Waiting, WhenFull,
+        Breaker, Configuration, Credit, Dollars, Limits, Pace, PaceScopeName, PickName, Retry, Select, Settings, Size,
+        Span, Stream, Timeouts, Trouble, Unrouted, Waiting, WhenFull,
     },
     routed::Routes,
 };
@@ -43,6 +44,7 @@ pub(crate) struct Stack {
     pool: Pool,
     retry: RetryLayer,
     buffer: BufferLayer,
+    pacing: Option<Pacing>,
 }
 
 impl Stack {
@@ -65,6 +67,10 @@ impl Stack {
             Some((before, old)) if old.retry == settings.retry => before.retry.clone(),
             _ => retry(&settings.retry)?,
         };
+        let pacing = match before {
+            Some((before, old)) if old.pace == settings.pace => before.pacing.clone(),
+            _ => pacing(&settings.pace)?,
+        };
         let limits = &settings.limits;
         let buffer = match before {
             Some((before, old)) if old.limits == *limits => before.buffer.clone(),
@@ -78,6 +84,10 @@ impl Stack {
             .deadline(deadline)
             .timeouts(timeouts(&settings.timeouts)?)
             .commit_gate(commit_gate(&settings.stream));
+        if let Some(pacing) = &pacing {
+            // one for all routes, as they spend the same quotas
+            common = common.filter(pacing.clone());
+        }
         if let Some(cap) = limits.max_in_flight {
             common = common.max_in_flight(cap.get()).map_err(|error| Trouble::with("limits.max_in_flight", error))?;
         }
@@ -103,7 +113,7 @@ impl Stack {
             let group = pool.share(group).map_err(|error| route_trouble(at, &error))?;
             routes.push((route.models.clone(), builder.pool(group)));
         }
-        Ok(Self { all, routes, pool, retry, buffer })
+        Ok(Self { all, routes, pool, retry, buffer, pacing })
     }
 
     /// What the stages over all keys can be asked and told.
@@ -163,6 +173,33 @@ pub(crate) fn hear_out(settings: &Timeouts) -> Option<HearOutLayer> {
     let Timeouts { hear_out: Span(time), hear_out_bytes: Size(bytes), .. } = *settings;
     let runtime = (!time.is_zero()).then(Handle::current)?;
     Some(HearOutLayer::new(move |rest| drop(runtime.spawn(rest))).time(time).bytes(bytes))
+}
+
+/// How fast; `None` when that is nobody's business.
+fn pacing(settings: &Pace) -> Result<Option<Pacing>, Trouble> {
+    let trouble = |error| Trouble::with("pace", error);
+    let rate = |per_minute: NonZeroU32, burst: NonZeroU32| {
+        Rate::per_minute(per_minute.get().into()).and_then(|rate| rate.burst(burst.get())).map_err(trouble)
+    };
+    let mut policy = PacePolicy::default().scope(match settings.scope {
+        PaceScopeName::Key => PaceScope::Key,
+        PaceScopeName::Account => PaceScope::Account,
+        PaceScopeName::Pool => PaceScope::Pool,
+    });
+    let Pace { requests_per_minute, tokens_per_minute, requests_per_day, .. } = settings;
+    if let Some(requests) = *requests_per_minute {
+        policy = policy.requests(rate(requests, settings.burst)?);
+    }
+    if let Some(tokens) = *tokens_per_minute {
+        policy = policy.tokens(rate(tokens, tokens)?);
+    }
+    if let Some(requests) = *requests_per_day {
+        policy = policy.per_day(requests.get().into()).map_err(trouble)?;
+    }
+    if !settings.learn && requests_per_minute.is_none() && tokens_per_minute.is_none() && requests_per_day.is_none() {
+        return Ok(None);
+    }
+    Ok(Some(Pacing::new(policy.learn(settings.learn).map_err(trouble)?)))
 }
 
 fn commit_gate(settings: &Stream) -> CommitGateLayer {

@@ -46,6 +46,7 @@ pub(crate) struct Settings {
     pub(crate) breaker: Breaker,
     pub(crate) retry: Retry,
     pub(crate) limits: Limits,
+    pub(crate) pace: Pace,
     pub(crate) keys: Vec<KeyEntry>,
     pub(crate) routes: Vec<RouteEntry>,
 }
@@ -73,6 +74,7 @@ impl Default for Settings {
             breaker: Breaker::default(),
             retry: Retry::default(),
             limits: Limits::default(),
+            pace: Pace::default(),
             keys: Vec::new(),
             routes: Vec::new(),
         }
@@ -327,6 +329,50 @@ impl Default for Limits {
     }
 }
 
+/// `[pace]`: how fast.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Pace {
+    pub(crate) learn: bool,
+    pub(crate) requests_per_minute: Option<NonZeroU32>,
+    pub(crate) burst: NonZeroU32,
+    pub(crate) tokens_per_minute: Option<NonZeroU32>,
+    pub(crate) requests_per_day: Option<NonZeroU32>,
+    pub(crate) scope: PaceScopeName,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            learn: true,
+            requests_per_minute: None,
+            burst: const { NonZeroU32::new(1).unwrap() },
+            tokens_per_minute: None,
+            requests_per_day: None,
+            scope: PaceScopeName::Account,
+        }
+    }
+}
+
+/// Whose the given limits are.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum PaceScopeName {
+    Key,
+    Account,
+    Pool,
+}
+
+impl fmt::Display for PaceScopeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Key => "each key",
+            Self::Account => "each account",
+            Self::Pool => "all keys together",
+        })
+    }
+}
+
 impl Settings {
     /// Where requests are sent, unless to the simulator.
     pub(crate) fn upstream(&self) -> &str {
@@ -425,6 +471,8 @@ impl<'de> Deserialize<'de> for Token {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::gateway::config::trouble::Source;
 
@@ -465,6 +513,7 @@ mod tests {
             "[breaker]",
             "[retry]",
             "[limits]",
+            "[pace]",
             "[[keys]]",
         ];
         let route = "[[routes]]\nmodels = [\"*\"]";
@@ -485,6 +534,41 @@ mod tests {
                         || line == format!("[[{name}]]")
                 };
                 assert!(sample.lines().any(shows), "{section} {name}");
+            }
+        }
+    }
+
+    /// Most of the sample's settings are comments: here they are settings.
+    fn all_set() -> String {
+        SAMPLE.lines().map(|line| default_on(line).unwrap_or(line)).collect::<Vec<_>>().join("\n")
+    }
+
+    proptest! {
+        #[test]
+        fn r119_any_file_is_settings_or_says_what_is_wrong_and_where(
+            changes in proptest::collection::vec((
+                any::<prop::sample::Index>(), 0..20_usize,
+                prop::sample::select(&["", "=", "\"", "[", "]", "[[", "{", "\n", "0", "-1", "1e999", "99999999999999999999", "é", "\0", "''"][..]),
+            ), 0..6),
+            foreign in ".{0,20}",
+        ) {
+            let mut text = all_set();
+            for (at, length, put) in changes {
+                let mut from = at.index(text.len() + 1);
+                let mut to = (from + length).min(text.len());
+                while !text.is_char_boundary(from) { from -= 1; }
+                while !text.is_char_boundary(to) { to += 1; }
+                text.replace_range(from..to, put);
+            }
+            for text in [text, foreign] {
+                let source = Source::new("sample", &text);
+                let trouble = match source.parse::<Settings>() {
+                    Ok(settings) => settings.check().err(),
+                    Err(trouble) => Some(trouble),
+                };
+                if let Some(trouble) = trouble {
+                    prop_assert!(!source.tell(&trouble).is_empty());
+                }
             }
         }
     }
