@@ -120,7 +120,7 @@
 //! The attempts, separated by `;`, each its number, `:`, the key's label, `=` and what came of it: the cause of its failure,
 //! with the rest it asks for; `ok`; the status, while the body has still to tell; the reason, with `-` for a label, when no
 //! key could be had; `open` when nothing is known yet. Then, where there is something to tell, separated by a space each:
-//! `wait=` how long it waited for a key, `out=` how many keys were out, by reason, `gate=` what a
+//! `hedge` that it was sent beside the one before by a [`HedgeLayer`](crate::HedgeLayer), `wait=` how long it waited for a key, `out=` how many keys were out, by reason, `gate=` what a
 //! [`CommitGateLayer`](crate::CommitGateLayer) found behind the head other than output, and after how long (`failure(0.3s)`,
 //! `time(30s)`, `bytes(0.1s)`), and `next=` what was done about a failure (`failover`, `retry(0.4s)`, `other_model`,
 //! `give_up:budget`).

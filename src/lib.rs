@@ -36,6 +36,7 @@
 //! - [`stream`]: answers that are streams: when they count as begun, and what is said while they have not.
 //! - [`buffer`]: request bodies that can be sent more than once, and read for what they ask.
 //! - [`retry`]: which failures to repeat, where, when, and within which budget.
+//! - [`hedge`]: a second attempt beside one that is late, where that is worth its price.
 //! - [`route`]: a stack of its own for each family of models.
 //! - [`openrouter::provider`]: which providers may serve, put into requests that do not say.
 //! - [`select`]: the pool of keys, the rests of those that are out, filters, picks, and the line of those who wait.
@@ -234,6 +235,7 @@ pub mod deadline;
 pub mod stream;
 pub mod buffer;
 pub mod retry;
+pub mod hedge;
 pub mod route;
 pub mod select;
 pub mod monitor;
@@ -256,6 +258,7 @@ pub use deadline::DeadlineLayer;
 pub use endpoint::Endpoint;
 pub use error::Rejected;
 pub use explain::ExplainLayer;
+pub use hedge::HedgeLayer;
 pub use key::{ApiKey, KeyError};
 pub use limit::{AdaptiveConcurrencyLimitLayer, ConcurrencyLimitLayer, RateLimitLayer};
 pub use monitor::{LoadMonitorLayer, Snapshot};

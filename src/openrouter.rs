@@ -98,7 +98,9 @@
 //! | 26 | 503 before any provider was tried | `NoProvider` | request | none | never |
 //! | 27 | 520 to 530, and 502 in HTML | `EdgeError` | egress | 1 s | back-off |
 //! | 28 | no connection; or it broke | `Connect`; `Reset` | egress | none | back-off; unclear |
-//! | 29 | no head in time | `Timeout` | pool | none | unclear |
+//! | 29 | silence beyond a limit of our own: to the head | `HeadersTimeout` | pool | none | unclear |
+//! | 29 | to the first output | `FirstOutputTimeout` | pool | none | a stream once, else unclear |
+//! | 29 | after it; or the whole took too long | `GapTimeout`; `Timeout` | pool | none | never |
 
 pub mod account;
 mod authorize;

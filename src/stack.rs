@@ -10,6 +10,7 @@
 //! buffer       the body in memory, replayable
 //! retry        another key at once, or a wait, or give up
 //! provider     which providers may serve, for requests that do not say
+//! hedge        where it is asked for: a second attempt beside one that is late
 //! commit gate  the head of a 200 held until there is output behind it: a failure before that is a failed attempt
 //! select       filter the keys, pick one, wait when none can serve
 //!   ╎ per key:
@@ -37,11 +38,14 @@ use futures_core::future::BoxFuture;
 use http::{Request, Response};
 use http_body::Body;
 use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
-use tower::{BoxError, Layer, Service, ServiceBuilder, util::BoxCloneSyncService};
+use tower::{
+    BoxError, Layer, Service, ServiceBuilder,
+    util::{BoxCloneSyncService, option_layer},
+};
 
 use crate::{
-    BufferLayer, CircuitBreakerLayer, CommitGateLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint, KeyError,
-    KeySelectLayer, LoadMonitorLayer, OpenRouter, RespondLayer, RetryLayer, TimeoutsLayer,
+    BufferLayer, CircuitBreakerLayer, CommitGateLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint, HedgeLayer,
+    KeyError, KeySelectLayer, LoadMonitorLayer, OpenRouter, RespondLayer, RetryLayer, TimeoutsLayer,
     breaker::BreakerPolicy,
     buffer::ReplayBody,
     openrouter::{AuthorizeLayer, ProviderLayer},
@@ -197,6 +201,7 @@ pub struct BalancerBuilder<P = LeastInFlight> {
     max_in_flight: usize,
     retry: RetryLayer,
     provider: ProviderLayer,
+    hedge: Option<HedgeLayer>,
     gate: CommitGateLayer,
     buffer: BufferLayer,
     deadline: DeadlineLayer,
@@ -213,6 +218,7 @@ impl BalancerBuilder {
             max_in_flight: usize::MAX,
             retry: RetryLayer::default(),
             provider: ProviderLayer::default(),
+            hedge: None,
             gate: CommitGateLayer::default(),
             buffer: BufferLayer::default(),
             deadline: DeadlineLayer::default(),
@@ -225,8 +231,20 @@ impl BalancerBuilder {
 impl<P: Pick> BalancerBuilder<P> {
     /// Sets the pick; default [`LeastInFlight`].
     pub fn pick<Q: Pick>(self, pick: Q) -> BalancerBuilder<Q> {
-        let Self { pool, select, breaker, max_in_flight, retry, provider, gate, buffer, deadline, timeouts, kept } =
-            self;
+        let Self {
+            pool,
+            select,
+            breaker,
+            max_in_flight,
+            retry,
+            provider,
+            hedge,
+            gate,
+            buffer,
+            deadline,
+            timeouts,
+            kept,
+        } = self;
         let select = select.pick(pick);
         BalancerBuilder {
             pool,
@@ -235,6 +253,7 @@ impl<P: Pick> BalancerBuilder<P> {
             max_in_flight,
             retry,
             provider,
+            hedge,
             gate,
             buffer,
             deadline,
@@ -383,9 +402,25 @@ impl<P: Pick> BalancerBuilder<P> {
         self
     }
 
+    /// Sends a second attempt beside one that is late, on another account; default never. Each is a retry to the budget of the
+    /// retries, and one of the attempts of its request: with a single [attempt](RetryLayer::attempts) there are none.
+    pub fn hedge(mut self, hedge: HedgeLayer) -> Self {
+        self.hedge = Some(hedge);
+        self
+    }
+
+    fn hedging(&self) -> Option<HedgeLayer> {
+        self.hedge.clone().filter(|_| self.retry.most_attempts() > 1)
+    }
+
     /// What the stages can be asked and told.
     pub fn handle(&self) -> BalancerHandle {
-        BalancerHandle { pool: self.pool.clone(), retry: self.retry.handle(), kept: self.kept.clone() }
+        BalancerHandle {
+            pool: self.pool.clone(),
+            retry: self.retry.handle(),
+            hedge: self.hedging().map(|hedge| hedge.handle()),
+            kept: self.kept.clone(),
+        }
     }
 
     /// The stack around `leaf`, its type unnamed but known to the compiler: nothing is boxed. Take the
@@ -430,12 +465,14 @@ impl<P: Pick> BalancerBuilder<P> {
                 .layer(AuthorizeLayer::new(endpoint.key()))
                 .into_inner()
         });
+        let hedge = self.hedging().map(|hedge| hedge.or_budget(self.retry.shared_budget()));
         ServiceBuilder::new()
             .layer(RespondLayer::new())
             .layer(self.deadline.clone())
             .layer(self.buffer.clone())
             .layer(self.retry.clone())
             .layer(self.provider.clone())
+            .layer(option_layer(hedge))
             .layer(self.gate.clone())
             .layer(self.select.clone().per_key(per_key))
             .layer(self.timeouts.clone())
@@ -471,6 +508,7 @@ impl<P> Clone for BalancerBuilder<P> {
             max_in_flight: self.max_in_flight,
             retry: self.retry.clone(),
             provider: self.provider.clone(),
+            hedge: self.hedge.clone(),
             gate: self.gate.clone(),
             buffer: self.buffer.clone(),
             deadline: self.deadline.clone(),

@@ -9,9 +9,9 @@ use static_assertions::assert_impl_all;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, layer::util::Identity, service_fn};
 use tower_openrouter::{
     AccountPoller, ApiKey, Balancer, Batch, BufferLayer, CircuitBreakerLayer, CommitGateLayer, ConcurrencyLimitLayer,
-    DeadlineLayer, Endpoint, ExplainLayer, KeepAliveLayer, KeyError, KeySelect, KeySelectLayer, LoadMonitorLayer,
-    ModelRouter, OpenRouter, Outcome, RateLimitLayer, Rejected, RequestContext, RespondLayer, RetryLayer, Snapshot,
-    TimeoutsLayer,
+    DeadlineLayer, Endpoint, ExplainLayer, HedgeLayer, KeepAliveLayer, KeyError, KeySelect, KeySelectLayer,
+    LoadMonitorLayer, ModelRouter, OpenRouter, Outcome, RateLimitLayer, Rejected, RequestContext, RespondLayer,
+    RetryLayer, Snapshot, TimeoutsLayer,
     answer::{ErrorAnswer, Shape},
     batch::{AsTheyCome, InOrder},
     breaker::{Admission, BreakerHandle, BreakerPolicy, CircuitBreaker, CircuitBreakerFuture, TripPolicy},
@@ -21,6 +21,7 @@ use tower_openrouter::{
     endpoint_fn,
     error::UpstreamError,
     explain::{Explain, ExplainFuture, Explanation, Trace},
+    hedge::{Hedge, HedgeFuture, HedgeHandle},
     limit::{
         AdaptiveConcurrencyLimit, AdaptiveConcurrencyLimitLayer, AdaptivePolicy, ConcurrencyLimit, LimitFuture,
         LimitHandle, LimitPermit, RateLimit, RateLimitFuture, RateLimitHandle,
@@ -78,6 +79,7 @@ assert_layers_and_services! {
     TimeoutsLayer, Timeouts<Plain>, HearOutLayer, HearOut<Plain>,
     BufferLayer, Buffer<ToReplay>,
     RetryLayer, Retry<Plain>,
+    HedgeLayer, Hedge<Plain>, HedgeHandle,
     ModelRouter<Plain>, Routes<ToReplay>, ProviderLayer, ProviderPreferences, ProviderService<Plain>,
     KeySelectLayer<PerKey>, KeySelectLayer<PerKey, LeastInFlight>, KeySelect<Plain>, KeySelect<Plain, LeastInFlight>,
     LoadMonitorLayer, LoadMonitor<Plain>,
@@ -113,7 +115,7 @@ assert_send! {
     HearOutFuture<<Plain as Service<Request<Body>>>::Future>, HearOutBody<Body>,
     TimeoutsFuture<<Plain as Service<Request<Body>>>::Future>, TimeoutsBody<Body>,
     BufferFuture<ToReplay, Body>, ReplayBody,
-    RetryFuture<Plain, Body, Body>, RoutesFuture<ToReplay>, ProviderFuture<<Plain as Service<Request<Body>>>::Future>,
+    RetryFuture<Plain, Body, Body>, HedgeFuture<Plain, Body, Body>, RoutesFuture<ToReplay>, ProviderFuture<<Plain as Service<Request<Body>>>::Future>,
     KeySelectFuture<Plain, RoundRobin, Body>, <KeySelect<Plain> as Service<Request<Body>>>::Response,
     LoadMonitorFuture<<Plain as Service<Request<Body>>>::Future>,
     CircuitBreakerFuture<<Plain as Service<Request<Body>>>::Future>,
@@ -187,6 +189,7 @@ macro_rules! all_around {
             .layer(DeadlineLayer::default())
             .layer($buffer)
             .layer(RetryLayer::new())
+            .layer(HedgeLayer::new())
             .layer(CommitGateLayer::new())
             .layer(KeySelectLayer::new(pool(), per_key).pick(LeastInFlight::default()))
             .layer(TimeoutsLayer::default())

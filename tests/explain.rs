@@ -69,8 +69,10 @@ fn in_turn(simulator: &Simulator, pool: Pool) -> Stack {
     explained(simulator, Balancer::builder(pool).pick(RoundRobin::default()))
 }
 
+/// A stream, whose head is there while its body runs.
 fn chat() -> Request<Full<Bytes>> {
-    let body = r#"{"model":"acme/swift-1","max_tokens":16,"messages":[{"role":"user","content":"hello"}]}"#;
+    let body =
+        r#"{"model":"acme/swift-1","stream":true,"max_tokens":16,"messages":[{"role":"user","content":"hello"}]}"#;
     Request::post("/v1/chat/completions")
         .header("content-type", "application/json")
         .header("x-balancer-explain", "1")
@@ -125,6 +127,7 @@ async fn a_plain_success_is_told_whole() {
             "waited_ms": 0,
             "status": 200,
             "head_ms": 50,
+            "gate": {"found": "output", "held_ms": 100},
             "outcome": {"success": true, "cause": null, "scope": null, "rest_ms": null, "hinted": null},
             "provider": null,
             "ending": "complete",
@@ -133,7 +136,7 @@ async fn a_plain_success_is_told_whole() {
             "next": null,
         }],
         "left_out": 0,
-        "result": {"kind": "answered", "at_ms": 50, "status": 200},
+        "result": {"kind": "answered", "at_ms": 150, "status": 200},
     });
     assert_eq!(told, expected, "{told:#}");
 }
@@ -484,6 +487,7 @@ async fn who_listens_to_the_events_is_told_of_every_request() {
         r#"over attempt=1 key="a" status=401 outcome="invalid_key""#,
         r#"decided attempt=1 next=failover"#,
         r#"sent attempt=2 key="b" by="pick" waited_ms=0 candidates=1 keys=2 out="ruled_out*1""#,
+        r#"gate attempt=2 found="output""#,
         r#"answered attempts=2 status=200"#,
         r#"over attempt=2 key="b" status=200 outcome="success" ending="complete""#,
     ];

@@ -4,8 +4,8 @@
 //! by token buckets, and refuse in the form of row 17b, with the reset or without. Requests come as a Poisson stream for ten
 //! minutes; what is counted begins after 30 s. The oracle knows the quotas and not the arrivals, and has the same patience.
 //!
-//! `PACING_SEEDS=20 cargo test --release --test pacing quotas -- --nocapture` prints the whole table; by default one seed
-//! is run.
+//! `PACING_SEEDS=20 cargo test --release --test pacing -- --nocapture` prints the whole table; by default four of its sixteen
+//! lines are run, with one seed.
 
 use std::{
     cell::Cell,
@@ -119,7 +119,7 @@ async fn ours(line: Line, phases: [f64; 3], arrivals: &[f64]) -> Found {
         if ok && (WARM_UP..LENGTH).contains(&(ended - ANSWER)) {
             found.served += 1;
             found.waits.push(ended - ANSWER - at);
-        } else if !ok && ended >= WARM_UP {
+        } else if !ok && at >= WARM_UP {
             found.errors += 1;
             found.refusals.push(ended - at);
         }
@@ -230,7 +230,8 @@ fn run(line: Line, seed: u64) -> (Found, Found) {
 
 #[test]
 fn quotas_nobody_told_us_are_spent_as_an_oracle_would() {
-    let seeds = std::env::var("PACING_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(1);
+    let asked = std::env::var("PACING_SEEDS").ok().and_then(|seeds| seeds.parse().ok());
+    let seeds = asked.unwrap_or(1);
     let mut missed = Vec::new();
     println!(
         "quota   hints load | goodput of the oracle's  429s per success | errors ours oracle | refused after p50 p99 max | wait p99"
@@ -238,6 +239,11 @@ fn quotas_nobody_told_us_are_spent_as_an_oracle_would() {
     for kind in [PoolKind::Fixed, PoolKind::Bucket] {
         for hints in [true, false] {
             for load in [0.7, 0.95, 1.5, 3.0] {
+                let short = [(PoolKind::Fixed, true, 0.95), (PoolKind::Fixed, false, 1.5)];
+                let short = short.into_iter().chain([(PoolKind::Bucket, true, 1.5), (PoolKind::Bucket, false, 0.95)]);
+                if asked.is_none() && !short.into_iter().any(|line| line == (kind, hints, load)) {
+                    continue;
+                }
                 let line = Line { kind, hints, load };
                 let (mut ours, mut known) = (Found::default(), Found::default());
                 for seed in 1..=seeds {

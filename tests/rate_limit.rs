@@ -36,6 +36,11 @@ fn why(error: &BoxError) -> Why {
     Rejected::find(&**error).expect("a refusal").why()
 }
 
+async fn send(service: &mut RateLimit<Probe>) {
+    let ready = ServiceExt::<Request<()>>::ready(service).await.unwrap();
+    ready.call(request()).await.unwrap();
+}
+
 fn poll_ready(service: &mut RateLimit<Probe>) -> Poll<()> {
     Service::<Request<()>>::poll_ready(service, &mut Context::from_waker(Waker::noop())).map(Result::unwrap)
 }
@@ -49,7 +54,7 @@ async fn r042_clones_and_services_of_one_layer_share_its_rate() {
         let mut service = layer.clone().layer(probe.clone());
         running.spawn(async move {
             for _ in 0..10 {
-                Service::<Request<()>>::call(service.ready().await.unwrap(), request()).await.unwrap();
+                send(&mut service).await;
             }
         });
     }
@@ -64,7 +69,7 @@ async fn r043_ten_minutes_of_demand_are_served_at_the_rate() {
         let mut service = RateLimitLayer::new(Rate::per_second(per_second).unwrap()).layer(Probe::ok());
         let (start, mut served) = (Instant::now(), 0);
         while start.elapsed() < 600 * SECOND {
-            Service::<Request<()>>::call(service.ready().await.unwrap(), request()).await.unwrap();
+            send(&mut service).await;
             served += 1;
         }
         let measured = f64::from(served - 3) / start.elapsed().as_secs_f64();
@@ -90,7 +95,7 @@ async fn who_is_not_ready_is_woken_for_its_slot_and_holds_nothing_inside() {
     let layer = RateLimitLayer::new(rate(2.0, 1));
     layer.layer(probe.clone()).oneshot(request()).await.unwrap();
     let mut service = layer.layer(probe.clone());
-    let mut waiting = task::spawn(async { Service::<Request<()>>::ready(&mut service).await.map(|_| ()) });
+    let mut waiting = task::spawn(async { ServiceExt::<Request<()>>::ready(&mut service).await.map(|_| ()) });
     assert_pending!(waiting.poll());
     assert_eq!(probe.reserved(), 0);
     advance(Duration::from_millis(499)).await;

@@ -64,7 +64,7 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let context = RequestContext::get(request.extensions()).expect("retry gives every request a context").clone();
         let made = context.ledger().attempts().len();
-        context.ledger().start(&self.endpoints[made % self.endpoints.len()]);
+        let attempt = context.ledger().start(&self.endpoints[made % self.endpoints.len()]);
         let (future, elsewhere) = (self.inner.call(request), self.elsewhere);
         Box::pin(async move {
             let result = future.await;
@@ -72,7 +72,7 @@ where
                 Ok(response) => HttpStatus.head(response.status(), response.headers()).unwrap(),
                 Err(error) => HttpStatus.error(&**error),
             };
-            context.ledger().end(outcome, elsewhere);
+            context.ledger().end(attempt, outcome, elsewhere);
             result
         })
     }

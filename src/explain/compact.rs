@@ -58,6 +58,9 @@ impl Display for One<'_> {
             (None, None, Some(status)) => write!(f, "{status}")?,
             (None, None, None) => f.write_str("open")?,
         }
+        if attempt.hedge {
+            f.write_str(" hedge")?;
+        }
         if attempt.waited_ms > 0 {
             write!(f, " wait={}", Seconds(attempt.waited_ms))?;
         }

@@ -44,6 +44,8 @@ pub struct Attempt {
     pub looked: usize,
     /// The key it went to, by label; `None` while, or if, none could be had.
     pub key: Option<Box<str>>,
+    /// Whether it was sent beside one that ran, by a [`HedgeLayer`](crate::HedgeLayer).
+    pub hedge: bool,
     /// How that key was found.
     pub by: Option<By>,
     /// Why selection gave up the search.

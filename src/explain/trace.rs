@@ -42,6 +42,10 @@ struct State {
     told: Explanation,
     /// The attempt that has no key yet, by number.
     open: Option<usize>,
+    /// The attempt that something was heard of last, by number.
+    speaks: Option<usize>,
+    /// Whether the next attempt is sent beside one that runs.
+    hedging: bool,
     /// What the pick has compared since the last look.
     compared: Vec<Compared>,
 }
@@ -58,11 +62,11 @@ impl State {
         }
         let number = self.told.attempts.len() + self.told.left_out;
         if number < MOST_ATTEMPTS {
-            self.told.attempts.push(begin());
+            self.told.attempts.push(Attempt { hedge: std::mem::take(&mut self.hedging), ..begin() });
         } else {
             self.told.left_out += 1;
         }
-        self.open = Some(number);
+        (self.open, self.speaks) = (Some(number), Some(number));
         number
     }
 }
@@ -143,6 +147,7 @@ impl Trace {
         let at_ms = self.at(Instant::now());
         let mut state = self.state();
         let Some(number) = state.open.take() else { return };
+        state.speaks = Some(number);
         let mut out = String::new();
         if let Some(attempt) = state.attempt(number) {
             attempt.rejected = why;
@@ -167,15 +172,19 @@ impl Trace {
         tracing::debug!(target: TARGET, attempt, next = %compact::Then(&next), "decided");
     }
 
-    /// Writes into the latest attempt, and gives its number.
+    /// Writes into the attempt that something was heard of last, and gives its number.
     fn latest(&self, note: impl FnOnce(&mut Attempt)) -> usize {
         let mut state = self.state();
-        if state.told.left_out == 0
-            && let Some(attempt) = state.told.attempts.last_mut()
-        {
+        let number = state.speaks.unwrap_or_default();
+        if let Some(attempt) = state.attempt(number) {
             note(attempt);
         }
-        state.told.attempts.len() + state.told.left_out
+        number + 1
+    }
+
+    /// Notes that the next attempt is sent beside one that runs.
+    pub(crate) fn hedge(&self) {
+        self.state().hedging = true;
     }
 
     pub(super) fn answered(&self, status: u16, refusal: Option<&Rejected>) {
@@ -256,12 +265,19 @@ pub(crate) struct Entry {
 impl Entry {
     /// The head of the answer is there.
     pub(crate) fn head(&self, status: u16) {
+        self.speaks();
         self.write(|attempt, ms| (attempt.status, attempt.head_ms) = (Some(status), Some(ms)));
+    }
+
+    /// Something came of it: what is decided next is about this attempt.
+    pub(crate) fn speaks(&self) {
+        self.trace.state().speaks = Some(self.number);
     }
 
     /// The head, or an error in its place, told the outcome; nobody watches the body.
     pub(crate) fn judge(mut self, outcome: Outcome, provider: Option<&str>) {
         self.over = true;
+        self.speaks();
         self.write(|attempt, ms| {
             attempt.head_ms.get_or_insert(ms);
             (attempt.outcome, attempt.took_ms) = (Some(outcome), Some(ms));

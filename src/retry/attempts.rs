@@ -21,7 +21,7 @@ use crate::{
     Rejected,
     explain::Next,
     outcome::{Classify, Fault, Outcome, Retry, Verdict},
-    request::{Replay, RequestContext},
+    request::{Replay, RequestContext, copy},
 };
 
 /// What all services of a layer share.
@@ -61,24 +61,16 @@ impl Attempts {
             Some(Pending { fault, ticket: None }) => counts.failover(fault.cause),
             Some(Pending { fault, ticket: Some(ticket) }) => {
                 ticket.spend();
+                self.context.ledger().retry();
                 counts.retry(fault.cause, fault.retry == Retry::Unclear);
             }
             None => {}
         }
-        let Some(body) = request.body().replay() else {
+        let copy = copy(request);
+        if copy.is_none() {
             counts.unreplayable();
-            return None;
-        };
-        let mut copy = Request::new(body);
-        *copy.method_mut() = request.method().clone();
-        *copy.uri_mut() = request.uri().clone();
-        *copy.version_mut() = request.version();
-        *copy.headers_mut() = request.headers().clone();
-        // the context alone is put into the copy when that is needed, which nearly always is never
-        if request.extensions().len() > 1 {
-            *copy.extensions_mut() = request.extensions().clone();
         }
-        Some(copy)
+        copy
     }
 
     /// A copy, made fit to be sent.
@@ -146,7 +138,11 @@ impl Attempts {
     fn next(&mut self, fault: Fault) -> Result<Wait, GiveUp> {
         let now = Instant::now();
         let remaining = self.context.deadline().map(|at| at.saturating_duration_since(now));
-        let keys = Keys::of(&self.context.ledger(), &fault);
+        let keys = {
+            let ledger = self.context.ledger();
+            self.progress.hedges = ledger.hedges();
+            Keys::of(&ledger, &fault)
+        };
         let decision = decide(&self.shared.limits, &self.progress, &fault, keys, remaining, fastrand::f64());
         let (wait, ticket) = match decision {
             Decision::GiveUp(why) => return Err(why),

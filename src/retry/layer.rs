@@ -152,6 +152,17 @@ impl RetryLayer {
         RetryHandle(self.shared.counts.clone())
     }
 
+    /// The budget, to be shared with whatever else sends requests of its own accord, such as a
+    /// [`HedgeLayer`](crate::HedgeLayer).
+    pub fn shared_budget(&self) -> RetryBudget {
+        self.shared.budget.clone()
+    }
+
+    /// How many attempts a request may make.
+    pub(crate) fn most_attempts(&self) -> u32 {
+        self.shared.limits.attempts
+    }
+
     fn shared_mut(&mut self) -> &mut Shared {
         Arc::make_mut(&mut self.shared)
     }

@@ -31,6 +31,8 @@ pub(super) struct Limits {
 pub(super) struct Progress {
     retries: u32,
     failovers: u32,
+    /// Attempts that were sent beside others.
+    pub(super) hedges: u32,
     server_errors: u32,
     once: bool,
 }
@@ -67,10 +69,10 @@ pub(super) enum Keys {
 impl Keys {
     /// Reads the ledger, whose latest attempt failed by `fault`.
     pub(super) fn of(ledger: &Ledger, fault: &Fault) -> Self {
-        let Some((last, earlier)) = ledger.current().split_last() else {
+        let Some((last, mut others)) = ledger.ended() else {
             return Self::One;
         };
-        let again = earlier.iter().any(|attempt| {
+        let again = others.any(|attempt| {
             attempt.outcome.as_ref().and_then(|outcome| outcome.fault()).is_some_and(|before| {
                 before.scope == fault.scope
                     && before.retry == Retry::Elsewhere
@@ -172,7 +174,7 @@ pub(super) fn decide(
         Retry::Once if progress.once => return give_up(GiveUp::Attempts),
         Retry::Once | Retry::Backoff | Retry::Unclear => {}
     }
-    if progress.retries + 1 >= limits.attempts
+    if progress.retries + progress.hedges + 1 >= limits.attempts
         || (fault.cause == Cause::ServerError && progress.server_errors >= MOST_AFTER_SERVER_ERROR)
     {
         return give_up(GiveUp::Attempts);
@@ -348,10 +350,10 @@ mod tests {
             (dead, &a1, &a1, true),
         ] {
             let mut ledger = Ledger::default();
-            ledger.start(first);
-            ledger.end(fault.into(), true);
-            ledger.start(second);
-            ledger.end(fault.into(), true);
+            for endpoint in [first, second] {
+                let attempt = ledger.start(endpoint);
+                ledger.end(attempt, fault.into(), true);
+            }
             assert_eq!(Keys::of(&ledger, &fault), Keys::Many { again, elsewhere: true }, "{first:?} {second:?}");
         }
     }

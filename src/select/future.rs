@@ -26,7 +26,7 @@ use crate::{
     error::{Rejected, Why, whole_seconds},
     explain::Entry,
     outcome::{Classify, Outcome, OutcomeCell, Rest, Retry, Scope, Verdict},
-    request::RequestContext,
+    request::{Attempting, RequestContext},
 };
 
 /// First rest of an upstream that fails for most keys; it doubles while that goes on.
@@ -134,20 +134,25 @@ where
             claims.sent();
             let Some(Looking { request, context, .. }) = looking.take() else { unreachable!("it was there above") };
             let endpoint = lane.endpoint.clone();
-            context.ledger().start(&endpoint);
+            let attempt = Attempting::start(context, &endpoint);
+            let context = attempt.context();
             let entry = context.trace().map(|trace| Box::new(trace.send(endpoint.key().name(), Instant::now())));
             if endpoint.is_forced() {
                 this.shared.pool.state().count_panic_pick();
             }
             let selection: Arc<dyn Selection> = this.shared.clone();
-            let record = Some(Record { selection, endpoint, context, cell: None, awaits: false, claims, entry });
+            let record = Some(Record { selection, endpoint, attempt, cell: None, awaits: false, claims, entry });
             this.state.set(State::Calling { call: service.call(request), record });
         }
         let StateProject::Calling { call, record } = this.state.project() else { unreachable!("set above") };
         match call.poll(cx) {
             Poll::Pending => Poll::Pending,
-            Poll::Ready(Ok(response)) => {
+            Poll::Ready(Ok(mut response)) => {
                 let record = record.take().expect("a future is not polled after it resolved");
+                if response.extensions().get::<OutcomeCell>().is_none() {
+                    // whoever judges it further out knows by this which attempt it was
+                    response.extensions_mut().insert(record.attempt.id());
+                }
                 let record = record.answered(&response, &*this.shared.classify);
                 Poll::Ready(Ok(response.map(|body| Guarded::new(body, record))))
             }
@@ -190,13 +195,21 @@ where
             Others::None => kind = None,
         }
     }
+    // what is sent beside an attempt that runs is worth no wait, and not the place of one who has none
+    let beside = || context.ledger().runs();
     if kind.is_some() {
+        if beside() {
+            return Poll::Ready(Err(shared.refusal(context, now).into()));
+        }
         shared.explain_wait(context, None, now);
     } else {
         let outlook = match shared.choose(context, request.headers(), now, true) {
             Choice::Ready(found) => return Poll::Ready(Ok(found)),
             Choice::Nobody(outlook) => outlook,
         };
+        if beside() {
+            return Poll::Ready(Err(shared.refusal(context, now).into()));
+        }
         if give_up() <= now || outlook.is_hopeless(give_up()) {
             return Poll::Ready(last_resort(shared, request, context, outlook, None, now));
         }
@@ -211,6 +224,7 @@ where
         );
         return Poll::Ready(Err(Rejected::new(Why::QueueFull, detail).retry_after(after).into()));
     };
+    context.ledger().wait();
     let timer = Box::pin(tokio::time::sleep_until(give_up));
     *waiting = Some(Box::new(Waiting { ticket, timer, give_up, look }));
     Poll::Pending
@@ -329,7 +343,7 @@ impl Outlook {
 pub struct Record {
     selection: Arc<dyn Selection>,
     endpoint: Endpoint,
-    context: RequestContext,
+    attempt: Attempting,
     cell: Option<OutcomeCell>,
     /// Whether the outcome is yet to be written.
     awaits: bool,
@@ -349,8 +363,8 @@ impl Record {
         match verdict {
             Verdict::Known(outcome) => self.known(outcome),
             Verdict::AtCommit(_) => self.awaits = true,
-            // what a foreign stream says in its trailers, the breaker and the monitor read
-            Verdict::AtEnd => {}
+            // what a foreign stream says in its trailers, the breaker and the monitor read; until then it runs
+            Verdict::AtEnd => return Some(self),
         }
         (self.awaits || !self.claims.is_empty() || self.entry.is_some()).then_some(self)
     }
@@ -361,7 +375,7 @@ impl Record {
             self.endpoint.learn_account(account);
         }
         if let Some(provider) = cell.provider() {
-            self.context.ledger().blame(provider);
+            self.attempt.blame(provider);
         }
     }
 
@@ -383,16 +397,17 @@ impl Record {
     }
 
     /// Writes the outcome down; a fault that a filter has `seen_to` asks for no rest.
-    fn book(&self, outcome: Outcome, seen_to: bool) {
+    fn book(&mut self, outcome: Outcome, seen_to: bool) {
         self.learn();
-        self.context.ledger().end(outcome, false);
+        self.attempt.end(outcome, false);
+        let context = self.attempt.context();
         let pool = self.selection.pool();
         match outcome {
             Outcome::Success => {
                 pool.state().warm_up();
                 let book = pool.book();
                 if !book.is_blank() {
-                    book.succeed(&self.endpoint, &self.context, Instant::now());
+                    book.succeed(&self.endpoint, context, Instant::now());
                 }
             }
             Outcome::Fault(mut fault) => {
@@ -402,13 +417,13 @@ impl Record {
                 if fault.is_suspect()
                     && fault.rest.is_none()
                     && suspects.watching()
-                    && suspects.pool_failing(Route::of(&self.endpoint, Some(&self.context)), now)
+                    && suspects.pool_failing(Route::of(&self.endpoint, Some(context)), now)
                 {
                     (fault.scope, fault.rest) = (Scope::Pool, Some(Rest::guessed(FAILING_POOL)));
                 }
-                pool.record(&self.endpoint, &self.context, &fault, now);
-                if fault.retry == Retry::Elsewhere && self.selection.has_elsewhere(scope, &self.context, now) {
-                    self.context.ledger().end(outcome, true);
+                pool.record(&self.endpoint, context, &fault, now);
+                if fault.retry == Retry::Elsewhere && self.selection.has_elsewhere(scope, context, now) {
+                    self.attempt.end(outcome, true);
                 }
             }
         }
@@ -417,6 +432,9 @@ impl Record {
 
 impl Guard for Record {
     fn data(&mut self, chunk: &[u8]) {
+        if let Some(entry) = &self.entry {
+            entry.speaks();
+        }
         let commit = self.cell.as_ref().map(OutcomeCell::at_commit);
         if self.awaits
             && let Some(Some(outcome @ Outcome::Fault(_))) = commit

@@ -212,6 +212,10 @@ impl Play {
                 self.queue.push_back(Bytes::from(event));
             }
             Some(What::PaddingOnly) => self.queue.extend(vec![self.filler(); 3]),
+            Some(What::Cut { half: true, .. }) => {
+                let next = reply::token(&self.served, self.sent);
+                self.queue.push_back(next.slice(..next.len() / 2));
+            }
             _ => {}
         }
         self.finish(last);
@@ -290,7 +294,7 @@ fn interruption(twist: &What) -> Option<(u64, Last)> {
     Some(match twist {
         What::InBand { after_tokens, .. } => (*after_tokens, Last::End(EndOf::Error)),
         What::Eof { after_tokens } => (*after_tokens, Last::End(EndOf::Broken)),
-        What::Cut { after_tokens, reset } => (*after_tokens, Last::Fail { reset: *reset }),
+        What::Cut { after_tokens, reset, .. } => (*after_tokens, Last::Fail { reset: *reset }),
         What::Hang { after_tokens } => (*after_tokens, Last::Hang),
         What::Malformed | What::PaddingOnly => (0, Last::End(EndOf::Broken)),
         _ => return None,

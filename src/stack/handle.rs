@@ -8,6 +8,7 @@ use crate::{
     CircuitBreakerLayer, ConcurrencyLimitLayer, Endpoint, Snapshot,
     breaker::BreakerHandle,
     endpoint::EndpointId,
+    hedge::HedgeHandle,
     retry::RetryHandle,
     select::Pool,
     sync::{Mutex, lock},
@@ -18,6 +19,7 @@ use crate::{
 pub struct BalancerHandle {
     pub(super) pool: Pool,
     pub(super) retry: RetryHandle,
+    pub(super) hedge: Option<HedgeHandle>,
     pub(super) kept: Kept,
 }
 
@@ -27,11 +29,17 @@ impl BalancerHandle {
         &self.pool
     }
 
-    /// What every key did, what was tried again, and how many of each class wait for a key.
+    /// What every key did, what was tried again and, where that is on, what was sent twice, and how many of each class wait for
+    /// a key.
     pub fn snapshot(&self) -> Snapshot {
         let waiting: BTreeMap<_, _> =
             self.pool.waiting().into_iter().map(|(class, count)| (class.as_str(), count)).collect();
-        Snapshot::of(self.pool.endpoints().iter()).with("retry", self.retry.stats()).with("waiting", waiting)
+        let snapshot =
+            Snapshot::of(self.pool.endpoints().iter()).with("retry", self.retry.stats()).with("waiting", waiting);
+        match &self.hedge {
+            Some(hedge) => snapshot.with("hedge", hedge.stats()),
+            None => snapshot,
+        }
     }
 
     /// The breaker of an endpoint: to watch, isolate and reset it. `None` before the first request could have used it.

@@ -2,12 +2,13 @@
 //!
 //! What an answer cost stands at its end. A caller who leaves in the middle never sees it, and neither do the books: a
 //! [`CreditLimit`](crate::select::CreditLimit) has to take the worst case for the truth until the account is asked again. For
-//! providers that stop when the connection closes that is the price of saving the rest. Many do not stop
-//! (`openrouter-api.md` §5): they write the answer to its end and bill all of it, heard or not.
+//! providers that stop when the connection closes that is the price of saving the rest. Many do not stop, by OpenRouter's own
+//! list Bedrock, Groq, Google and Mistral among them: they write the answer to its end and bill all of it, heard or not.
 //!
 //! [`HearOutLayer`] reads on in the caller's place, for a bounded time and number of bytes, and throws away what it reads. It
 //! goes outermost, so that everything below sees an answer that goes on: permits, places in flight and reservations stay
-//! taken, as is true, and are given back when the answer is over or the bound is reached. Only bodies are heard out: who leaves before there is a head may still have been waiting for a key, and is let go at once.
+//! taken, as is true, and are given back when the answer is over or the bound is reached. Only bodies are heard out: who
+//! leaves before there is a head may still have been waiting for a key, and is let go at once.
 //!
 //! It costs money where the provider would have stopped, so no stack has it unless it is asked for. It is the one layer
 //! that hands on work for later: it spawns nothing itself, but gives what is to be read to whatever it was made with.

@@ -11,7 +11,7 @@
 //! | [`headers`](TimeoutsLayer::headers) | 5 min | an answer that is not streamed may send its head only when it is done |
 //! | [`first_output`](TimeoutsLayer::first_output) | 5 min | reasoning models think for minutes; half of the default [deadline](crate::deadline), so that another attempt has as long |
 //! | [`gap`](TimeoutsLayer::gap) | 2 min | once a model speaks it falls silent for tens of seconds at most, to think between two tool calls |
-//! | [`total`](TimeoutsLayer::total) | 30 min | the longest answer on record took 19 (`openrouter-api.md` §5); for stacks without a deadline |
+//! | [`total`](TimeoutsLayer::total) | 30 min | the longest answer we found a report of took 19; for stacks without a deadline |
 //!
 //! When one passes, the exchange below is dropped at once, which closes its connection and gives back what it held. The
 //! caller sees an [`UpstreamError`] in place of the head, or as the error that ends the body. Each limit has a

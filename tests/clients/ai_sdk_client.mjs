@@ -55,4 +55,11 @@ await run("npm @openrouter/ai-sdk-provider", {
     const failure = stream.find((part) => part.type === "error");
     assert.equal(failure?.error.code, item.status, JSON.stringify(failure));
   },
+  broken: async (item) => {
+    const stream = await parts(item);
+    assert.equal(stream.filter((part) => part.type === "text-delta").length, 2);
+    const failure = stream.find((part) => part.type === "error");
+    assert.ok(failure, "no error");
+    if (item.told) assert.equal(failure.error.metadata?.reason, "truncated", JSON.stringify(failure));
+  },
 });

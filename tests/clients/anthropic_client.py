@@ -73,6 +73,21 @@ def in_band(case):
     assert error.body["error"]["type"] == ERRORS[case["status"]][1], f"body {error.body}"
 
 
+def broken(case):
+    pieces = []
+
+    def consume():
+        with client(case).messages.stream(**asked(case)) as events:
+            for text in events.text_stream:
+                pieces.append(text)
+
+    error = raised(consume, errors.APIError)
+    assert len(pieces) == 2, f"{pieces} before the error"
+    assert error.body["type"] == "error", f"body {error.body}"
+    if case["told"]:
+        assert error.body["metadata"]["reason"] == "truncated", f"body {error.body}"
+
+
 run("PyPI anthropic", {
     "chat": chat,
     "stream": stream,
@@ -80,4 +95,5 @@ run("PyPI anthropic", {
     "error": lambda case: failed(case, False),
     "stream error": lambda case: failed(case, True),
     "in-band": in_band,
+    "broken": broken,
 })

@@ -57,4 +57,24 @@ await run("npm openai", {
     assert.ok(error instanceof OpenAI.APIError, error.name);
     assert.equal(error.error.code, item.status);
   },
+  broken: async (item) => {
+    const more = { model: item.model, stream: true };
+    for (const begin of [
+      () => client(item).chat.completions.create({ messages: MESSAGES, ...more }),
+      () => client(item).completions.create({ prompt: "Say six words.", ...more }),
+      () => client(item).responses.create({ input: "Say six words.", ...more }),
+    ]) {
+      let failed;
+      try {
+        for await (const event of await begin()) {
+          if (["response.failed", "error"].includes(event.type)) failed = event;
+        }
+      } catch (error) {
+        assert.ok(error instanceof OpenAI.APIError, `${error.name}: ${error.message}`);
+        failed = error;
+      }
+      assert.ok(failed, "no error");
+      if (item.told) assert.equal(failed.error.metadata.reason, "truncated");
+    }
+  },
 });

@@ -59,6 +59,31 @@ def in_band(case):
     assert error.body["code"] == case["status"], f"body {error.body}"
 
 
+class Failed(Exception):
+    """An event of the responses API that says so."""
+
+
+def broken(case):
+    api, more = client(case), {"model": case["model"], "stream": True}
+    for begin, text in [
+        (lambda: api.chat.completions.create(messages=MESSAGES, **more), lambda chunk: chunk.choices[0].delta.content),
+        (lambda: api.completions.create(prompt="Say six words.", **more), lambda chunk: chunk.choices[0].text),
+        (lambda: api.responses.create(input="Say six words.", **more), lambda event: getattr(event, "delta", None)),
+    ]:
+        pieces = []
+
+        def consume():
+            for event in begin():
+                if getattr(event, "type", None) in ("response.failed", "error"):
+                    raise Failed(event)
+                pieces.extend(filter(None, [text(event)]))
+
+        error = raised(consume, (openai.APIError, Failed))
+        assert len(pieces) == 2, f"{pieces} before the error"
+        if case["told"]:
+            assert error.body["metadata"]["reason"] == "truncated", f"body {error.body}"
+
+
 run("PyPI openai", {
     "chat": chat,
     "stream": stream,
@@ -66,4 +91,5 @@ run("PyPI openai", {
     "error": lambda case: failed(case, False),
     "stream error": lambda case: failed(case, True),
     "in-band": in_band,
+    "broken": broken,
 })

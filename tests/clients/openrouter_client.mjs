@@ -67,4 +67,16 @@ await run("npm @openrouter/sdk", {
     assert.equal(chunks.length, 3);
     assert.equal(chunks.at(-1).error.code, item.status);
   },
+  broken: async (item) => {
+    const chunks = [];
+    let thrownHere;
+    try {
+      for await (const chunk of await ask(item, true)) chunks.push(chunk);
+    } catch (error) {
+      thrownHere = error; // of the upstream's own forms it rejects some, and of ours the unclean end
+    }
+    const told = chunks.filter((chunk) => chunk.error);
+    assert.ok(told.length > 0 || thrownHere, "no error");
+    if (item.told) assert.deepEqual([chunks.length, told[0]?.error.code], [3, 502]);
+  },
 });

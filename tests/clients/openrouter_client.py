@@ -64,6 +64,19 @@ def in_band(case):
     assert chunks[-1].error.code == case["status"], f"chunk {chunks[-1]}"
 
 
+def broken(case):
+    chunks, error = [], None
+    try:
+        for chunk in client(case).chat.send(model=case["model"], messages=MESSAGES, stream=True):
+            chunks.append(chunk)
+    except Exception as raised_here:  # of the upstream's own forms it rejects some, and of ours the unclean end
+        error = raised_here
+    told = [chunk.error for chunk in chunks if chunk.error]
+    assert told or error, "no error"
+    if case["told"]:
+        assert [error.code for error in told] == [502] and len(chunks) == 3, f"{chunks}"
+
+
 run("PyPI openrouter", {
     "chat": chat,
     "stream": stream,
@@ -71,4 +84,5 @@ run("PyPI openrouter", {
     "error": lambda case: failed(case, False),
     "stream error": lambda case: failed(case, True),
     "in-band": in_band,
+    "broken": broken,
 })

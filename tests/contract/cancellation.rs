@@ -53,6 +53,7 @@ around_every_other! {
     r003_r005_cancelled_anywhere_buffer_leaves_nothing: Buffer,
     r003_r005_cancelled_anywhere_tee_leaves_nothing: Tee,
     r003_r005_cancelled_anywhere_retry_leaves_nothing: Retry,
+    r003_r005_cancelled_anywhere_hedge_leaves_nothing: Hedge,
     r003_r005_cancelled_anywhere_route_leaves_nothing: Route,
     r003_r005_cancelled_anywhere_provider_leaves_nothing: Provider,
     r003_r005_cancelled_anywhere_the_gate_leaves_nothing: Gate,

@@ -52,6 +52,7 @@ storms! {
     r008_panics_leave_buffer_whole: Buffer,
     r008_panics_leave_tee_whole: Tee,
     r008_panics_leave_retry_whole: Retry,
+    r008_panics_leave_hedge_whole: Hedge,
     r008_panics_leave_route_whole: Route,
     r008_panics_leave_provider_whole: Provider,
     r008_panics_leave_the_gate_whole: Gate,

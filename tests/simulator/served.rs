@@ -56,7 +56,7 @@ async fn a_reset_aborts_the_connection() {
 #[tokio::test]
 async fn a_cut_body_has_no_last_chunk() {
     let (simulator, address) = listening().await;
-    simulator.inject(Fault::new(What::Cut { after_tokens: 3, reset: false })).expect("a valid fault");
+    simulator.inject(Fault::new(What::Cut { after_tokens: 3, reset: false, half: false })).expect("a valid fault");
     let mut text = String::new();
     let mut socket = ask(&simulator, address, true).await;
     socket.read_to_string(&mut text).await.expect("a quiet end");

@@ -90,11 +90,11 @@ impl Watch {
     fn end<B>(&self, response: &Response<B>) {
         let Self { config, takes, context, sent } = self;
         let outcome = response.extensions().get::<OutcomeCell>().and_then(OutcomeCell::at_commit);
-        let (Some(outcome @ Outcome::Fault(fault)), Some(body)) = (outcome, context.body()) else { return };
+        let (Some(Outcome::Fault(fault)), Some(body)) = (outcome, context.body()) else { return };
         if is_full_pool(&fault) {
             let next = merge(config, *takes, body, context.asks(), &past(config, context));
             if next.as_deref().map(str::as_bytes) != sent.as_deref() {
-                context.ledger().end(outcome, true);
+                context.ledger().detour();
             }
         }
     }

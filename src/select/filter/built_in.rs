@@ -69,9 +69,13 @@ fn serves(endpoint: &Endpoint, request: &RequestContext) -> bool {
     key.serves_all() || request.asks().model.as_deref().is_none_or(|model| key.serves(model))
 }
 
-/// Whether an earlier attempt of this request failed for a scope that holds this endpoint too.
+/// Whether an earlier attempt of this request failed for a scope that holds this endpoint too, or runs on its account.
 fn ruled_out(earlier: &[Attempt], endpoint: &Endpoint) -> bool {
     earlier.iter().any(|attempt| {
+        // what is sent beside it goes to another account
+        if attempt.running {
+            return AccountId::of(&attempt.endpoint) == AccountId::of(endpoint);
+        }
         let Some(Outcome::Fault(fault)) = attempt.outcome else { return false };
         // it passes in a moment, and until then its rest, or whoever counts what is in flight, holds the account back
         if fault.cause == Cause::InFlightBudget {

@@ -166,7 +166,7 @@ struct Slot {
 
 impl Slot {
     fn amount(self) -> u64 {
-        self.tokens << 2 | u64::from(self.free) << 1 | 1
+        (self.tokens << 2) | (u64::from(self.free) << 1) | 1
     }
 
     fn of(amount: u64) -> Self {
@@ -185,7 +185,8 @@ impl Filter for Pacing {
 
     fn kind(&self, request: &RequestContext) -> Option<u64> {
         let tokens = self.0.tokens(request);
-        Some(u64::from(request.asks().is_free()) | u64::from(tokens.checked_ilog2().map_or(0, |step| step + 1)) << 1)
+        let step = tokens.checked_ilog2().map_or(0, |step| u64::from(step) + 1);
+        Some((step << 1) | u64::from(request.asks().is_free()))
     }
 
     fn reserves(&self) -> bool {

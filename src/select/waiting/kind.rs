@@ -67,10 +67,10 @@ mod tests {
         assert_ne!(kind(&plain), kind(&demanding));
         let tried = asking(r#"{"model":"a"}"#);
         let endpoint = Endpoint::new(ApiKey::new("key").unwrap());
-        tried.ledger().start(&endpoint);
+        let attempt = tried.ledger().start(&endpoint);
         let before = kind(&tried);
         assert_ne!(kind(&plain), before);
-        tried.ledger().end(Outcome::Fault(Fault::new(Cause::KeyLimit, Scope::Key)), false);
+        tried.ledger().end(attempt, Outcome::Fault(Fault::new(Cause::KeyLimit, Scope::Key)), false);
         assert_ne!(kind(&tried), before);
     }
 

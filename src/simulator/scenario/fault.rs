@@ -181,6 +181,9 @@ pub enum What {
         /// Whether the connection is reset rather than closed early. Default false.
         #[serde(default)]
         reset: bool,
+        /// Whether half of a stream's next event is sent before that. Default false.
+        #[serde(default)]
+        half: bool,
     },
     /// 200, then nothing more, not even an end.
     Hang {

@@ -18,7 +18,7 @@ use crate::{
     clock,
     explain::Found,
     outcome::{Cause, Fault, Outcome, OutcomeCell, Retry, Scope, Verdict},
-    request::RequestContext,
+    request::{AttemptId, RequestContext},
 };
 
 /// What is kept of a request until its answer has begun.
@@ -163,8 +163,8 @@ impl<B: Body<Data = Bytes> + Unpin> Held<B> {
             let cell = OutcomeCell::new();
             cell.end(outcome);
             self.response.extensions_mut().insert(cell);
-            if let Some(context) = &asked.context {
-                context.ledger().end(outcome, false);
+            if let (Some(context), Some(id)) = (&asked.context, self.response.extensions().get::<AttemptId>()) {
+                context.ledger().end(*id, outcome, false);
             }
         }
         Some(outcome)

@@ -293,7 +293,7 @@ impl Desk {
 
         let cell = head.extensions.get::<OutcomeCell>();
         let ledger = context.ledger();
-        let last = ledger.attempts().last();
+        let last = ledger.latest();
         let outcome = cell.and_then(OutcomeCell::at_end).or_else(|| last.and_then(|attempt| attempt.outcome));
         let fault = outcome.and_then(|outcome| outcome.fault().copied());
         let status = head.status.as_u16();

@@ -7,7 +7,10 @@ use http_body_util::Full;
 use tower_openrouter::{ApiKey, buffer::ReplayBody, openrouter::HyperTransport};
 
 use super::{
-    config::{Configuration, PickName, Select, Settings, Stream, Timeouts, Trouble, Unrouted, Waiting, WhenFull},
+    config::{
+        Adaptive, AdaptivePer, Configuration, PickName, Select, Settings, Stream, Timeouts, Trouble, Unrouted, Waiting,
+        WhenFull,
+    },
     stack::Stack,
     traces::Explained,
     upstream,
@@ -36,7 +39,7 @@ impl fmt::Display for Plan<'_> {
         let asks = |token: bool| if token { "asks for a token" } else { "asks for no token" };
         let upstream = if self.simulated { "the simulator, since there is no key" } else { settings.upstream() };
         writeln!(f, "the configuration is valid")?;
-        let mut line = |name: &str, what: fmt::Arguments<'_>| writeln!(f, "  {name:<12}{what}");
+        let mut line = |name: &str, what: fmt::Arguments<'_>| writeln!(f, "  {name:<10}{what}");
         if let Some(file) = self.configuration.file() {
             line("file", format_args!("{file}"))?;
         }
@@ -63,8 +66,8 @@ fn outer(settings: &Settings, line: &mut Line<'_>) -> fmt::Result {
     let Settings { deadline, retry, limits, .. } = settings;
     let Stream { keep_alive_after: after, keep_alive_interval: interval, .. } = settings.stream;
     match after.0.is_zero() {
-        true => line("keep-alive", format_args!("none"))?,
-        false => line("keep-alive", format_args!("streams are open after {after}, with a comment every {interval}"))?,
+        true => line("keepalive", format_args!("none"))?,
+        false => line("keepalive", format_args!("streams are open after {after}, with a comment every {interval}"))?,
     }
     line("deadline", format_args!("{deadline} for a request in all"))?;
     line(
@@ -126,7 +129,17 @@ fn routes(settings: &Settings, keys: &[ApiKey], line: &mut Line<'_>) -> fmt::Res
 
 /// The stages below.
 fn inner(settings: &Settings, line: &mut Line<'_>) -> fmt::Result {
-    let Settings { models, provider, credit, breaker, limits, pace, timeouts, .. } = settings;
+    let Settings { models, hedge, provider, credit, breaker, limits, pace, timeouts, .. } = settings;
+    if hedge.enabled {
+        let at_most = hedge.max_cost.map(|cost| format!(" and cost {cost} at most")).unwrap_or_default();
+        line(
+            "hedge",
+            format_args!(
+                "a second attempt for requests later than {} of their kind{at_most}; {} of the requests",
+                hedge.percentile, hedge.share
+            ),
+        )?;
+    }
     if let Some(variant) = models.variant {
         line("variant", format_args!(":{}, where a request has none", variant.as_str()))?;
     }
@@ -164,6 +177,21 @@ fn inner(settings: &Settings, line: &mut Line<'_>) -> fmt::Result {
             breaker.longest()
         ),
     )?;
+    let per = match limits.adaptive_per {
+        AdaptivePer::Account => "an account",
+        AdaptivePer::Model => "a model of an account",
+    };
+    let (min, max) = (limits.adaptive_min, limits.adaptive_max);
+    match limits.adaptive {
+        Adaptive::Off => {}
+        Adaptive::Aimd => line("learned", format_args!("{min} to {max} at once on {per}, by refusals"))?,
+        Adaptive::Gradient => {
+            line(
+                "learned",
+                format_args!("{min} to {max} at once on {per}, by refusals and times to the first output"),
+            )?;
+        }
+    }
     match limits.max_in_flight {
         Some(cap) => line("limit", format_args!("{cap} at once on a key that has no limit of its own"))?,
         None => line("limit", format_args!("none on a key that has no limit of its own"))?,

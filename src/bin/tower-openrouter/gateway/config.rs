@@ -13,8 +13,8 @@ mod values;
 
 pub(crate) use arguments::Arguments;
 pub(crate) use settings::{
-    Breaker, Credit, Limits, Pace, PaceScopeName, PickName, Retry, Select, Settings, Stream, Timeouts, Token, Unrouted,
-    Waiting, WhenFull,
+    Adaptive, AdaptivePer, Breaker, Credit, Hedge, Limits, Pace, PaceScopeName, PickName, Retry, Select, Settings,
+    Stream, Timeouts, Token, Unrouted, Waiting, WhenFull,
 };
 pub(crate) use trouble::Trouble;
 pub(crate) use values::{Dollars, Size, Span};

@@ -177,7 +177,7 @@ impl Shared {
             let ledger = context.ledger();
             let attempts = ledger.attempts();
             headers.insert(ATTEMPTS, number(attempts.len()));
-            if let Some(attempt) = attempts.last()
+            if let Some(attempt) = ledger.latest()
                 && let Ok(label) = HeaderValue::from_bytes(attempt.endpoint.key().name().as_bytes())
             {
                 headers.insert(KEY, label);

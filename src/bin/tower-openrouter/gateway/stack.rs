@@ -6,17 +6,18 @@ use http_body::Body;
 use tokio::runtime::Handle;
 use tower::{BoxError, ServiceBuilder, util::BoxCloneSyncService};
 use tower_openrouter::{
-    ApiKey, Balancer, BufferLayer, CommitGateLayer, DeadlineLayer, KeepAliveLayer, ModelRouter, OpenRouter,
+    ApiKey, Balancer, BufferLayer, CommitGateLayer, DeadlineLayer, HedgeLayer, KeepAliveLayer, ModelRouter, OpenRouter,
     RespondLayer, RetryLayer, TimeoutsLayer,
     breaker::{BreakerPolicy, TripPolicy},
     buffer::ReplayBody,
     endpoint::Money,
+    limit::AdaptivePolicy,
     openrouter::{OnFullPool, PreferenceError, ProviderLayer, ProviderPreferences},
     pace::{PacePolicy, PaceScope, Rate},
     retry::{Backoff, RetryBudget},
     select::{
-        CreditFloor, CreditLimit, LeastInFlight, MostCredit, Pacing, PeakEwma, Pick, Pool, PriorityTiers, Rendezvous,
-        RoundRobin, SmoothWeighted, Sticky, WeightedRandom,
+        AdaptiveLimit, CreditFloor, CreditLimit, LeastInFlight, MostCredit, Pacing, PeakEwma, Pick, Pool,
+        PriorityTiers, Rendezvous, RoundRobin, SmoothWeighted, Sticky, WeightedRandom,
     },
     stack::{BalancerBuilder, BalancerHandle},
     stream::HearOutLayer,
@@ -25,8 +26,8 @@ use tower_openrouter::{
 use super::{
     Transport,
     config::{
-        Breaker, Configuration, Credit, Dollars, Limits, Pace, PaceScopeName, PickName, Retry, Select, Settings, Size,
-        Span, Stream, Timeouts, Trouble, Unrouted, Waiting, WhenFull,
+        Adaptive, AdaptivePer, Breaker, Configuration, Credit, Dollars, Hedge, Limits, Pace, PaceScopeName, PickName,
+        Retry, Select, Settings, Size, Span, Stream, Timeouts, Trouble, Unrouted, Waiting, WhenFull,
     },
     routed::Routes,
 };
@@ -43,13 +44,15 @@ pub(crate) struct Stack {
     routes: Vec<(Vec<String>, Builder<AnyPick>)>,
     pool: Pool,
     retry: RetryLayer,
+    hedge: Option<HedgeLayer>,
+    learned: Option<AdaptiveLimit>,
     buffer: BufferLayer,
     pacing: Option<Pacing>,
 }
 
 impl Stack {
     /// What has not changed since `before` is taken over with all it knows: keys with their figures, rests and breakers, the
-    /// budget of retries, the memory of bodies.
+    /// budget of retries, what is late, what runs at once, the memory of bodies.
     pub(crate) fn build(
         configuration: &Configuration,
         before: Option<(&Self, &Configuration)>,
@@ -76,6 +79,14 @@ impl Stack {
             Some((before, old)) if old.limits == *limits => before.buffer.clone(),
             _ => buffer(limits).budget(limits.memory.0),
         };
+        let hedge = match before {
+            Some((before, old)) if old.hedge == settings.hedge => before.hedge.clone(),
+            _ => hedge(&settings.hedge)?,
+        };
+        let learned = match before {
+            Some((before, old)) if old.limits == *limits => before.learned.clone(),
+            _ => learned(limits)?,
+        };
         let deadline = DeadlineLayer::new(settings.deadline.get()).map_err(|error| Trouble::with("deadline", error))?;
         let mut common = Balancer::builder(pool.clone())
             .breaker(breaker(&settings.breaker)?)
@@ -90,6 +101,12 @@ impl Stack {
         }
         if let Some(cap) = limits.max_in_flight {
             common = common.max_in_flight(cap.get()).map_err(|error| Trouble::with("limits.max_in_flight", error))?;
+        }
+        if let Some(hedge) = &hedge {
+            common = common.hedge(hedge.clone());
+        }
+        if let Some(learned) = &learned {
+            common = common.filter(learned.clone());
         }
         if let Some((before, old)) = before
             && old.breaker == settings.breaker
@@ -113,7 +130,7 @@ impl Stack {
             let group = pool.share(group).map_err(|error| route_trouble(at, &error))?;
             routes.push((route.models.clone(), builder.pool(group)));
         }
-        Ok(Self { all, routes, pool, retry, buffer, pacing })
+        Ok(Self { all, routes, pool, retry, hedge, learned, buffer, pacing })
     }
 
     /// What the stages over all keys can be asked and told.
@@ -219,6 +236,33 @@ fn retry(settings: &Retry) -> Result<RetryLayer, Trouble> {
     let budget = RetryBudget::new(settings.budget_ratio.0, settings.budget_per_second).map_err(trouble)?;
     let layer = RetryLayer::new().attempts(settings.attempts).map_err(trouble)?;
     Ok(layer.backoff(backoff).budget(budget).wait_cap(settings.longest_hint.0).retry_unclear(settings.unclear))
+}
+
+fn hedge(settings: &Hedge) -> Result<Option<HedgeLayer>, Trouble> {
+    if !settings.enabled {
+        return Ok(None);
+    }
+    let layer = HedgeLayer::new().percentile(settings.percentile.0);
+    let layer = layer.map_err(|error| Trouble::with("hedge.percentile", error))?;
+    let layer = layer.share(settings.share.0).map_err(|error| Trouble::with("hedge.share", error))?;
+    match settings.max_cost {
+        None => Ok(Some(layer)),
+        Some(Dollars(usd)) => layer.max_cost(usd).map(Some).map_err(|error| Trouble::with("hedge.max_cost", error)),
+    }
+}
+
+fn learned(limits: &Limits) -> Result<Option<AdaptiveLimit>, Trouble> {
+    let policy = match limits.adaptive {
+        Adaptive::Off => return Ok(None),
+        Adaptive::Aimd => AdaptivePolicy::aimd(),
+        Adaptive::Gradient => AdaptivePolicy::gradient(),
+    };
+    let policy = policy.range(limits.adaptive_min..=limits.adaptive_max);
+    let limit = AdaptiveLimit::new(policy.map_err(|error| Trouble::with("limits.adaptive_max", error))?);
+    Ok(Some(match limits.adaptive_per {
+        AdaptivePer::Account => limit,
+        AdaptivePer::Model => limit.by_model(),
+    }))
 }
 
 /// What is put into requests that do not say.

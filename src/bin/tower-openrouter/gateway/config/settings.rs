@@ -45,6 +45,7 @@ pub(crate) struct Settings {
     pub(crate) credit: Credit,
     pub(crate) breaker: Breaker,
     pub(crate) retry: Retry,
+    pub(crate) hedge: Hedge,
     pub(crate) limits: Limits,
     pub(crate) pace: Pace,
     pub(crate) keys: Vec<KeyEntry>,
@@ -73,6 +74,7 @@ impl Default for Settings {
             credit: Credit::default(),
             breaker: Breaker::default(),
             retry: Retry::default(),
+            hedge: Hedge::default(),
             limits: Limits::default(),
             pace: Pace::default(),
             keys: Vec::new(),
@@ -312,12 +314,33 @@ fn attempts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error>
     Ok(attempts)
 }
 
+/// `[hedge]`: what is sent a second time when it is late.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Hedge {
+    pub(crate) enabled: bool,
+    pub(crate) percentile: Share,
+    pub(crate) share: Share,
+    /// `None`: any.
+    pub(crate) max_cost: Option<Dollars>,
+}
+
+impl Default for Hedge {
+    fn default() -> Self {
+        Self { enabled: false, percentile: Share(0.95), share: Share(0.05), max_cost: None }
+    }
+}
+
 /// `[limits]`: how much at once.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Limits {
     /// On one key, unless it has its own; `None`: any number.
     pub(crate) max_in_flight: Option<NonZeroUsize>,
+    pub(crate) adaptive: Adaptive,
+    pub(crate) adaptive_per: AdaptivePer,
+    pub(crate) adaptive_min: usize,
+    pub(crate) adaptive_max: usize,
     pub(crate) body_limit: Size,
     pub(crate) replay_cap: Size,
     pub(crate) memory: Size,
@@ -325,8 +348,36 @@ pub(crate) struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_in_flight: None, body_limit: Size::mib(64), replay_cap: Size::mib(16), memory: Size::mib(1024) }
+        Self {
+            max_in_flight: None,
+            adaptive: Adaptive::Off,
+            adaptive_per: AdaptivePer::Account,
+            adaptive_min: 1,
+            adaptive_max: 200,
+            body_limit: Size::mib(64),
+            replay_cap: Size::mib(16),
+            memory: Size::mib(1024),
+        }
     }
+}
+
+/// How a learned limit moves.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Adaptive {
+    #[default]
+    Off,
+    Aimd,
+    Gradient,
+}
+
+/// What has a learned limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum AdaptivePer {
+    #[default]
+    Account,
+    Model,
 }
 
 /// `[pace]`: how fast.
@@ -417,6 +468,10 @@ impl Settings {
                 "credit.poll_interval",
                 "it is shorter than 1s: make it longer, or 0s for never",
             ));
+        }
+        if self.hedge.enabled && self.retry.attempts == 1 {
+            let what = "a second attempt is one of the request's attempts, and retry.attempts is 1: make it at least 2";
+            return Err(Trouble::with("hedge.enabled", what));
         }
         if (self.retry.when_provider_full == WhenFull::NextModel) == self.retry.next_models.is_empty() {
             let what = "name models here and `next-model` in when_provider_full, or neither";
@@ -512,6 +567,7 @@ mod tests {
             "[credit]",
             "[breaker]",
             "[retry]",
+            "[hedge]",
             "[limits]",
             "[pace]",
             "[[keys]]",
