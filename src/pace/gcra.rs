@@ -67,8 +67,9 @@ impl Rate {
 
     /// The time that `amount` takes; rounded up, so that no drift ever admits more.
     fn time(&self, amount: u64) -> Duration {
-        let time = Duration::try_from_secs_f64(amount as f64 / self.per_second).unwrap_or(clock::FOREVER);
-        time.min(clock::FOREVER) + Duration::from_nanos(u64::from(amount > 0))
+        let nanos = (amount as f64 / self.per_second * 1e9).ceil();
+        // a number too large saturates
+        Duration::from_nanos(nanos as u64).min(clock::FOREVER)
     }
 }
 
