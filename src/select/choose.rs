@@ -45,7 +45,7 @@ pub(super) struct Shared<S, P> {
 
 /// An endpoint for a request.
 pub(super) struct Found<S> {
-    pub(super) endpoint: Endpoint,
+    pub(super) lane: Arc<Lane<S>>,
     /// An instance that said Ready.
     pub(super) service: S,
     /// What filters have set aside for it.
@@ -130,7 +130,7 @@ impl<S, P: Pick> Shared<S, P> {
         }
         let found = search.run(&snapshot, headers);
         if let Some(findings) = search.findings.take() {
-            let found = found.as_ref().map(|found| &found.endpoint);
+            let found = found.as_ref().map(|found| &found.lane.endpoint);
             self.explain(Searched { request, earlier: &search.earlier, now, patient, found, findings: *findings });
         }
         match found {
@@ -145,16 +145,16 @@ impl<S, P: Pick> Shared<S, P> {
     /// Has filters set aside what the request needs. If there is not enough, the readied instance is dropped.
     pub(super) fn claim(
         &self,
-        endpoint: &Endpoint,
+        lane: &Arc<Lane<S>>,
         service: S,
         request: &RequestContext,
         now: Instant,
     ) -> Option<Found<S>> {
         let claims = match self.reserves {
-            true => Claims::take(&self.filters, &self.pool, endpoint, request, now)?,
+            true => Claims::take(&self.filters, &self.pool, &lane.endpoint, request, now)?,
             false => Claims::default(),
         };
-        Some(Found { endpoint: endpoint.clone(), service, claims })
+        Some(Found { lane: lane.clone(), service, claims })
     }
 
     /// Whether an endpoint outside `scope` of the latest attempt fits the request, busy or not.
@@ -235,6 +235,7 @@ impl<S, P: Pick> Search<'_, S, P> {
         let candidates = Candidates::new(&snapshot.endpoints, self.request, headers, self.now).with(prepared.as_ref());
         order::find(pick, &candidates, &mut fastrand::Rng::new(), |index, turn| {
             let lane = &snapshot.lanes[index];
+            snapshot.endpoints[index].fetch();
             if turn != Turn::Last && self.second_choice(lane) {
                 return Asked::Later;
             }
@@ -258,7 +259,7 @@ impl<S, P: Pick> Search<'_, S, P> {
     }
 
     /// The lane's endpoint, if it may and can serve.
-    fn try_lane<B>(&mut self, lane: &Lane<S>) -> Option<Found<S>>
+    fn try_lane<B>(&mut self, lane: &Arc<Lane<S>>) -> Option<Found<S>>
     where
         S: Service<http::Request<B>> + Clone,
         S::Error: Into<BoxError>,
@@ -290,11 +291,11 @@ impl<S, P: Pick> Search<'_, S, P> {
             self.unready(lane, Reason::Busy);
             return None;
         }
-        let mut service = lane.service.clone();
+        let mut service = lane.instance();
         // an instance that is not ready is dropped at once, so nobody need be woken for it
         match service.poll_ready(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Ok(())) => {
-                let found = self.shared.claim(endpoint, service, self.request, self.now);
+                let found = self.shared.claim(lane, service, self.request, self.now);
                 if found.is_none() {
                     self.outlook.busy = true;
                     self.unready(lane, Reason::Busy);

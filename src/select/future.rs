@@ -121,7 +121,7 @@ where
                 Poll::Pending => ready!(wait(this.shared, request, context, waiting.as_mut().expect("in line"), cx)),
             };
             let waited = waiting.take().is_some();
-            let Found { endpoint, mut service, mut claims } = match found {
+            let Found { lane, mut service, mut claims } = match found {
                 Ok(found) => found,
                 Err(error) => {
                     if let Some(trace) = context.trace() {
@@ -131,10 +131,11 @@ where
                 }
             };
             if waited && this.shared.reserves {
-                this.shared.pass_on(&endpoint);
+                this.shared.pass_on(&lane.endpoint);
             }
             claims.sent();
             let Some(Looking { request, context, .. }) = looking.take() else { unreachable!("it was there above") };
+            let endpoint = lane.endpoint.clone();
             context.ledger().start(&endpoint);
             let entry = context.trace().map(|trace| Box::new(trace.send(endpoint.key().name(), Instant::now())));
             if endpoint.is_forced() {
@@ -142,7 +143,9 @@ where
             }
             let pool = this.shared.pool.clone();
             let record = Some(Record { pool, endpoint, context, cell: None, awaits: false, claims, entry });
-            this.state.set(State::Calling { call: service.call(request), record });
+            let call = service.call(request);
+            lane.keep(service);
+            this.state.set(State::Calling { call, record });
         }
         let StateProject::Calling { call, record } = this.state.project() else { unreachable!("set above") };
         match call.poll(cx) {

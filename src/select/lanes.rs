@@ -1,7 +1,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -15,19 +15,46 @@ use crate::{
     sync::Loaded,
 };
 
-/// An endpoint with the prototype of its stack, cloned for each attempt.
+/// An endpoint with the prototype of its stack, and an instance of it.
 // in the order of use, so that an attempt touches no more of it than it must
 #[repr(C)]
 pub(super) struct Lane<S> {
-    /// Whether waiters stand in line for it, so that a newcomer must not pass them.
-    pub(super) contended: AtomicBool,
     pub(super) endpoint: Endpoint,
-    pub(super) service: S,
+    /// The instance that was called last. It holds nothing of that call, so the next attempt takes it: with thousands of keys
+    /// a clone of the prototype has to fetch a line of memory for each part that counts its owners.
+    spare: Mutex<Option<S>>,
+    /// Whether waiters stand in line for it, so that a newcomer must not pass them. It is read before the instance, and so
+    /// has both ends of that fetched.
+    pub(super) contended: AtomicBool,
+    // boxed, and so apart, since few need it
+    service: Box<S>,
 }
 
 impl<S> Lane<S> {
     pub(super) fn is_contended(&self) -> bool {
         self.contended.load(Ordering::Acquire)
+    }
+
+    /// Keeps an instance that was called for the next attempt.
+    pub(super) fn keep(&self, called: S) {
+        // dropped after the lock, since that runs foreign code; when another keeps or takes one just now, this one goes
+        let _old = match self.spare.try_lock() {
+            Ok(mut spare) => spare.replace(called),
+            Err(_) => Some(called),
+        };
+    }
+}
+
+impl<S: Clone> Lane<S> {
+    /// An instance that holds nothing yet.
+    pub(super) fn instance(&self) -> S {
+        let spare = self.spare.try_lock().ok().and_then(|mut spare| spare.take());
+        spare.unwrap_or_else(|| self.clone_of_prototype())
+    }
+
+    /// A clone of the prototype.
+    pub(super) fn clone_of_prototype(&self) -> S {
+        (*self.service).clone()
     }
 }
 
@@ -82,7 +109,7 @@ impl<S> Lanes<S> {
 
     /// Replaces the stack of an endpoint whose service said that it is finished.
     pub(super) fn rebuild(&self, endpoint: &Endpoint) {
-        let lane = self.lane(endpoint);
+        let lane = lane(endpoint, (self.make)(endpoint).into());
         let finished = self.snapshot.change(|all| all.insert(endpoint.id(), lane));
         drop(finished);
         endpoint.pool().touch();
@@ -94,11 +121,6 @@ impl<S> Lanes<S> {
         rest.max(endpoint.shut_until(now))
     }
 
-    fn lane(&self, endpoint: &Endpoint) -> Arc<Lane<S>> {
-        let service = (self.make)(endpoint);
-        Arc::new(Lane { endpoint: endpoint.clone(), service, contended: AtomicBool::new(false) })
-    }
-
     fn look(
         &self,
         all: &mut HashMap<EndpointId, Arc<Lane<S>>>,
@@ -108,11 +130,16 @@ impl<S> Lanes<S> {
         // read before the endpoints: a change in between makes this snapshot stale, not wrong
         let version = self.pool.state().version();
         let pool = self.pool.endpoints();
+        // each kind of thing by itself, so that what requests touch of many keys lies close together
+        let new = || pool.iter().filter(|endpoint| !all.contains_key(&endpoint.id()));
+        let made: Vec<_> = new().map(|endpoint| (endpoint.clone(), (self.make)(endpoint))).collect();
+        let made: Vec<_> = made.into_iter().map(|(endpoint, service)| (endpoint, Box::new(service))).collect();
+        all.extend(made.into_iter().map(|(endpoint, service)| (endpoint.id(), lane(&endpoint, service))));
         let mut next_return = u64::MAX;
         let mut lanes = Vec::with_capacity(pool.len());
         let (mut ejected, mut usable, mut resting) = (Vec::new(), 0, 0);
         for endpoint in pool.iter() {
-            let lane = all.entry(endpoint.id()).or_insert_with(|| self.lane(endpoint));
+            let lane = &all[&endpoint.id()];
             let counts = usize::from(endpoint.key().weight_of() > 0.0);
             let (rest, shut) = (self.pool.book().out(endpoint, now), endpoint.shut_until(now));
             if let Some(until) = shut.max(rest.map(|resting| resting.until)) {
@@ -145,4 +172,9 @@ impl<S> Lanes<S> {
         let endpoints = lanes.iter().map(|lane| lane.endpoint.clone()).collect();
         Snapshot { endpoints, lanes: lanes.into(), prepared: OnceLock::new(), _forced: forced, version, next_return }
     }
+}
+
+fn lane<S>(endpoint: &Endpoint, service: Box<S>) -> Arc<Lane<S>> {
+    let (spare, contended) = (Mutex::new(None), AtomicBool::new(false));
+    Arc::new(Lane { endpoint: endpoint.clone(), spare, contended, service })
 }

@@ -166,10 +166,10 @@ impl<S: Send + Sync + 'static, P: Pick> Ticket<S, P> {
                 && self.shared.fits(&lane.endpoint, &earlier, request, now) == Fit::Yes
                 && !self.shared.is_waited_for(&lane.endpoint, self.number)
                 && self.enlist(lane)
-                && let Some(service) = self.poll_instance(lane, lane.service.clone())
+                && let Some(service) = self.poll_instance(lane, lane.clone_of_prototype())
             {
                 self.replenish(lane);
-                let found = self.shared.claim(&lane.endpoint, service, request, now);
+                let found = self.shared.claim(lane, service, request, now);
                 if found.is_some() {
                     return found;
                 }
@@ -197,7 +197,7 @@ impl<S: Send + Sync + 'static, P: Pick> Ticket<S, P> {
         };
         if let Some(service) = self.poll_instance(&lane, service) {
             self.replenish(&lane);
-            return self.shared.claim(&lane.endpoint, service, request, Instant::now()).ok_or(true);
+            return self.shared.claim(&lane, service, request, Instant::now()).ok_or(true);
         }
         // what came free while this waiter had an offer went to others, or to nobody
         Err(true)
@@ -255,7 +255,7 @@ impl<S: Send + Sync + 'static, P: Pick> Ticket<S, P> {
                 return;
             }
         }
-        if let Some(service) = self.poll_instance(lane, lane.service.clone()) {
+        if let Some(service) = self.poll_instance(lane, lane.clone_of_prototype()) {
             // there is room for one more
             self.shared.room.put_back(lane, service);
             offer(&self.shared, lane.endpoint.id());
