@@ -1,9 +1,9 @@
-//! A response body that carries a guard.
+//! Response bodies that carry a guard, and bodies of which the beginning has been read ahead.
 //!
 //! A permit, a probe slot, an in-flight count must live exactly as long as the exchange: through the response future, then
 //! through the body, until it ends, fails or is dropped. One type does it for all of them: [`Held`] keeps a [`Guard`] while
 //! the future runs, [`Guarded`] while the body flows, and whichever comes last calls [`Guard::finish`] once, with how it
-//! ended.
+//! ended. [`ReadAhead`] is for who must look into a body before its head is passed on.
 
 use std::{
     pin::Pin,
@@ -14,6 +14,11 @@ use bytes::Buf;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
+
+mod ahead;
+
+pub use ahead::ReadAhead;
+pub(crate) use ahead::Seen;
 
 /// Something given back when an exchange is over, that may watch it until then.
 pub trait Guard: Sized {

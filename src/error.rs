@@ -112,7 +112,7 @@ pub(crate) fn whole_seconds(span: Duration) -> u64 {
     span.as_secs().saturating_add(u64::from(span.subsec_nanos() > 0)).max(1)
 }
 
-/// A failure in place of an answer from the upstream.
+/// A failure in place of an answer from the upstream, or of the rest of one.
 #[derive(Debug)]
 pub struct UpstreamError {
     kind: UpstreamErrorKind,
@@ -129,6 +129,14 @@ pub enum UpstreamErrorKind {
     Reset,
     /// No response head came within the time limit.
     HeadersTimeout,
+    /// Nothing of an answer came within the time limit.
+    FirstOutputTimeout,
+    /// The answer had begun, and fell silent for longer than the time limit.
+    GapTimeout,
+    /// The exchange was not over within the time limit.
+    TotalTimeout,
+    /// The answer broke off: its connection failed, or it ended without its end marker.
+    Truncated,
 }
 
 impl UpstreamError {
@@ -147,12 +155,18 @@ impl UpstreamError {
         find(error)
     }
 
-    /// What it says about whom (rows 28 and 29 of the classification table).
+    /// What it says about whom (rows 4, 28 and 29 of the classification table).
     pub fn fault(&self) -> Fault {
         match self.kind {
             UpstreamErrorKind::Connect => Fault::new(Cause::Connect, Scope::Egress).retry(Retry::Backoff),
             UpstreamErrorKind::Reset => Fault::new(Cause::Reset, Scope::Egress).retry(Retry::Unclear),
-            UpstreamErrorKind::HeadersTimeout => Fault::new(Cause::Timeout, Scope::Pool).retry(Retry::Unclear),
+            UpstreamErrorKind::HeadersTimeout => Fault::new(Cause::HeadersTimeout, Scope::Pool).retry(Retry::Unclear),
+            UpstreamErrorKind::FirstOutputTimeout => {
+                Fault::new(Cause::FirstOutputTimeout, Scope::Pool).retry(Retry::Unclear)
+            }
+            UpstreamErrorKind::GapTimeout => Fault::new(Cause::GapTimeout, Scope::Pool),
+            UpstreamErrorKind::TotalTimeout => Fault::new(Cause::Timeout, Scope::Pool).retry(Retry::Unclear),
+            UpstreamErrorKind::Truncated => Fault::new(Cause::Truncated, Scope::Pool).retry(Retry::Unclear),
         }
     }
 }
@@ -163,6 +177,10 @@ impl fmt::Display for UpstreamError {
             UpstreamErrorKind::Connect => "no connection to the upstream could be made",
             UpstreamErrorKind::Reset => "the connection to the upstream broke before it answered",
             UpstreamErrorKind::HeadersTimeout => "the upstream sent no response head in time",
+            UpstreamErrorKind::FirstOutputTimeout => "the upstream sent nothing of an answer in time",
+            UpstreamErrorKind::GapTimeout => "the upstream fell silent in the middle of its answer",
+            UpstreamErrorKind::TotalTimeout => "the upstream's answer was not over in time",
+            UpstreamErrorKind::Truncated => "the upstream's answer broke off before its end",
         })
     }
 }
@@ -171,6 +189,16 @@ impl Error for UpstreamError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         self.source.as_deref().map(|source| source as _)
     }
+}
+
+/// What broke off an event stream in which the upstream itself has said already that it failed.
+#[derive(Debug, thiserror::Error)]
+#[error("the stream broke off after its error event")]
+pub(crate) struct AlreadyTold(#[source] pub(crate) BoxError);
+
+/// Whether an error, or what caused it, is one of ours, so that it may be quoted.
+pub(crate) fn is_known(error: &(dyn Error + 'static)) -> bool {
+    Rejected::find(error).is_some() || UpstreamError::find(error).is_some()
 }
 
 /// Finds an error of type `T` in an error or in what caused it.

@@ -43,7 +43,7 @@
 //!     .header("x-balancer-explain", "1")
 //!     .body(Full::<Bytes>::from(r#"{"model":"acme/swift-1","messages":[{"role":"user","content":"hello"}]}"#))?;
 //! let response = service.oneshot(request).await?;
-//! assert_eq!(response.headers()["x-balancer-explain"], "1:b=200 out=breaker_open*1");
+//! assert_eq!(response.headers()["x-balancer-explain"], "1:b=ok out=breaker_open*1");
 //! # Ok(()) }
 //! ```
 //!
@@ -95,6 +95,7 @@
 //!     "waited_ms": 0,
 //!     "status": 200,
 //!     "head_ms": 310,
+//!     "gate": {"found": "output", "held_ms": 45},
 //!     "outcome": {"success": true, "cause": null, "scope": null, "rest_ms": null, "hinted": null},
 //!     "provider": null,
 //!     "ending": "complete",
@@ -107,8 +108,8 @@
 //! }
 //! ```
 //!
-//! What each field means is said at [`Explanation`], [`Attempt`], [`Look`], [`Refused`], [`Compared`], [`Next`] and
-//! [`Finish`].
+//! What each field means is said at [`Explanation`], [`Attempt`], [`Look`], [`Refused`], [`Compared`], [`Gate`], [`Next`]
+//! and [`Finish`].
 //!
 //! # The compact form
 //!
@@ -119,8 +120,10 @@
 //! The attempts, separated by `;`, each its number, `:`, the key's label, `=` and what came of it: the cause of its failure,
 //! with the rest it asks for; `ok`; the status, while the body has still to tell; the reason, with `-` for a label, when no
 //! key could be had; `open` when nothing is known yet. Then, where there is something to tell, separated by a space each:
-//! `wait=` how long it waited for a key, `out=` how many keys were out, by reason, and `next=` what was done about a failure
-//! (`failover`, `retry(0.4s)`, `other_model`, `give_up:budget`).
+//! `wait=` how long it waited for a key, `out=` how many keys were out, by reason, `gate=` what a
+//! [`CommitGateLayer`](crate::CommitGateLayer) found behind the head other than output, and after how long (`failure(0.3s)`,
+//! `time(30s)`, `bytes(0.1s)`), and `next=` what was done about a failure (`failover`, `retry(0.4s)`, `other_model`,
+//! `give_up:budget`).
 //!
 //! It consists of visible ASCII and spaces, 1024 characters at most. Characters of a label that are neither letters, digits
 //! nor one of `-_./@+` are percent-encoded, labels longer than 40 characters end in `~`. Attempts for which there is no room
@@ -134,7 +137,7 @@ mod record;
 mod trace;
 
 pub use layer::{Explain, ExplainFuture, ExplainLayer, HEADER};
-pub use record::{Attempt, By, Compared, Explanation, Finish, Keys, Look, Next, Reason, Refused};
+pub use record::{Attempt, By, Compared, Explanation, Finish, Found, Gate, Keys, Look, Next, Reason, Refused};
 pub(crate) use trace::Entry;
 pub use trace::Trace;
 

@@ -40,12 +40,13 @@ impl<'a> Object<'a> {
             // the value is borrowed from the text, so its address says where it stands
             let from = (value.get().as_ptr() as usize).checked_sub(text.as_ptr() as usize)?;
             end = from + value.get().len();
-            if members.iter().any(|member| member.name == name) {
-                return None;
-            }
             members.push(Member { name, whole: start..end, value: from..end });
         }
-        Some(Self { text, members })
+        // sorted, since a request may have as many members as it likes
+        let mut names: Vec<_> = members.iter().map(|member| &*member.name).collect();
+        names.sort_unstable();
+        let is_twice = names.windows(2).any(|pair| pair[0] == pair[1]);
+        (!is_twice).then_some(Self { text, members })
     }
 
     /// The text of a member's value; `None` when it is missing or null.

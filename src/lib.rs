@@ -15,12 +15,14 @@
 //! buffer        the body in memory, so that it can be sent again
 //! retry         on another key at once, or after a wait, or not at all
 //! provider      which providers may serve, for requests that do not say
+//! commit gate   the head of a 200, held until there is output behind it
 //! select        filter the keys, pick one, wait when none can serve
 //!   ╎ for each key:
 //!   ╎ monitor     in flight, times, tokens, cost, outcomes
 //!   ╎ breaker     open is "not ready"
 //!   ╎ limit       permits, until the body ends
 //!   ╎ authorize   this key, and no other credential
+//! timeouts      how long the upstream may be silent, in each attempt
 //! openrouter    base URL and headers; says once what each answer means
 //! transport     hyper-util, reqwest, the simulator, or any service of http requests
 //! ```
@@ -31,6 +33,7 @@
 //!
 //! - [`respond`]: ends a stack for axum and tonic, whose services cannot fail.
 //! - [`deadline`]: one instant by which a request must be over, whatever it waits for.
+//! - [`stream`]: answers that are streams: when they count as begun, and what is said while they have not.
 //! - [`buffer`]: request bodies that can be sent more than once, and read for what they ask.
 //! - [`retry`]: which failures to repeat, where, when, and within which budget.
 //! - [`route`]: a stack of its own for each family of models.
@@ -211,6 +214,8 @@
 )]
 
 // what the stages share
+mod adaptive;
+pub mod answer;
 pub mod body;
 mod clock;
 pub mod endpoint;
@@ -219,12 +224,14 @@ pub mod explain;
 mod json;
 pub mod key;
 pub mod outcome;
+pub mod pace;
 pub mod request;
 mod sync;
 
 // the stages, in the order in which a request meets them
 pub mod respond;
 pub mod deadline;
+pub mod stream;
 pub mod buffer;
 pub mod retry;
 pub mod route;
@@ -250,7 +257,7 @@ pub use endpoint::Endpoint;
 pub use error::Rejected;
 pub use explain::ExplainLayer;
 pub use key::{ApiKey, KeyError};
-pub use limit::ConcurrencyLimitLayer;
+pub use limit::{AdaptiveConcurrencyLimitLayer, ConcurrencyLimitLayer, RateLimitLayer};
 pub use monitor::{LoadMonitorLayer, Snapshot};
 pub use openrouter::{AuthorizeLayer, OpenRouter};
 pub use outcome::{Classify, Outcome};
@@ -261,6 +268,7 @@ pub use retry::RetryLayer;
 pub use route::ModelRouter;
 pub use select::{EndpointLayer, KeySelect, KeySelectLayer, Pool, endpoint_fn};
 pub use stack::Balancer;
+pub use stream::{CommitGateLayer, KeepAliveLayer, TimeoutsLayer};
 
 /// The examples of the README, so that they stay true.
 #[cfg(doctest)]

@@ -1,4 +1,6 @@
-//! How many requests may run at once.
+//! How many requests may run at once, and how many may start per second.
+//!
+//! Both are layers of their own: for the second see [`RateLimitLayer`]. What follows is about the first.
 //!
 //! For an LLM a running request is one whose answer is still being generated, so a permit must last until the response
 //! *body* ends, fails or is dropped; tower's own limiter gives it back with the head, which limits how many streams start
@@ -14,6 +16,9 @@
 //! - [`wait`](ConcurrencyLimitLayer::wait): the response future queues for a permit, first come first served, up to a number
 //!   of waiters and a time. Readiness is the inner service's alone;
 //! - [`refuse`](ConcurrencyLimitLayer::refuse): the answer is [`Why::LimitReached`](crate::error::Why::LimitReached) at once.
+//!
+//! Where nobody knows the right cap, [`AdaptiveConcurrencyLimitLayer`] learns it. A cap that several keys share, such as an
+//! account's, is a [selection filter](crate::select::AdaptiveLimit) instead.
 //!
 //! # Examples
 //!
@@ -83,10 +88,15 @@ use std::time::Duration;
 
 use tower_layer::Layer;
 
+mod adaptive;
 mod permits;
+mod rate;
 mod service;
 
+pub use crate::adaptive::{AdaptiveError, AdaptivePolicy};
+pub use adaptive::{AdaptiveConcurrencyLimit, AdaptiveConcurrencyLimitLayer, Metered, MeteredFuture, Sampling};
 use permits::Permits;
+pub use rate::{RateLimit, RateLimitFuture, RateLimitHandle, RateLimitLayer};
 pub use service::{ConcurrencyLimit, LimitFuture, LimitPermit};
 
 /// Limits how many requests run at once, until their bodies end. See the [module](self).

@@ -45,18 +45,16 @@
 //! With settings of one's own, in front of a regional host:
 //!
 //! ```
-//! use std::time::Duration;
 //! use tower_openrouter::{OpenRouter, openrouter::BuildError};
 //! # let transport = ();
 //!
 //! let builder = OpenRouter::builder()
 //!     .base_url("https://eu.openrouter.ai/api/v1")
-//!     .headers_timeout(Duration::from_secs(60))
 //!     .title("Example");
 //! let service = builder.clone().build(transport)?;
 //!
-//! let refused = builder.headers_timeout(Duration::ZERO).build(transport);
-//! assert_eq!(refused.unwrap_err(), BuildError::ZeroHeadersTimeout);
+//! let refused = builder.error_body_limit(0).build(transport);
+//! assert_eq!(refused.unwrap_err(), BuildError::ZeroErrorBodyLimit);
 //! # Ok::<(), BuildError>(())
 //! ```
 //!
@@ -113,7 +111,6 @@ mod future;
 mod headers;
 mod hints;
 pub mod provider;
-mod replay;
 mod scan;
 mod service;
 #[cfg(feature = "hyper")]
@@ -132,7 +129,6 @@ pub use provider::{
     DataCollection, MaxPrice, OnFullPool, Partition, Percentiles, PreferenceError, ProviderLayer, ProviderPreferences,
     Quantization, Sort, SortBy, Threshold, Variant,
 };
-pub use replay::Replay;
 pub use scan::Scan;
 pub use service::{BASE_URL, BuildError, OpenRouter, OpenRouterBuilder};
 #[cfg(feature = "hyper")]

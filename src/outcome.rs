@@ -204,6 +204,7 @@ struct Slots {
     usage: OnceLock<Usage>,
     account: OnceLock<Box<str>>,
     provider: OnceLock<Box<str>>,
+    limit: OnceLock<u32>,
 }
 
 impl OutcomeCell {
@@ -238,6 +239,11 @@ impl OutcomeCell {
         let _ = self.0.provider.set(provider.into());
     }
 
+    /// Notes how many requests the limit admits that a refusal names.
+    pub fn report_limit(&self, limit: u32) {
+        let _ = self.0.limit.set(limit);
+    }
+
     /// The outcome at commit, once known.
     pub fn at_commit(&self) -> Option<Outcome> {
         self.0.commit.get().copied()
@@ -261,6 +267,11 @@ impl OutcomeCell {
     /// The provider that an error body named: the one that failed.
     pub fn provider(&self) -> Option<&str> {
         self.0.provider.get().map(AsRef::as_ref)
+    }
+
+    /// How many requests the limit admits that a refusal named.
+    pub fn limit(&self) -> Option<u32> {
+        self.0.limit.get().copied()
     }
 }
 

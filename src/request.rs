@@ -8,7 +8,7 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
 };
 
@@ -21,8 +21,10 @@ use tokio::time::Instant;
 use crate::{clock, endpoint::Endpoint, explain::Trace, outcome::Outcome, sync::lock_std};
 
 mod asks;
+mod priority;
 
 pub use asks::Asks;
+pub use priority::{Priority, PriorityError};
 
 /// The shared context of a request and of its attempts.
 #[derive(Clone)]
@@ -35,9 +37,11 @@ struct Inner {
     arrived: Option<Instant>,
     /// A [`Deadline`].
     deadline: AtomicU64,
+    kept_alive: AtomicBool,
     body: OnceLock<Bytes>,
     asks: OnceLock<Asks>,
     required: OnceLock<Box<[Box<str>]>>,
+    priority: AtomicU8,
     ledger: Mutex<Ledger>,
     /// Set when somebody wants to know.
     trace: OnceLock<Trace>,
@@ -54,9 +58,11 @@ impl RequestContext {
             root: None,
             arrived,
             deadline: AtomicU64::new(Deadline::default().0),
+            kept_alive: AtomicBool::new(false),
             body: OnceLock::new(),
             asks: OnceLock::new(),
             required: OnceLock::new(),
+            priority: AtomicU8::new(Priority::Normal as u8),
             ledger: Mutex::default(),
             trace: OnceLock::new(),
         }))
@@ -72,9 +78,11 @@ impl RequestContext {
             root: Some(self.0.root.as_ref().unwrap_or(&self.0).clone()),
             arrived: self.0.arrived,
             deadline: AtomicU64::new(u64::MAX),
+            kept_alive: AtomicBool::new(false),
             body: body.into(),
             asks: OnceLock::new(),
             required: OnceLock::new(),
+            priority: AtomicU8::new(Priority::Normal as u8),
             ledger: Mutex::default(),
             trace: OnceLock::new(),
         }))
@@ -124,6 +132,16 @@ impl RequestContext {
         self.root().deadline.fetch_min(clock::nanos(deadline), Ordering::Relaxed);
     }
 
+    /// Notes that the caller is being told to wait, so that nothing below need hurry for fear that it gives up.
+    pub fn keep_alive(&self) {
+        self.root().kept_alive.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the caller is being told to wait.
+    pub fn is_kept_alive(&self) -> bool {
+        self.root().kept_alive.load(Ordering::Relaxed)
+    }
+
     /// Gives the whole body, to be read for what it asks; the first one stays.
     pub fn set_body(&self, body: Bytes) {
         let _ = self.0.body.set(body);
@@ -158,6 +176,27 @@ impl RequestContext {
     /// The tags that a key must have to serve the request.
     pub fn required(&self) -> &[Box<str>] {
         self.root().required.get().map_or(&[], |tags| tags)
+    }
+
+    /// Sets how urgent the request is, should it have to wait for a key; the latest holds.
+    ///
+    /// ```
+    /// use tower_openrouter::{RequestContext, request::Priority};
+    ///
+    /// let mut request = http::Request::new(());
+    /// RequestContext::of(&mut request).set_priority(Priority::High);
+    /// ```
+    pub fn set_priority(&self, priority: Priority) {
+        self.root().priority.store(priority as u8, Ordering::Relaxed);
+    }
+
+    /// How urgent the request is; [`Normal`](Priority::Normal) unless set.
+    pub fn priority(&self) -> Priority {
+        match self.root().priority.load(Ordering::Relaxed) {
+            0 => Priority::High,
+            1 => Priority::Normal,
+            _ => Priority::Low,
+        }
     }
 
     /// The attempts made so far. Hold it briefly: it is a lock.

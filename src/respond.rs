@@ -18,14 +18,16 @@
 //! `Retry-After` is in whole seconds, rounded up, and 1 when nobody knows better; gRPC has it as `grpc-retry-pushback-ms`.
 //!
 //! HTTP bodies have OpenRouter's error shape, `{"error":{"code":429,"message":…,"metadata":{…}}}`, or Anthropic's where the
-//! path ends with `/messages`. The metadata names the reason as [`Why::as_str`](crate::error::Why::as_str) does, and a 429
+//! path is that of `/messages`. The metadata names the reason as [`Why::as_str`](crate::error::Why::as_str) does, and a 429
 //! of ours says `"limit_source":"balancer"`, which the upstream's never do. gRPC answers consist of trailers only. Messages
 //! are those of our own errors; the text of any other is never passed on, since it could hold a secret.
 //!
 //! Who stands above, in the same process, finds in the answer's extensions the [`Rejected`] that it stands for, or what
 //! any other error means as an [`OutcomeCell`].
 //!
-//! An error of the response body is not an answer any more; it passes through, and the server cuts the stream.
+//! An error of the response body comes too late for an answer. In an event stream it becomes one more event, the error in
+//! the shape of the path, after the last whole one; then the body fails, so that the server ends the connection uncleanly
+//! and nobody takes what came for all there was. A compressed stream, a JSON body and gRPC just fail. See [`ToldBody`].
 //!
 //! # Examples
 //!
@@ -91,10 +93,13 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 mod answer;
+mod told;
 
-use answer::{Answer, Form};
+use answer::Form;
+pub use told::ToldBody;
 
 use crate::{
+    answer::{ErrorAnswer, Shape},
     error::Rejected,
     outcome::{OutcomeCell, error_fault},
 };
@@ -102,21 +107,21 @@ use crate::{
 /// Ends a stack: its services answer whatever happens. See the [module](self).
 #[derive(Debug, Clone)]
 pub struct RespondLayer {
-    form: Form,
+    grpc: bool,
 }
 
 /// The body of an answer: the inner service's, or one of ours.
-pub type RespondBody<B> = Either<B, Full<Bytes>>;
+pub type RespondBody<B> = Either<ToldBody<B>, Full<Bytes>>;
 
 impl RespondLayer {
-    /// Answers in OpenRouter's error shape, or in Anthropic's where the path ends with `/messages`.
+    /// Answers in OpenRouter's error shape, or in Anthropic's where the path is that of `/messages`.
     pub fn new() -> Self {
-        Self { form: Form::Http }
+        Self { grpc: false }
     }
 
     /// Answers as a gRPC server does.
     pub fn grpc() -> Self {
-        Self { form: Form::Grpc }
+        Self { grpc: true }
     }
 }
 
@@ -130,7 +135,7 @@ impl<S> Layer<S> for RespondLayer {
     type Service = Respond<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Respond { inner, form: self.form, failed: None }
+        Respond { inner, grpc: self.grpc, failed: None }
     }
 }
 
@@ -138,7 +143,7 @@ impl<S> Layer<S> for RespondLayer {
 #[derive(Debug)]
 pub struct Respond<S> {
     inner: S,
-    form: Form,
+    grpc: bool,
     /// The inner service failed to become ready: the next call is answered with this.
     failed: Option<BoxError>,
 }
@@ -152,7 +157,7 @@ impl<S> Respond<S> {
 
 impl<S: Clone> Clone for Respond<S> {
     fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), form: self.form, failed: None }
+        Self { inner: self.inner.clone(), grpc: self.grpc, failed: None }
     }
 }
 
@@ -173,10 +178,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let form = match self.form {
-            Form::Http if request.uri().path().ends_with("/messages") => Form::Messages,
-            form => form,
-        };
+        let form = if self.grpc { Form::Grpc } else { Form::Http(Shape::of_path(request.uri().path())) };
         let state = match self.failed.take() {
             Some(error) => State::Failed { error: Some(error) },
             None => State::Running { future: self.inner.call(request) },
@@ -218,12 +220,12 @@ where
         let this = self.project();
         let error = match this.state.project() {
             StateProj::Running { future } => match ready!(future.poll(cx)) {
-                Ok(response) => return Poll::Ready(Ok(response.map(Either::Left))),
+                Ok(response) => return Poll::Ready(Ok(this.form.pass(response))),
                 Err(error) => error.into(),
             },
             StateProj::Failed { error } => error.take().expect("polled after it was ready"),
         };
-        let mut response = Answer::to(&*error).into_response(*this.form);
+        let mut response = this.form.answer(&ErrorAnswer::to(&*error));
         if let Some(refusal) = Rejected::find(&*error) {
             response.extensions_mut().insert(refusal.clone());
         } else {

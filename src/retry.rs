@@ -15,8 +15,10 @@
 //!   [`Once`](crate::outcome::Retry::Once) is the same, a single time.
 //! - [`Unclear`](crate::outcome::Retry::Unclear): not repeated unless [asked for](RetryLayer::retry_unclear).
 //!
-//! Only what is known at the head of a response is tried again, so never anything after the first byte was passed on. A wait
-//! that ends beyond the wait cap or the request's deadline is not begun: the caller gets the original answer at once.
+//! Only what is known at the head of a response is tried again, so never anything after the first byte was passed on; a
+//! [`CommitGateLayer`](crate::CommitGateLayer) below holds the head until it is known whether there is output behind it.
+//!
+//! A wait that ends beyond the wait cap or the request's deadline is not begun: the caller gets the original answer at once.
 //!
 //! The failed response is dropped before the wait, and readiness is obtained anew before each attempt, as [`tower::retry`]
 //! does. That itself is not used: its future carries the copy of the request through every layer around it, and its policy

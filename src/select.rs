@@ -12,11 +12,12 @@
 //!
 //! Picks that come along: [`RoundRobin`], [`SmoothWeighted`] and [`WeightedRandom`] by the keys' weights, [`LeastInFlight`]
 //! and [`PeakEwma`] by their load, [`Rendezvous`] by the conversation, [`PriorityTiers`] around another pick, and [`pick_fn`].
-//! Filters: [`RequireTags`] and [`filter_fn`]; those that every selector has are named [there](KeySelectLayer::filter).
+//! Filters: [`RequireTags`], [`AdaptiveLimit`] and [`filter_fn`]; those that every selector has are named [there](KeySelectLayer::filter).
 //!
-//! When nobody can serve, a request waits in the pool's line, in order of arrival, for at most
-//! [`max_wait`](KeySelectLayer::max_wait) and its own deadline; if nobody comes back in that time it is refused at once with
-//! a [`Rejected`](crate::Rejected) that names the earliest return.
+//! When nobody can serve, a request waits in the pool's line, in order of arrival and of its
+//! [class](crate::request::Priority), for at most [`max_wait`](KeySelectLayer::max_wait) and its own deadline. If nobody comes
+//! back in that time, or so many wait that its turn would come later, it is refused at once with a
+//! [`Rejected`](crate::Rejected) that names when.
 //!
 //! # Examples
 //!
@@ -97,7 +98,9 @@ pub use cooldown::Resting;
 pub use ejection::SelectError;
 /// The random numbers a [`Pick`] is given.
 pub use fastrand::Rng;
-pub use filter::{CreditFloor, CreditLimit, Ended, Filter, FilterFn, Fit, RequireTags, filter_fn};
+pub use filter::{
+    AdaptiveLimit, CreditFloor, CreditLimit, Ended, Filter, FilterFn, Fit, Pacing, RequireTags, filter_fn,
+};
 pub use future::{KeySelectFuture, Record};
 pub use pick::{
     Candidates, LeastInFlight, MostCredit, PeakEwma, Pick, PickFn, Prepared, PriorityTiers, Rank, Rendezvous,

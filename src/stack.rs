@@ -10,12 +10,14 @@
 //! buffer       the body in memory, replayable
 //! retry        another key at once, or a wait, or give up
 //! provider     which providers may serve, for requests that do not say
+//! commit gate  the head of a 200 held until there is output behind it: a failure before that is a failed attempt
 //! select       filter the keys, pick one, wait when none can serve
 //!   ╎ per key:
 //!   monitor    in flight, times, tokens, cost, outcomes
 //!   breaker    open = not ready
 //!   limit      permits until the body ends
 //!   authorize  the key's header
+//! timeouts     how long the upstream may be silent, in each attempt
 //! openrouter   the leaf: base URL, attribution, and the one place that judges an answer
 //! ```
 //!
@@ -39,14 +41,15 @@ use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
 use tower::{BoxError, Layer, Service, ServiceBuilder, util::BoxCloneSyncService};
 
 use crate::{
-    BufferLayer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint, KeyError, KeySelectLayer,
-    LoadMonitorLayer, OpenRouter, RespondLayer, RetryLayer,
+    BufferLayer, CircuitBreakerLayer, CommitGateLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint, KeyError,
+    KeySelectLayer, LoadMonitorLayer, OpenRouter, RespondLayer, RetryLayer, TimeoutsLayer,
     breaker::BreakerPolicy,
     buffer::ReplayBody,
     openrouter::{AuthorizeLayer, ProviderLayer},
+    pace::PacePolicy,
     respond::RespondBody,
     route::Routes,
-    select::{CreditLimit, Filter, LeastInFlight, MostCredit, Pick, Pool, SelectError, endpoint_fn},
+    select::{CreditLimit, Filter, LeastInFlight, MostCredit, Pacing, Pick, Pool, SelectError, endpoint_fn},
 };
 
 mod handle;
@@ -195,8 +198,10 @@ pub struct BalancerBuilder<P = LeastInFlight> {
     max_in_flight: usize,
     retry: RetryLayer,
     provider: ProviderLayer,
+    gate: CommitGateLayer,
     buffer: BufferLayer,
     deadline: DeadlineLayer,
+    timeouts: TimeoutsLayer,
     kept: Kept,
 }
 
@@ -209,8 +214,10 @@ impl BalancerBuilder {
             max_in_flight: usize::MAX,
             retry: RetryLayer::default(),
             provider: ProviderLayer::default(),
+            gate: CommitGateLayer::default(),
             buffer: BufferLayer::default(),
             deadline: DeadlineLayer::default(),
+            timeouts: TimeoutsLayer::default(),
             kept: Kept::default(),
         }
     }
@@ -219,9 +226,22 @@ impl BalancerBuilder {
 impl<P: Pick> BalancerBuilder<P> {
     /// Sets the pick; default [`LeastInFlight`].
     pub fn pick<Q: Pick>(self, pick: Q) -> BalancerBuilder<Q> {
-        let Self { pool, select, breaker, max_in_flight, retry, provider, buffer, deadline, kept } = self;
+        let Self { pool, select, breaker, max_in_flight, retry, provider, gate, buffer, deadline, timeouts, kept } =
+            self;
         let select = select.pick(pick);
-        BalancerBuilder { pool, select, breaker, max_in_flight, retry, provider, buffer, deadline, kept }
+        BalancerBuilder {
+            pool,
+            select,
+            breaker,
+            max_in_flight,
+            retry,
+            provider,
+            gate,
+            buffer,
+            deadline,
+            timeouts,
+            kept,
+        }
     }
 
     /// Adds a filter, asked after the built-in ones: model patterns, tags, earlier attempts, rests. All must agree.
@@ -267,6 +287,13 @@ impl<P: Pick> BalancerBuilder<P> {
     /// ```
     pub fn credit(self, limit: CreditLimit) -> BalancerBuilder<MostCredit> {
         self.pick(MostCredit::default()).filter(limit)
+    }
+
+    /// Sends no faster than the quotas of keys and accounts admit, given by hand or learned from refusals; see
+    /// [`PacePolicy`]. Off by default. To watch or change it while it runs, add a [`Pacing`] as a [`filter`](Self::filter)
+    /// instead.
+    pub fn pace(self, policy: PacePolicy) -> Self {
+        self.filter(Pacing::new(policy))
     }
 
     /// Sets how long a request may wait for a key, besides its deadline; default 30 s. Zero never waits.
@@ -332,6 +359,12 @@ impl<P: Pick> BalancerBuilder<P> {
         self
     }
 
+    /// Sets how long the head of a 200 is held until there is output behind it; default [`CommitGateLayer::new`].
+    pub fn commit_gate(mut self, gate: CommitGateLayer) -> Self {
+        self.gate = gate;
+        self
+    }
+
     /// Sets how large request bodies may be, and how they are kept; default [`BufferLayer::new`].
     pub fn buffer(mut self, buffer: BufferLayer) -> Self {
         self.buffer = buffer;
@@ -341,6 +374,13 @@ impl<P: Pick> BalancerBuilder<P> {
     /// Sets how long a request may take in all; default 10 minutes.
     pub fn deadline(mut self, deadline: DeadlineLayer) -> Self {
         self.deadline = deadline;
+        self
+    }
+
+    /// Sets how long the upstream may be silent in each attempt, before its head and within its answer; default
+    /// [`TimeoutsLayer::default`].
+    pub fn timeouts(mut self, timeouts: TimeoutsLayer) -> Self {
+        self.timeouts = timeouts;
         self
     }
 
@@ -367,7 +407,7 @@ impl<P: Pick> BalancerBuilder<P> {
         T: Service<Request<ReplayBody>, Response = Response<TB>> + Clone + Send + Sync + 'static,
         T::Error: Into<BoxError>,
         T::Future: Send,
-        TB: Body<Data = Bytes> + Send + 'static,
+        TB: Body<Data = Bytes> + Unpin + Send + 'static,
         TB::Error: Into<BoxError> + Send,
         B: Body + Unpin + Send + 'static,
         B::Data: Send,
@@ -397,7 +437,9 @@ impl<P: Pick> BalancerBuilder<P> {
             .layer(self.buffer.clone())
             .layer(self.retry.clone())
             .layer(self.provider.clone())
+            .layer(self.gate.clone())
             .layer(self.select.clone().per_key(per_key))
+            .layer(self.timeouts.clone())
             .service(leaf)
     }
 
@@ -407,7 +449,7 @@ impl<P: Pick> BalancerBuilder<P> {
         T: Service<Request<ReplayBody>, Response = Response<TB>> + Clone + Send + Sync + 'static,
         T::Error: Into<BoxError>,
         T::Future: Send,
-        TB: Body<Data = Bytes> + Send + 'static,
+        TB: Body<Data = Bytes> + Unpin + Send + 'static,
         TB::Error: Into<BoxError> + Send,
         B: Body + Unpin + Send + 'static,
         B::Data: Send,
@@ -430,8 +472,10 @@ impl<P> Clone for BalancerBuilder<P> {
             max_in_flight: self.max_in_flight,
             retry: self.retry.clone(),
             provider: self.provider.clone(),
+            gate: self.gate.clone(),
             buffer: self.buffer.clone(),
             deadline: self.deadline.clone(),
+            timeouts: self.timeouts.clone(),
             kept: self.kept.clone(),
         }
     }
@@ -442,8 +486,10 @@ impl<P> fmt::Debug for BalancerBuilder<P> {
         f.debug_struct("BalancerBuilder")
             .field("select", &self.select)
             .field("retry", &self.retry)
+            .field("gate", &self.gate)
             .field("buffer", &self.buffer)
             .field("deadline", &self.deadline)
+            .field("timeouts", &self.timeouts)
             .finish_non_exhaustive()
     }
 }

@@ -8,9 +8,11 @@ use http_body_util::{BodyExt, Full};
 use static_assertions::assert_impl_all;
 use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, layer::util::Identity, service_fn};
 use tower_openrouter::{
-    AccountPoller, ApiKey, Balancer, Batch, BufferLayer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer,
-    Endpoint, ExplainLayer, KeyError, KeySelect, KeySelectLayer, LoadMonitorLayer, ModelRouter, OpenRouter, Outcome,
-    Rejected, RequestContext, RespondLayer, RetryLayer, Snapshot,
+    AccountPoller, ApiKey, Balancer, Batch, BufferLayer, CircuitBreakerLayer, CommitGateLayer, ConcurrencyLimitLayer,
+    DeadlineLayer, Endpoint, ExplainLayer, KeepAliveLayer, KeyError, KeySelect, KeySelectLayer, LoadMonitorLayer,
+    ModelRouter, OpenRouter, Outcome, RateLimitLayer, Rejected, RequestContext, RespondLayer, RetryLayer, Snapshot,
+    TimeoutsLayer,
+    answer::{ErrorAnswer, Shape},
     batch::{AsTheyCome, InOrder},
     breaker::{Admission, BreakerHandle, BreakerPolicy, CircuitBreaker, CircuitBreakerFuture, TripPolicy},
     buffer::{Buffer, BufferFuture, ReplayBody},
@@ -19,7 +21,10 @@ use tower_openrouter::{
     endpoint_fn,
     error::UpstreamError,
     explain::{Explain, ExplainFuture, Explanation, Trace},
-    limit::{ConcurrencyLimit, LimitFuture, LimitHandle, LimitPermit},
+    limit::{
+        AdaptiveConcurrencyLimit, AdaptiveConcurrencyLimitLayer, AdaptivePolicy, ConcurrencyLimit, LimitFuture,
+        LimitHandle, LimitPermit, RateLimit, RateLimitFuture, RateLimitHandle,
+    },
     monitor::{LoadMonitor, LoadMonitorFuture, MonitorHandle},
     openrouter::{
         AccountClient, Authorize, AuthorizeLayer, HyperTransport, OpenRouterBody, OpenRouterFuture, ProviderLayer,
@@ -27,15 +32,22 @@ use tower_openrouter::{
         provider::{ProviderFuture, ProviderService},
     },
     outcome::{Grpc, OutcomeCell},
-    respond::{Respond, RespondBody, RespondFuture},
+    pace::{PacePolicy, Rate},
+    respond::{Respond, RespondBody, RespondFuture, ToldBody},
     retry::{Backoff, Retry, RetryBudget, RetryFuture, RetryHandle},
     route::{Routes, RoutesFuture},
     select::{
-        Candidates, CreditFloor, CreditLimit, EndpointFn, KeySelectFuture, LeastInFlight, MostCredit, PeakEwma, Pick,
-        Pool, PriorityTiers, Rank, Rendezvous, RequireTags, RoundRobin, SelectError, SmoothWeighted, Sticky,
-        WeightedRandom,
+        AdaptiveLimit, Candidates, CreditFloor, CreditLimit, EndpointFn, KeySelectFuture, LeastInFlight, MostCredit,
+        Pacing, PeakEwma, Pick, Pool, PriorityTiers, Rank, Rendezvous, RequireTags, RoundRobin, SelectError,
+        SmoothWeighted, Sticky, WeightedRandom,
     },
     stack::{BalancerBuilder, BalancerHandle},
+    stream::{
+        CommitGate, CommitGateBody, CommitGateFuture, HearOutLayer, KeepAlive, KeepAliveBody, KeepAliveFuture,
+        StreamError,
+        hear_out::{HearOut, HearOutBody, HearOutFuture},
+        timeouts::{Timeouts, TimeoutsBody, TimeoutsFuture},
+    },
 };
 
 /// A service whose parts are as plain as can be.
@@ -61,13 +73,17 @@ macro_rules! assert_send {
 assert_layers_and_services! {
     RespondLayer, Respond<Plain>,
     ExplainLayer, Explain<Plain>, Trace,
+    KeepAliveLayer, KeepAlive<Plain>, CommitGateLayer, CommitGate<Plain>,
     DeadlineLayer, DeadlineService<Plain>, Deadline,
+    TimeoutsLayer, Timeouts<Plain>, HearOutLayer, HearOut<Plain>,
     BufferLayer, Buffer<ToReplay>,
     RetryLayer, Retry<Plain>,
     ModelRouter<Plain>, Routes<ToReplay>, ProviderLayer, ProviderPreferences, ProviderService<Plain>,
     KeySelectLayer<PerKey>, KeySelectLayer<PerKey, LeastInFlight>, KeySelect<Plain>, KeySelect<Plain, LeastInFlight>,
     LoadMonitorLayer, LoadMonitor<Plain>,
     ConcurrencyLimitLayer, ConcurrencyLimit<Plain>,
+    RateLimitLayer, RateLimit<Plain>, RateLimitHandle, Rate, PacePolicy, Pacing,
+    AdaptiveConcurrencyLimitLayer, AdaptiveConcurrencyLimit<Plain>, AdaptivePolicy, AdaptiveLimit,
     AuthorizeLayer, Authorize<Plain>,
     OpenRouter<Plain>, ReqwestTransport, AccountClient<Plain>,
     CircuitBreakerLayer,
@@ -82,22 +98,28 @@ assert_layers_and_services!(tower_openrouter::openrouter::HyperTransport<Body>);
 assert_impl_all!(CircuitBreaker<Plain>: Clone, Debug, Send, Sync);
 
 assert_handles!(MostCredit, Sticky, CreditLimit, CreditFloor, Credit, Prices);
-assert_handles!(AccountPoller<Plain>, Figures, UpstreamError, LimitPermit, Admission);
+assert_handles!(AccountPoller<Plain>, Figures, UpstreamError, ErrorAnswer, Shape, LimitPermit, Admission);
 assert_handles!(RoundRobin, LeastInFlight, SmoothWeighted, WeightedRandom, PeakEwma, Rendezvous, PriorityTiers);
-assert_handles!(Candidates<'_>, Rank, SelectError, RequireTags);
+assert_handles!(Candidates<'_>, Rank, SelectError, RequireTags, StreamError);
 assert_impl_all!(Box<dyn Pick>: Pick);
 
 // futures and bodies are as sendable as what they hold; `Full` and a boxed future are `Send`
 assert_send! {
     ExplainFuture<<Plain as Service<Request<Body>>>::Future>, Explanation,
-    RespondFuture<<Plain as Service<Request<Body>>>::Future>, RespondBody<Body>,
+    RespondFuture<<Plain as Service<Request<Body>>>::Future>, RespondBody<Body>, ToldBody<Body>,
+    KeepAliveFuture<<Plain as Service<Request<Body>>>::Future, Body>, KeepAliveBody<<Plain as Service<Request<Body>>>::Future, Body>,
+    CommitGateFuture<<Plain as Service<Request<Body>>>::Future, Body>, CommitGateBody<Body>,
     DeadlineFuture<<Plain as Service<Request<Body>>>::Future>, DeadlineBody<Body>,
+    HearOutFuture<<Plain as Service<Request<Body>>>::Future>, HearOutBody<Body>,
+    TimeoutsFuture<<Plain as Service<Request<Body>>>::Future>, TimeoutsBody<Body>,
     BufferFuture<ToReplay, Body>, ReplayBody,
     RetryFuture<Plain, Body, Body>, RoutesFuture<ToReplay>, ProviderFuture<<Plain as Service<Request<Body>>>::Future>,
     KeySelectFuture<Plain, RoundRobin, Body>, <KeySelect<Plain> as Service<Request<Body>>>::Response,
     LoadMonitorFuture<<Plain as Service<Request<Body>>>::Future>,
     CircuitBreakerFuture<<Plain as Service<Request<Body>>>::Future>,
-    LimitFuture<Plain, Body>, <ConcurrencyLimit<Plain> as Service<Request<Body>>>::Response,
+    <AdaptiveConcurrencyLimit<Plain> as Service<Request<Body>>>::Future,
+    <AdaptiveConcurrencyLimit<Plain> as Service<Request<Body>>>::Response,
+    LimitFuture<Plain, Body>, RateLimitFuture<Plain, Request<Body>>, <ConcurrencyLimit<Plain> as Service<Request<Body>>>::Response,
     OpenRouterFuture<<Plain as Service<Request<Body>>>::Future, Body>, OpenRouterBody<Body>,
     <Balancer<Body> as Service<Request<Body>>>::Future,
     AsTheyCome<Plain, Requests>, InOrder<Plain, Requests>,
@@ -128,10 +150,18 @@ macro_rules! each_around {
         finished::<_, $body, _>(respond.clone().layer(service.clone()));
         finished::<_, $body, _>(ExplainLayer::new().layer(respond.clone().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(DeadlineLayer::default().layer(service.clone())));
+        finished::<_, $body, _>(KeepAliveLayer::new().layer(respond.clone().layer(service.clone())));
+        finished::<_, $body, _>(respond.clone().layer(CommitGateLayer::new().layer(service.clone())));
+        finished::<_, $body, _>(HearOutLayer::new(drop).layer(respond.clone().layer(service.clone())));
+        finished::<_, $body, _>(respond.clone().layer(TimeoutsLayer::default().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(LoadMonitorLayer::new().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(CircuitBreakerLayer::default().reject().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(limit().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(limit().refuse().layer(service.clone())));
+        let rate = RateLimitLayer::new(Rate::per_second(100.0).unwrap());
+        finished::<_, $body, _>(respond.clone().layer(rate.layer(service.clone())));
+        let adaptive = AdaptiveConcurrencyLimitLayer::new(AdaptivePolicy::gradient());
+        finished::<_, $body, _>(respond.clone().layer(adaptive.refuse().layer(service.clone())));
         let authorize = AuthorizeLayer::new(&ApiKey::new("sk-or-v1-a").unwrap());
         finished::<_, $body, _>(respond.clone().layer(authorize.layer(service.clone())));
         let select = KeySelectLayer::new(pool(), endpoint_fn(|_: &Endpoint| Identity::new()));
@@ -152,11 +182,14 @@ macro_rules! all_around {
                 .into_inner()
         });
         ServiceBuilder::new()
+            .layer(KeepAliveLayer::new())
             .layer($respond)
             .layer(DeadlineLayer::default())
             .layer($buffer)
             .layer(RetryLayer::new())
+            .layer(CommitGateLayer::new())
             .layer(KeySelectLayer::new(pool(), per_key).pick(LeastInFlight::default()))
+            .layer(TimeoutsLayer::default())
             .map_request(|request: Request<ReplayBody>| request.map($into))
             .service($service)
     }};

@@ -214,7 +214,7 @@ async fn who_waits_for_a_rest_to_end_sees_the_pool_before_and_after() {
     assert_eq!(looks[0]["refused"][0]["cause"], "provider_limit");
     assert_eq!((looks.len(), &looks[1]["refused"]), (2, &json!([])), "{told:#}");
     assert_eq!(looks[1]["at_ms"], attempt["waited_ms"]);
-    assert_eq!(attempt["by"], "pick");
+    assert_eq!(attempt["by"], "line");
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,15 +1,24 @@
 //! What the default stack takes of the heap: for each key, and for each request.
 
-use std::{alloc::System, convert::Infallible, fmt, future::ready, pin::pin, sync::Mutex};
+use std::{
+    alloc::System,
+    convert::Infallible,
+    fmt,
+    future::{Future, pending, ready},
+    pin::pin,
+    sync::Mutex,
+    task::{Context, Waker},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{Request, Response};
-use http_body::Body;
-use http_body_util::{BodyExt, Full};
+use http_body::{Body, Frame};
+use http_body_util::{BodyExt, Full, StreamBody};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, Stats, StatsAlloc};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_openrouter::{
-    ApiKey, Balancer, ExplainLayer, OpenRouter,
+    ApiKey, Balancer, CommitGateLayer, ExplainLayer, OpenRouter,
     openrouter::BASE_URL,
     select::{Pool, RoundRobin},
 };
@@ -30,12 +39,20 @@ fn stack(
     pool: Pool,
 ) -> impl Service<Request<Full<Bytes>>, Response = Response<impl Body<Data = Bytes, Error: fmt::Debug>>, Error = Infallible>
 {
+    gated(pool, CommitGateLayer::new())
+}
+
+fn gated(
+    pool: Pool,
+    gate: CommitGateLayer,
+) -> impl Service<Request<Full<Bytes>>, Response = Response<impl Body<Data = Bytes, Error: fmt::Debug>>, Error = Infallible>
+{
     let answer = Bytes::from_static(br#"{"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2,"cost":0.1}}"#);
     let transport = service_fn(move |_: Request<_>| {
         let response = Response::builder().header("content-type", "application/json");
         ready(Ok::<_, Infallible>(response.body(Full::new(answer.clone())).unwrap()))
     });
-    Balancer::builder(pool).pick(RoundRobin::default()).service(OpenRouter::new(transport))
+    Balancer::builder(pool).pick(RoundRobin::default()).commit_gate(gate).service(OpenRouter::new(transport))
 }
 
 async fn ask<S, B>(service: &mut S)
@@ -124,4 +141,74 @@ async fn a_request_that_nobody_asks_to_explain_takes_no_piece_of_the_heap_for_it
     println!("allocations a request: {} without the layer, {} off, {} on", without / 1000, off / 1000, on / 1000);
     assert_eq!(off, without);
     assert!(on > without, "and this can tell");
+}
+
+#[tokio::test(flavor = "current_thread")]
+#[expect(clippy::await_holding_lock, reason = "one thread, and nobody else waits on this runtime")]
+async fn a_head_whose_first_piece_of_body_is_there_is_held_on_no_piece_of_the_heap() {
+    let _turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let without = taken(&mut gated(pool(3), CommitGateLayer::new().hold(Duration::ZERO)), 1000).await;
+    assert_eq!(taken(&mut stack(pool(3)), 1000).await, without);
+}
+
+#[tokio::test(flavor = "current_thread")]
+#[expect(clippy::await_holding_lock, reason = "one thread, and nobody else waits on this runtime")]
+async fn an_open_stream_takes_at_most_4_kib() {
+    const STREAMS: usize = 1000;
+    let _turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let transport = service_fn(move |_: Request<_>| {
+        let token = Bytes::from_static(b"data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n");
+        let first = futures_util::stream::once(ready(Ok::<_, Infallible>(Frame::data(token))));
+        let body = StreamBody::new(futures_util::StreamExt::chain(first, futures_util::stream::pending()));
+        ready(Ok::<_, Infallible>(Response::builder().header("content-type", "text/event-stream").body(body).unwrap()))
+    });
+    let mut service = Balancer::builder(pool(3)).pick(RoundRobin::default()).service(OpenRouter::new(transport));
+    let mut streams = Vec::with_capacity(STREAMS);
+    let mut heap = None;
+    for _ in 0..=STREAMS {
+        let body = Full::<Bytes>::from(r#"{"model":"acme/swift-1","stream":true}"#);
+        let request = Request::post(format!("{BASE_URL}/chat/completions")).body(body).unwrap();
+        let Ok(response) = service.ready().await.unwrap().call(request).await;
+        let mut body = Box::pin(response.into_body());
+        body.frame().await.unwrap().unwrap();
+        assert!(futures_util::poll!(body.frame()).is_pending());
+        streams.push(body);
+        // the first makes what all share
+        heap.get_or_insert_with(|| Region::new(HEAP));
+    }
+    let change = heap.unwrap().change();
+    let (each, pieces) = (grown(change) / STREAMS, (change.allocations - change.deallocations) / STREAMS);
+    println!(
+        "an open stream: {each} bytes in {pieces} pieces, {} of them its body",
+        std::mem::size_of_val(&*streams[0])
+    );
+    assert!(each <= 4 * 1024, "{each} bytes");
+}
+
+#[tokio::test(flavor = "current_thread")]
+#[expect(clippy::await_holding_lock, reason = "one thread, and nobody else waits on this runtime")]
+async fn ten_thousand_waiters_behind_a_thousand_keys_take_less_than_64_mib() {
+    let _turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let heap = Region::new(HEAP);
+    let transport = service_fn(|_: Request<_>| pending::<Result<Response<Full<Bytes>>, Infallible>>());
+    let service = Balancer::builder(pool(1000)).max_in_flight(1).unwrap().max_waiters(10_000);
+    let service = service.service(OpenRouter::new(transport));
+    let (mut calls, cx) = (Vec::new(), &mut Context::from_waker(Waker::noop()));
+    let mut with_keys = 0;
+    for number in 0..11_000 {
+        let body: Full<Bytes> = Full::from(r#"{"model":"acme/swift-1"}"#);
+        let request = Request::post(format!("{BASE_URL}/chat/completions")).body(body).unwrap();
+        let mut call = Box::pin(service.clone().oneshot(request));
+        assert!(call.as_mut().poll(cx).is_pending(), "number {number}");
+        calls.push(call);
+        if number == 999 {
+            with_keys = grown(heap.change());
+        }
+    }
+    let all = grown(heap.change());
+    println!("{all} bytes in all, of them {} a waiter", (all - with_keys) / 10_000);
+    assert!(all < 64 << 20, "{all} bytes");
+    drop(calls);
+    let left = grown(heap.change());
+    assert!(left < with_keys, "{left} bytes are left, of {all}");
 }

@@ -18,8 +18,8 @@ use support::{Act, BodyAct, Probe};
 use tokio::time::Instant;
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
 use tower_openrouter::{
-    ApiKey, OpenRouter, RequestContext,
-    error::{Rejected, UpstreamError, UpstreamErrorKind, Why},
+    ApiKey, OpenRouter,
+    error::{UpstreamError, UpstreamErrorKind},
     openrouter::{AuthorizeLayer, BuildError},
     outcome::{Cause, Outcome, OutcomeCell, Retry, Scope},
 };
@@ -260,34 +260,11 @@ async fn a_caller_who_leaves_mid_stream_leaves_the_end_open() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn r070_no_head_in_time_is_a_timeout() {
-    let started = Instant::now();
-    let probe = Probe::new(Act::Hang);
-    let leaf = OpenRouter::builder().headers_timeout(Duration::from_secs(30)).build(probe.clone()).unwrap();
-    let error = leaf.oneshot(chat()).await.unwrap_err();
-    assert_eq!(UpstreamError::find(&*error).unwrap().kind(), UpstreamErrorKind::HeadersTimeout);
-    assert_eq!(started.elapsed().as_secs(), 30);
-    assert_eq!(probe.in_flight(), 0);
-}
-
-#[tokio::test(start_paused = true)]
-async fn r011_the_deadline_cuts_the_wait_for_the_head_short() {
-    let started = Instant::now();
-    let mut request = chat();
-    RequestContext::of(&mut request).limit(started + Duration::from_secs(5));
-    let error = OpenRouter::new(Probe::new(Act::Hang)).oneshot(request).await.unwrap_err();
-    assert_eq!(started.elapsed().as_secs(), 5);
-    let refusal = Rejected::find(&*error).expect("the caller's haste, which no key is blamed for");
-    assert_eq!(refusal.why(), Why::Deadline);
-}
-
-#[tokio::test(start_paused = true)]
 async fn an_error_body_that_stalls_is_judged_by_what_came() {
     let probe = Probe::new(Act::status(401).delay(Duration::from_secs(10)).body(BodyAct::Hang));
-    let leaf = OpenRouter::builder().headers_timeout(Duration::from_secs(30)).build(probe).unwrap();
     let started = Instant::now();
-    let response = leaf.oneshot(chat()).await.unwrap();
-    assert_eq!(started.elapsed().as_secs(), 30, "head and error body share one limit");
+    let response = OpenRouter::new(probe).oneshot(chat()).await.unwrap();
+    assert_eq!(started.elapsed().as_secs(), 20, "ten seconds from the head");
     assert_eq!(cell(&response).at_end().unwrap().fault().unwrap().cause, Cause::InvalidKey);
     let first = response.into_body().frame().await.unwrap().unwrap();
     assert_eq!(first.into_data().unwrap(), "first");
@@ -339,17 +316,9 @@ fn r117_settings_that_cannot_be_used_are_refused_by_name() {
     for url in ["", "openrouter.ai", "ftp://x", "https://u:p@x", "https://x/?q=1", "https://x/a/../b"] {
         assert!(matches!(build(OpenRouter::builder().base_url(url)), BuildError::BadBaseUrl(_)), "{url}");
     }
-    assert_eq!(build(OpenRouter::builder().headers_timeout(Duration::ZERO)), BuildError::ZeroHeadersTimeout);
     assert_eq!(build(OpenRouter::builder().error_body_limit(0)), BuildError::ZeroErrorBodyLimit);
     assert_eq!(build(OpenRouter::builder().categories(["a", "b", "c"])), BuildError::TooManyCategories(3));
     assert_eq!(build(OpenRouter::builder().title("a\nb")), BuildError::BadHeader("X-OpenRouter-Title"));
-    OpenRouter::builder().headers_timeout(Duration::MAX).build(()).unwrap();
-}
-
-#[tokio::test(start_paused = true)]
-async fn r118_the_longest_time_limit_does_not_overflow() {
-    let leaf = OpenRouter::builder().headers_timeout(Duration::MAX).build(Probe::new(Act::Hang)).unwrap();
-    tokio::time::timeout(Duration::from_secs(60), leaf.oneshot(chat())).await.unwrap_err();
 }
 
 #[tokio::test]
@@ -393,7 +362,7 @@ async fn the_transports_have_no_policy_of_their_own() {
     where
         T: Service<Request<Full<Bytes>>, Response = Response<TB>> + Clone,
         T::Error: Into<BoxError>,
-        TB: http_body::Body<Data = Bytes, Error: std::fmt::Debug>,
+        TB: http_body::Body<Data = Bytes, Error: Into<BoxError>>,
     {
         let post = |path: &str| Request::post(path).body(Full::new(Bytes::from("{}"))).unwrap();
         let moved = leaf.clone().oneshot(post("/moved")).await.unwrap();
@@ -437,8 +406,14 @@ proptest! {
                 std::future::ready(Ok::<_, Infallible>(response.body(StreamBody::new(stream::iter(frames))).unwrap()))
             });
             let leaf = OpenRouter::builder().error_body_limit(limit).build(transport).unwrap();
-            leaf.oneshot(chat()).await.unwrap().into_body().collect().await.unwrap().to_bytes()
+            let mut body = leaf.oneshot(chat()).await.unwrap().into_body();
+            let mut out = Vec::new();
+            // nonsense is no stream that has ended, so the end may be an error
+            while let Some(Ok(frame)) = body.frame().await {
+                out.extend_from_slice(&frame.into_data().unwrap());
+            }
+            out
         });
-        prop_assert_eq!(out, Bytes::from(body));
+        prop_assert_eq!(out, body);
     }
 }

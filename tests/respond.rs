@@ -94,9 +94,14 @@ async fn r110_retry_after_is_whole_seconds_rounded_up_and_at_least_one() {
 
 #[tokio::test]
 async fn r110_failures_on_the_way_to_the_upstream_are_502_or_504() {
-    for (kind, expected) in
-        [(UpstreamErrorKind::Connect, 502), (UpstreamErrorKind::Reset, 502), (UpstreamErrorKind::HeadersTimeout, 504)]
-    {
+    for (kind, expected) in [
+        (UpstreamErrorKind::Connect, 502),
+        (UpstreamErrorKind::Reset, 502),
+        (UpstreamErrorKind::HeadersTimeout, 504),
+        (UpstreamErrorKind::FirstOutputTimeout, 504),
+        (UpstreamErrorKind::GapTimeout, 504),
+        (UpstreamErrorKind::TotalTimeout, 504),
+    ] {
         let (status, retry_after, body) = http("/", UpstreamError::new(kind, None).into()).await;
         assert_eq!((status, retry_after, body["error"]["code"].as_u64()), (expected, None, Some(expected.into())));
     }

@@ -68,6 +68,14 @@ fn chat(model: &str) -> Request<Full<Bytes>> {
     Request::post("/v1/chat/completions").header("content-type", "application/json").body(Full::from(body)).unwrap()
 }
 
+/// The same as a stream, whose head is there while the body still flows.
+fn streamed(model: &str) -> Request<Full<Bytes>> {
+    let body = format!(
+        r#"{{"model":"{model}","max_tokens":16,"messages":[{{"role":"user","content":"hello"}}],"stream":true}}"#
+    );
+    chat(model).map(|_| Full::from(body))
+}
+
 /// Sends `count` requests, `at_once` at a time, reads every body, and counts the statuses.
 async fn send(stack: &Stack, model: &str, count: usize, at_once: usize) -> BTreeMap<u16, usize> {
     let statuses = stream::iter(0..count)
@@ -295,7 +303,7 @@ async fn stacks_over_pools_that_share_their_keys_share_limits_and_breakers() {
     let common = Balancer::builder(pool.clone()).max_in_flight(1).unwrap().max_wait(Duration::ZERO);
     let [group, twin] = [0, 1].map(|_| common.clone().pool(pool.share([key.clone()]).unwrap()));
     let (group, twin) = (stack(&simulator, group), stack(&simulator, twin));
-    let running = group.clone().oneshot(chat(MODEL)).await.unwrap();
+    let running = group.clone().oneshot(streamed(MODEL)).await.unwrap();
     assert_eq!(running.status(), StatusCode::OK);
     assert_eq!(send(&twin, MODEL, 1, 1).await, BTreeMap::from([(429, 1)]), "its one request runs elsewhere");
 
@@ -319,10 +327,10 @@ async fn a_successor_heeds_its_own_caps() {
     let key = pool.endpoints()[0].key().clone();
     let old = Balancer::builder(pool.share([key.clone()]).unwrap()).max_in_flight(1).unwrap().max_wait(Duration::ZERO);
     let old = stack(&simulator, old);
-    let running = old.clone().oneshot(chat(MODEL)).await.unwrap();
+    let running = old.clone().oneshot(streamed(MODEL)).await.unwrap();
     let wider = Balancer::builder(old.handle().pool().share([key]).unwrap()).max_in_flight(2).unwrap();
     let wider = stack(&simulator, wider.max_wait(Duration::ZERO).keep(old.handle()));
-    let second = wider.clone().oneshot(chat(MODEL)).await.unwrap();
+    let second = wider.clone().oneshot(streamed(MODEL)).await.unwrap();
     assert_eq!((running.status(), second.status()), (StatusCode::OK, StatusCode::OK));
     assert_eq!(send(&wider, MODEL, 1, 1).await, BTreeMap::from([(429, 1)]), "two run");
 }

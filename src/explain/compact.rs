@@ -4,7 +4,7 @@ use std::fmt::{self, Display, Write};
 
 use http::HeaderValue;
 
-use super::record::{Attempt, Explanation, Look, Next};
+use super::record::{Attempt, Explanation, Found, Look, Next};
 use crate::outcome::Outcome;
 
 /// The longest it gets.
@@ -63,6 +63,10 @@ impl Display for One<'_> {
         }
         if let Some(look) = attempt.looks.last().filter(|look| !look.refused.is_empty()) {
             write!(f, " out={}", Out(look))?;
+        }
+        // that an answer begins with output is nothing to tell
+        if let Some(gate) = attempt.gate.filter(|gate| gate.found != Found::Output) {
+            write!(f, " gate={}({})", gate.found.as_str(), Seconds(gate.held_ms))?;
         }
         match &attempt.next {
             Some(next) => write!(f, " next={}", Then(next)),
@@ -149,7 +153,7 @@ mod tests {
     use super::*;
     use crate::{
         error::Why,
-        explain::record::Reason,
+        explain::record::{Gate, Reason},
         outcome::{Cause, Fault, Rest, Scope},
     };
 
@@ -178,6 +182,11 @@ mod tests {
             ),
             (Attempt { next: Some(Next::Retry { wait_ms: 2000 }), ..attempt("a") }, "1:a=open next=retry(2s)"),
             (Attempt { next: Some(Next::GiveUp { why: "budget" }), ..attempt("a") }, "1:a=open next=give_up:budget"),
+            (
+                Attempt { gate: Some(Gate { found: Found::Failure, held_ms: 250 }), ..attempt("a") },
+                "1:a=open gate=failure(0.25s)",
+            ),
+            (Attempt { gate: Some(Gate { found: Found::Output, held_ms: 250 }), ..attempt("a") }, "1:a=open"),
             (Attempt { rejected: Some(Why::NoKey), ..Attempt::default() }, "1:-=no_key"),
             (Attempt { looks: vec![look], ..attempt("b") }, "1:b=open out=resting:key_limit*1,filtered:my%20filter*1"),
             (attempt("a;b=c é"), "1:a%3Bb%3Dc%20%C3%A9=open"),

@@ -55,12 +55,14 @@ pub struct Attempt {
     pub status: Option<u16>,
     /// From sending to the answer's head, or the error in its place.
     pub head_ms: Option<u64>,
+    /// What a [`CommitGateLayer`](crate::CommitGateLayer) found behind the head.
+    pub gate: Option<Gate>,
     /// What became of it, as known last: an answer may still fail in its body.
     #[serde(serialize_with = "outcome")]
     pub outcome: Option<Outcome>,
     /// The provider that failed, where the answer names it.
     pub provider: Option<Box<str>>,
-    /// How the exchange ended. `None` while it goes on, and for a failure that was judged by its head.
+    /// How the exchange ended. `None` while it goes on, and for a failure that was known before.
     #[serde(serialize_with = "ending")]
     pub ending: Option<Ending>,
     /// From sending to the end of the body, or to the failure.
@@ -180,6 +182,31 @@ pub enum By {
     Scan,
     /// It came free while the request stood in line.
     Line,
+}
+
+/// What a gate found behind the head of an answer, and how long it held that for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Gate {
+    /// What it found.
+    pub found: Found,
+    /// How long it held the head, in milliseconds.
+    pub held_ms: u64,
+}
+
+/// What a gate found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Found {
+    /// Something of the answer.
+    Output,
+    /// A failure before that; the attempt's outcome says which.
+    Failure,
+    /// Nothing, as long as it was to look.
+    Time,
+    /// Nothing, as far as it was to look.
+    Bytes,
 }
 
 /// What was done about a failed attempt, or one that found no key.
@@ -312,6 +339,18 @@ impl By {
             Self::Pick => "pick",
             Self::Scan => "scan",
             Self::Line => "line",
+        }
+    }
+}
+
+impl Found {
+    /// Its name in JSON and events.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Output => "output",
+            Self::Failure => "failure",
+            Self::Time => "time",
+            Self::Bytes => "bytes",
         }
     }
 }

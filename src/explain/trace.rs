@@ -4,6 +4,7 @@ use std::{
     error::Error,
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use http::HeaderValue;
@@ -12,7 +13,7 @@ use tokio::time::Instant;
 
 use super::{
     TARGET, compact, millis,
-    record::{Attempt, By, Compared, Explanation, Finish, Look, Next, name_of_ending},
+    record::{Attempt, By, Compared, Explanation, Finish, Found, Gate, Look, Next, name_of_ending},
 };
 use crate::{
     body::Ending,
@@ -153,18 +154,28 @@ impl Trace {
         tracing::debug!(target: TARGET, attempt = number + 1, why, out, "no key");
     }
 
+    /// Notes what a gate found behind the head of the latest attempt's answer, and how long it held that.
+    pub(crate) fn gate(&self, found: Found, held: Duration) {
+        let gate = Gate { found, held_ms: millis(held) };
+        let attempt = self.latest(|attempt| attempt.gate = Some(gate));
+        tracing::debug!(target: TARGET, attempt, found = found.as_str(), held_ms = gate.held_ms, "gate");
+    }
+
     /// Notes what is done about the latest attempt's failure.
     pub(crate) fn next(&self, next: Next) {
-        let attempt = {
-            let mut state = self.state();
-            if state.told.left_out == 0
-                && let Some(attempt) = state.told.attempts.last_mut()
-            {
-                attempt.next = Some(next);
-            }
-            state.told.attempts.len() + state.told.left_out
-        };
+        let attempt = self.latest(|attempt| attempt.next = Some(next));
         tracing::debug!(target: TARGET, attempt, next = %compact::Then(&next), "decided");
+    }
+
+    /// Writes into the latest attempt, and gives its number.
+    fn latest(&self, note: impl FnOnce(&mut Attempt)) -> usize {
+        let mut state = self.state();
+        if state.told.left_out == 0
+            && let Some(attempt) = state.told.attempts.last_mut()
+        {
+            note(attempt);
+        }
+        state.told.attempts.len() + state.told.left_out
     }
 
     pub(super) fn answered(&self, status: u16, refusal: Option<&Rejected>) {

@@ -46,11 +46,13 @@ pub struct Judged {
     pub account: Option<Box<str>>,
     /// The provider the error came from, where the answer names it.
     pub provider: Option<Box<str>>,
+    /// How many requests the limit admits that was met, where the answer names it.
+    pub limit: Option<u32>,
 }
 
 impl Judged {
     fn success() -> Self {
-        Self { outcome: Outcome::Success, account: None, provider: None }
+        Self { outcome: Outcome::Success, account: None, provider: None, limit: None }
     }
 }
 
@@ -102,7 +104,8 @@ fn judge(case: Case<'_>) -> Judged {
         }
         _ => {}
     }
-    Judged { outcome: fault.into(), account: case.body.account, provider: case.body.provider }
+    let limit = case.hints.limit();
+    Judged { outcome: fault.into(), account: case.body.account, provider: case.body.provider, limit }
 }
 
 /// An error, with all that is known of it.

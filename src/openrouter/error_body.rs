@@ -122,7 +122,7 @@ impl ErrorBody {
 
 /// The error in a document, in whichever place: top level, in a choice, in `/responses`' response, or the whole event.
 pub(super) fn find_error(document: &Value) -> Option<&Value> {
-    let present = |value: &&Value| value.is_object() || value.is_string();
+    let present = |value: &&Value| value.is_object() || value.as_str().is_some_and(|text| !text.is_empty());
     let of_choice = || document["choices"].as_array()?.iter().map(|choice| &choice["error"]).find(present);
     Some(&document["error"])
         .filter(present)

@@ -5,37 +5,34 @@ use std::{
     future::Future,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header::CONTENT_TYPE, response::Parts};
 use http_body::Body;
 use pin_project_lite::pin_project;
-use tokio::time::{Instant, Sleep};
+use tokio::time::{Sleep, sleep};
 use tower::BoxError;
 
 use super::{
     body::OpenRouterBody,
     classify::{Answer, Judged, classify},
     headers,
-    replay::{Ahead, Replay},
     scan::Scan,
     service::Config,
 };
 use crate::{
-    body::Guarded,
-    clock,
-    error::{Rejected, UpstreamError, UpstreamErrorKind, Why},
+    body::{ReadAhead, Seen},
+    error::{self, UpstreamError, UpstreamErrorKind},
     outcome::{Cause, Fault, Outcome, OutcomeCell, Scope},
-    request::Deadline,
 };
 
 /// What is kept of a request until its answer comes.
 #[derive(Debug)]
 pub(super) struct Asked {
     pub(super) config: Arc<Config>,
-    pub(super) deadline: Deadline,
     pub(super) opted_in: bool,
     pub(super) head: bool,
 }
@@ -55,8 +52,6 @@ pin_project! {
         Running {
             #[pin]
             answer: F,
-            // boxed, since only who has to wait has one, and the others should not carry its size
-            limit: Option<Pin<Box<Sleep>>>,
             // a failed answer whose body is being read
             failed: Option<Box<Failed<TB>>>,
             asked: Asked,
@@ -66,12 +61,36 @@ pin_project! {
 
 struct Failed<TB: Body> {
     parts: Parts,
-    body: Ahead<TB>,
+    body: ReadAhead<Pin<Box<TB>>>,
+    read: usize,
+    // boxed, since few have to wait, and moved with the rest
+    patience: Option<Pin<Box<Sleep>>>,
+}
+
+/// How long the body of an error may take once its head is here: it is small, and made with the head.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+impl<TB: Body<Data = Bytes>> Failed<TB> {
+    /// Reads the body until it is over, has failed, or `bound` bytes are here. What came of one that stalls says as much as
+    /// can be known.
+    fn poll(&mut self, cx: &mut Context<'_>, bound: usize) -> Poll<()> {
+        while self.read < bound {
+            match self.body.poll_ahead(cx) {
+                Poll::Ready(Seen::Data(bytes)) => self.read += bytes,
+                Poll::Ready(Seen::Trailers) => {}
+                Poll::Ready(Seen::Failed | Seen::End) => break,
+                Poll::Pending => {
+                    return self.patience.get_or_insert_with(|| Box::pin(sleep(PATIENCE))).as_mut().poll(cx);
+                }
+            }
+        }
+        Poll::Ready(())
+    }
 }
 
 impl<F, TB: Body<Data = Bytes>> OpenRouterFuture<F, TB> {
     pub(super) fn new(answer: F, asked: Asked) -> Self {
-        Self { state: State::Running { answer, limit: None, failed: None, asked } }
+        Self { state: State::Running { answer, failed: None, asked } }
     }
 
     pub(super) fn bad_target() -> Self {
@@ -88,7 +107,7 @@ where
     type Output = Result<Response<OpenRouterBody<TB>>, BoxError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let StateProj::Running { answer, limit, failed, asked } = self.project().state.project() else {
+        let StateProj::Running { answer, failed, asked } = self.project().state.project() else {
             return Poll::Ready(Ok(bad_target()));
         };
         if failed.is_none() {
@@ -100,33 +119,16 @@ where
                     if !parts.status.is_client_error() && !parts.status.is_server_error() {
                         return Poll::Ready(Ok(passed_on(parts, body, asked)));
                     }
-                    *failed = Some(Box::new(Failed { parts, body: Ahead::new(body) }));
+                    let body = ReadAhead::new(Box::pin(body));
+                    *failed = Some(Box::new(Failed { parts, body, read: 0, patience: None }));
                 }
                 Poll::Pending => {}
             }
         }
-        if let Some(mut reading) = failed.take() {
-            if reading.body.poll(cx, asked.config.error_body_limit).is_ready() {
-                return Poll::Ready(Ok(judged(*reading, asked)));
-            }
-            *failed = Some(reading);
+        match failed.take_if(|reading| reading.poll(cx, asked.config.error_body_limit).is_ready()) {
+            Some(read) => Poll::Ready(Ok(judged(*read, asked))),
+            None => Poll::Pending,
         }
-        // only who has to wait needs a timer
-        let limit = limit.get_or_insert_with(|| {
-            let own = clock::after(Instant::now(), asked.config.headers_timeout);
-            let until = asked.deadline.instant().map_or(own, |deadline| deadline.min(own));
-            Box::pin(tokio::time::sleep_until(until))
-        });
-        ready!(limit.as_mut().poll(cx));
-        Poll::Ready(match failed.take() {
-            // what came of the body says as much as can be known
-            Some(failed) => Ok(judged(*failed, asked)),
-            // the caller's own haste says nothing about the upstream
-            None if asked.deadline.is_over(Instant::now()) => {
-                Err(Rejected::new(Why::Deadline, "the request's deadline passed before the upstream answered").into())
-            }
-            None => Err(UpstreamError::new(UpstreamErrorKind::HeadersTimeout, None).into()),
-        })
     }
 }
 
@@ -142,13 +144,13 @@ fn passed_on<B: Body<Data = Bytes>>(mut parts: Parts, body: B, asked: &Asked) ->
         None
     };
     parts.extensions.insert(cell);
-    Response::from_parts(parts, Guarded::new(Replay::untouched(body), scan))
+    Response::from_parts(parts, OpenRouterBody::new(ReadAhead::new(body), scan))
 }
 
 /// An error status, judged by its head and what was read of its body.
 fn judged<B: Body<Data = Bytes>>(failed: Failed<B>, asked: &Asked) -> Response<OpenRouterBody<B>> {
-    let Failed { mut parts, body } = failed;
-    let Judged { outcome, account, provider } = classify(&Answer {
+    let Failed { mut parts, body, .. } = failed;
+    let Judged { outcome, account, provider, limit } = classify(&Answer {
         status: parts.status,
         headers: &parts.headers,
         body: &body.bytes(),
@@ -162,18 +164,21 @@ fn judged<B: Body<Data = Bytes>>(failed: Failed<B>, asked: &Asked) -> Response<O
     if let Some(provider) = &provider {
         cell.report_provider(provider);
     }
+    if let Some(limit) = limit {
+        cell.report_limit(limit);
+    }
     cell.end(outcome);
     if let Outcome::Fault(fault) = outcome {
         tracing::debug!(status = parts.status.as_u16(), cause = %fault.cause, scope = %fault.scope, ?provider, "the upstream answered with an error");
     }
     parts.extensions.insert(cell);
-    Response::from_parts(parts, Guarded::new(body.into_body(), None))
+    Response::from_parts(parts, OpenRouterBody::new(body.unboxed(), None))
 }
 
 /// The answer to a request for something that is not below the API root. Nothing was sent.
 fn bad_target<B: Body<Data = Bytes>>() -> Response<OpenRouterBody<B>> {
     let text = r#"{"error":{"code":404,"message":"The path does not lie below the API root: use one such as /v1/chat/completions"}}"#;
-    let mut response = Response::new(Guarded::new(Replay::of_text(text.into()), None));
+    let mut response = Response::new(OpenRouterBody::new(ReadAhead::of_text(text.into()), None));
     *response.status_mut() = StatusCode::NOT_FOUND;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     let cell = OutcomeCell::new();
@@ -185,10 +190,7 @@ fn bad_target<B: Body<Data = Bytes>>() -> Response<OpenRouterBody<B>> {
 /// A transport that does not say how far it came may have sent the request.
 pub(super) fn wrap_error(error: impl Into<BoxError>) -> BoxError {
     let error = error.into();
-    if UpstreamError::find(&*error).is_some() || Rejected::find(&*error).is_some() {
-        return error;
-    }
-    UpstreamError::new(UpstreamErrorKind::Reset, error).into()
+    if error::is_known(&*error) { error } else { UpstreamError::new(UpstreamErrorKind::Reset, error).into() }
 }
 
 impl<F, TB: Body> fmt::Debug for OpenRouterFuture<F, TB> {

@@ -14,6 +14,7 @@ use crate::clock::FOREVER;
 
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 const RATE_LIMIT_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
+const RATE_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
 
 /// From here on a reset is epoch milliseconds: as seconds it would lie in the year 5138.
 const EPOCH_MILLIS: f64 = 1e11;
@@ -29,6 +30,7 @@ pub struct Hints {
     millis: Option<Duration>,
     retry_after: Option<Duration>,
     reset: Option<Duration>,
+    limit: Option<u32>,
 }
 
 impl Hints {
@@ -44,6 +46,7 @@ impl Hints {
         each(RETRY_AFTER_MS, &mut |text| longest(&mut hints.millis, millis(text)));
         each(RETRY_AFTER, &mut |text| longest(&mut hints.retry_after, retry_after(text, now)));
         each(RATE_LIMIT_RESET, &mut |text| longest(&mut hints.reset, reset(text, now)));
+        each(RATE_LIMIT, &mut |text| hints.limit = limit(text).or(hints.limit));
         hints
     }
 
@@ -60,6 +63,8 @@ impl Hints {
                 longest(&mut self.millis, text_of(value).and_then(|text| millis(&text)));
             } else if name.eq_ignore_ascii_case(RATE_LIMIT_RESET.as_str()) {
                 longest(&mut self.reset, text_of(value).and_then(|text| reset(&text, now)));
+            } else if name.eq_ignore_ascii_case(RATE_LIMIT.as_str()) {
+                self.limit = text_of(value).and_then(|text| limit(&text)).or(self.limit);
             }
         }
     }
@@ -78,11 +83,17 @@ impl Hints {
         self.reset
     }
 
+    /// How many requests the limit admits, by `X-RateLimit-Limit`.
+    pub fn limit(&self) -> Option<u32> {
+        self.limit
+    }
+
     /// Both together; the longest of each kind.
     pub(super) fn and(mut self, other: Self) -> Self {
         longest(&mut self.millis, other.millis);
         longest(&mut self.retry_after, other.retry_after);
         longest(&mut self.reset, other.reset);
+        self.limit = self.limit.or(other.limit);
         self
     }
 }
@@ -117,6 +128,11 @@ fn reset(text: &str, now: SystemTime) -> Option<Duration> {
     }
     let since_epoch = span_of_epoch(if value < EPOCH_MILLIS { value } else { value / 1e3 });
     Some(UNIX_EPOCH.checked_add(since_epoch).map_or(FOREVER, |at| until(at, now)))
+}
+
+/// A whole number; 0 would say nothing.
+fn limit(text: &str) -> Option<u32> {
+    text.trim_matches([' ', '\t']).parse().ok().filter(|limit| *limit > 0)
 }
 
 /// Digits, with a fraction or without; no sign, no exponent, no words. More digits than fit are merely a long time.
@@ -254,6 +270,20 @@ mod tests {
             assert!((wait - expected).abs() < 0.01, "{value}: {wait} for {expected}");
         }
         assert_eq!(hints(&[("x-ratelimit-reset", "6m0s")]).reset(), None);
+    }
+
+    #[test]
+    fn a_limit_is_a_whole_number_and_the_header_comes_before_its_copy() {
+        for (value, limit) in
+            [("20", Some(20)), (" 20 ", Some(20)), ("0", None), ("-1", None), ("1.5", None), ("x", None)]
+        {
+            assert_eq!(hints(&[("x-ratelimit-limit", value)]).limit(), limit, "{value:?}");
+        }
+        let copy = serde_json::json!({"headers": {"X-RateLimit-Limit": "30"}});
+        let mut copied = Hints::default();
+        copied.add_metadata(&copy, now());
+        assert_eq!(copied.limit(), Some(30));
+        assert_eq!(hints(&[("x-ratelimit-limit", "20")]).and(copied).limit(), Some(20));
     }
 
     proptest! {

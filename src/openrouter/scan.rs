@@ -14,7 +14,10 @@ use http::{
 };
 use serde_json::Value;
 
-use super::classify::{Judged, in_band};
+use super::{
+    body::End,
+    classify::{Judged, in_band},
+};
 use crate::{
     body::{Ending, Guard},
     clock::WallClock,
@@ -72,6 +75,15 @@ impl Scan {
             Some(_) => Mode::Opaque,
         };
         Self { note, mode }
+    }
+
+    /// How the end of the body is to be taken.
+    pub(super) fn end(&self) -> End {
+        match &self.mode {
+            Mode::Sse(_) => End::Marked(self.note.cell.clone()),
+            Mode::Json(json) if !json.is_of_known_length() => End::Document(self.note.cell.clone(), false),
+            Mode::Json(_) | Mode::Unknown(_) | Mode::Opaque => End::Any,
+        }
     }
 }
 
@@ -148,11 +160,17 @@ impl Note {
 
     /// Looks for an error in a document; notes it and says so, if there is one.
     fn error_in(&mut self, document: &Value) -> bool {
-        let Some(Judged { outcome, account, .. }) = in_band(document, (self.wall_clock)()) else {
+        let Some(Judged { outcome, account, provider, limit }) = in_band(document, (self.wall_clock)()) else {
             return false;
         };
         if let Some(account) = &account {
             self.cell.report_account(account);
+        }
+        if let Some(provider) = &provider {
+            self.cell.report_provider(provider);
+        }
+        if let Some(limit) = limit {
+            self.cell.report_limit(limit);
         }
         if self.committed {
             self.end(Fault::new(Cause::MidStream, Scope::Pool).into());

@@ -4,7 +4,7 @@ use std::{
     fmt,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use bytes::Bytes;
@@ -20,7 +20,7 @@ use super::{
     future::{Asked, OpenRouterFuture, wrap_error},
     headers::{self, Attribution},
 };
-use crate::{clock::WallClock, key::KeyError, request::RequestContext};
+use crate::{clock::WallClock, key::KeyError};
 
 /// The root of OpenRouter's API.
 pub const BASE_URL: &str = "https://openrouter.ai/api/v1";
@@ -35,7 +35,6 @@ pub struct OpenRouter<T> {
 #[derive(Debug)]
 pub(super) struct Config {
     base: Base,
-    pub(super) headers_timeout: Duration,
     pub(super) error_body_limit: usize,
     attribution: Attribution,
     pub(super) wall_clock: WallClock,
@@ -90,7 +89,6 @@ where
         };
         let asked = Asked {
             config: self.config.clone(),
-            deadline: RequestContext::get(request.extensions()).map(RequestContext::deadline_of).unwrap_or_default(),
             opted_in: headers::prepare(request.headers_mut(), &self.config.attribution),
             head: request.method() == Method::HEAD,
         };
@@ -104,13 +102,12 @@ where
 /// Settings of an [`OpenRouter`] service.
 ///
 /// ```
-/// use std::time::Duration;
 /// use tower_openrouter::OpenRouter;
 /// # let transport = ();
 ///
 /// let service = OpenRouter::builder()
 ///     .base_url("https://eu.openrouter.ai/api/v1")
-///     .headers_timeout(Duration::from_secs(60))
+///     .error_body_limit(16 * 1024)
 ///     .referer("https://example.com")
 ///     .title("Example")
 ///     .categories(["cli-agent"])
@@ -121,7 +118,6 @@ where
 #[must_use]
 pub struct OpenRouterBuilder {
     base_url: Box<str>,
-    headers_timeout: Duration,
     error_body_limit: usize,
     referer: Option<Box<str>>,
     title: Option<Box<str>>,
@@ -133,7 +129,6 @@ impl Default for OpenRouterBuilder {
     fn default() -> Self {
         Self {
             base_url: BASE_URL.into(),
-            headers_timeout: Duration::from_secs(300),
             error_body_limit: 64 * 1024,
             referer: None,
             title: None,
@@ -148,13 +143,6 @@ impl OpenRouterBuilder {
     /// host, or carries credentials or a query. `http` is for the simulator and for hosts one trusts with the key.
     pub fn base_url(mut self, url: impl Into<Box<str>>) -> Self {
         self.base_url = url.into();
-        self
-    }
-
-    /// Sets the longest wait for a response's head, and for an error's body; default 300 s, since an answer that is not
-    /// streamed may take minutes. The request's own deadline cuts it short. [`build`](Self::build) refuses 0.
-    pub fn headers_timeout(mut self, limit: Duration) -> Self {
-        self.headers_timeout = limit;
         self
     }
 
@@ -194,9 +182,6 @@ impl OpenRouterBuilder {
     /// # Errors
     /// When a setting is not usable; the error names it.
     pub fn build<T>(self, transport: T) -> Result<OpenRouter<T>, BuildError> {
-        if self.headers_timeout.is_zero() {
-            return Err(BuildError::ZeroHeadersTimeout);
-        }
         if self.error_body_limit == 0 {
             return Err(BuildError::ZeroErrorBodyLimit);
         }
@@ -215,7 +200,6 @@ impl OpenRouterBuilder {
         };
         let config = Config {
             base: Base::parse(&self.base_url)?,
-            headers_timeout: self.headers_timeout,
             error_body_limit: self.error_body_limit,
             attribution,
             wall_clock: self.wall_clock,
@@ -231,9 +215,6 @@ pub enum BuildError {
     /// The base URL is not usable.
     #[error(transparent)]
     BadBaseUrl(#[from] KeyError),
-    /// The time limit for headers is 0.
-    #[error("headers_timeout is 0: it must be longer, such as 300 s")]
-    ZeroHeadersTimeout,
     /// The bound for error bodies is 0.
     #[error("error_body_limit is 0: without any of the body errors cannot be told apart; 64 KiB is the default")]
     ZeroErrorBodyLimit,

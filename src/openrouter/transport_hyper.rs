@@ -14,7 +14,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
-    client::legacy::{Client, Error, ResponseFuture, connect::HttpConnector},
+    client::legacy::{Builder, Client, Error, ResponseFuture, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
 use pin_project_lite::pin_project;
@@ -53,6 +53,14 @@ pub struct HyperTransport<B = Full<Bytes>, C = HttpsConnector<HttpConnector>> {
     client: Arc<Client<C, B>>,
 }
 
+/// What is read of an HTTP/1 answer before it is asked for, and the longest head; hyper's default of 408 KiB would be taken
+/// for each caller that is slower than the upstream.
+const READ_AHEAD: usize = 16 * 1024;
+
+/// The same for HTTP/2. The connection has room for twice as many streams as servers usually allow: with less (hyper's
+/// adaptive window gives a connection no more than a stream), a few answers that nobody reads would hold up all others.
+const STREAM_WINDOW: u32 = 64 * 1024;
+
 impl<B> HyperTransport<B>
 where
     B: Body + Send,
@@ -71,17 +79,24 @@ where
             Err(error) => unreachable!("ring supports the default protocol versions: {error}"),
         };
         let connector = tls.https_or_http().enable_http1().enable_http2().wrap_connector(tcp);
-        let client = Client::builder(TokioExecutor::new())
-            .retry_canceled_requests(false)
-            .pool_timer(TokioTimer::new())
-            .timer(TokioTimer::new())
-            .pool_idle_timeout(Duration::from_secs(90))
-            .http2_adaptive_window(true)
-            .http2_keep_alive_interval(Duration::from_secs(20))
-            .http2_keep_alive_timeout(Duration::from_secs(10))
-            .build(connector);
-        Self::from_client(client)
+        Self::from_client(settings().build(connector))
     }
+}
+
+/// How a client of our own speaks HTTP.
+fn settings() -> Builder {
+    let mut settings = Client::builder(TokioExecutor::new());
+    settings
+        .retry_canceled_requests(false)
+        .pool_timer(TokioTimer::new())
+        .timer(TokioTimer::new())
+        .pool_idle_timeout(Duration::from_secs(90))
+        .http1_max_buf_size(READ_AHEAD)
+        .http2_initial_stream_window_size(STREAM_WINDOW)
+        .http2_initial_connection_window_size(256 * STREAM_WINDOW)
+        .http2_keep_alive_interval(Duration::from_secs(20))
+        .http2_keep_alive_timeout(Duration::from_secs(10));
+    settings
 }
 
 impl<B, C> HyperTransport<B, C> {
@@ -175,4 +190,41 @@ fn upstream_error(error: Error) -> BoxError {
         .is_some_and(hyper::Error::is_canceled);
     let kind = if error.is_connect() || cancelled { UpstreamErrorKind::Connect } else { UpstreamErrorKind::Reset };
     UpstreamError::new(kind, BoxError::from(error)).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+    use hyper::{server::conn::http2, service::service_fn};
+    use hyper_util::rt::TokioIo;
+    use tokio::{net::TcpListener, time::timeout};
+    use tower::ServiceExt;
+
+    use super::*;
+
+    /// Half a megabyte for each request, over HTTP/2.
+    async fn serve(listener: TcpListener) {
+        while let Ok((stream, _)) = listener.accept().await {
+            let service = service_fn(async |_: Request<Incoming>| {
+                Ok::<_, std::convert::Infallible>(Response::new(Full::new(Bytes::from(vec![0; 512 * 1024]))))
+            });
+            tokio::spawn(http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service));
+        }
+    }
+
+    #[tokio::test]
+    async fn r072_answers_that_nobody_reads_hold_up_no_other_on_the_same_connection() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri = format!("http://{}/", listener.local_addr().unwrap());
+        tokio::spawn(serve(listener));
+        let client = settings().http2_only(true).build::<_, Full<Bytes>>(HttpConnector::new());
+        let transport = HyperTransport::from_client(client);
+        let ask = || transport.clone().oneshot(Request::get(&uri).body(Full::default()).unwrap());
+        let mut unread = Vec::new();
+        for _ in 0..100 {
+            unread.push(ask().await.unwrap());
+        }
+        let read = async { ask().await.unwrap().into_body().collect().await.unwrap().to_bytes().len() };
+        assert_eq!(timeout(Duration::from_secs(5), read).await.expect("held up"), 512 * 1024);
+    }
 }

@@ -66,13 +66,19 @@ pub enum Cause {
     Connect,
     /// The connection broke after the request was sent (row 28).
     Reset,
-    /// Our own time limit passed before an answer came (row 29).
+    /// Our own time limit for the whole passed (row 29).
     Timeout,
+    /// No head came within our own time limit (row 29).
+    HeadersTimeout,
+    /// Nothing of an answer came within our own time limit (row 29).
+    FirstOutputTimeout,
+    /// The answer had begun, and fell silent for longer than our own time limit (row 29).
+    GapTimeout,
 }
 
 impl Cause {
     /// Every cause, in the order of the table.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 35] = [
         Self::MidStream,
         Self::Truncated,
         Self::BadRequest,
@@ -105,6 +111,9 @@ impl Cause {
         Self::Connect,
         Self::Reset,
         Self::Timeout,
+        Self::HeadersTimeout,
+        Self::FirstOutputTimeout,
+        Self::GapTimeout,
     ];
 
     /// Position in [`ALL`](Self::ALL), for tables of counters.
@@ -147,6 +156,9 @@ impl Cause {
             Self::Connect => "connect",
             Self::Reset => "reset",
             Self::Timeout => "timeout",
+            Self::HeadersTimeout => "headers_timeout",
+            Self::FirstOutputTimeout => "first_output_timeout",
+            Self::GapTimeout => "gap_timeout",
         }
     }
 
@@ -161,6 +173,9 @@ impl Cause {
                 | Self::Connect
                 | Self::Reset
                 | Self::Timeout
+                | Self::HeadersTimeout
+                | Self::FirstOutputTimeout
+                | Self::GapTimeout
         )
     }
 }

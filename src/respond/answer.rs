@@ -1,204 +1,95 @@
-//! What a refusal or an error is as an answer: the table, and its two forms.
+//! The two forms of an answer: HTTP, in the shape of the path, and gRPC.
 
-use std::{error::Error, fmt::Write, time::Duration};
+use std::fmt::Write;
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
 use http_body_util::{Either, Full};
-use serde::Serialize;
 
-use crate::error::{Rejected, UpstreamError, UpstreamErrorKind, Why, whole_seconds};
+use super::ToldBody;
+use crate::{
+    answer::{ErrorAnswer, Shape},
+    error::whole_seconds,
+};
 
 /// In which form an answer is given, decided by the layer and, for HTTP, by the path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
-    /// OpenRouter's shape, which extends OpenAI's.
-    Http,
-    /// Anthropic's, for paths that end with `/messages`.
-    Messages,
+    Http(Shape),
     /// A response of trailers only.
     Grpc,
 }
 
-/// An answer before it has a form.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Answer {
-    status: StatusCode,
-    /// Ours to name, so it holds nothing that another's error text might.
-    reason: &'static str,
-    message: String,
-    /// When to come back, where that helps.
-    retry_after: Option<Duration>,
-}
-
-/// When to come back when nobody knows.
-const SOON: Duration = Duration::from_secs(1);
-
-impl Answer {
-    /// The answer that `error` amounts to. Only errors of our own are quoted; any other could hold a secret.
-    pub(super) fn to(error: &(dyn Error + 'static)) -> Self {
-        if let Some(refusal) = Rejected::find(error) {
-            let (status, retryable) = match refusal.why() {
-                Why::NoKey | Why::QueueFull | Why::LimitReached => (StatusCode::TOO_MANY_REQUESTS, true),
-                Why::BreakerOpen | Why::Overloaded | Why::Draining => (StatusCode::SERVICE_UNAVAILABLE, true),
-                Why::NoRoute => (StatusCode::NOT_FOUND, false),
-                Why::Deadline => (StatusCode::GATEWAY_TIMEOUT, false),
-                Why::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, false),
-                Why::BodyBroken => (StatusCode::BAD_REQUEST, false),
-            };
-            return Self {
-                status,
-                reason: refusal.why().as_str(),
-                message: refusal.to_string(),
-                retry_after: retryable.then(|| refusal.after().unwrap_or(SOON)),
-            };
-        }
-        let (status, reason, message) = match UpstreamError::find(error) {
-            Some(error) => {
-                let (status, reason) = match error.kind() {
-                    UpstreamErrorKind::Connect => (StatusCode::BAD_GATEWAY, "connect"),
-                    UpstreamErrorKind::Reset => (StatusCode::BAD_GATEWAY, "reset"),
-                    UpstreamErrorKind::HeadersTimeout => (StatusCode::GATEWAY_TIMEOUT, "headers_timeout"),
-                };
-                (status, reason, error.to_string())
+impl Form {
+    /// An answer of the inner service's, whose body may still fail.
+    pub(super) fn pass<B>(self, mut response: Response<B>) -> Response<Either<ToldBody<B>, Full<Bytes>>> {
+        let body = match self {
+            Self::Http(shape) if is_plain_event_stream(response.headers()) => {
+                // an event more may come than its length says
+                response.headers_mut().remove(header::CONTENT_LENGTH);
+                response.map(|body| ToldBody::events(body, shape))
             }
-            None => (StatusCode::BAD_GATEWAY, "unknown", "the request could not be served".to_owned()),
+            Self::Http(_) | Self::Grpc => response.map(ToldBody::untouched),
         };
-        Self { status, reason, message, retry_after: None }
+        body.map(Either::Left)
     }
 
-    pub(super) fn into_response<B>(self, form: Form) -> Response<Either<B, Full<Bytes>>> {
-        tracing::debug!(status = self.status.as_u16(), reason = self.reason, "answered in place of the upstream");
-        match form {
-            Form::Http | Form::Messages => self.http(form),
-            Form::Grpc => self.grpc(),
-        }
-    }
-
-    fn http<B>(self, form: Form) -> Response<Either<B, Full<Bytes>>> {
-        let seconds = self.retry_after.map(whole_seconds);
-        let metadata = Metadata {
-            error_type: self.error_type(),
-            limit_source: (self.status == StatusCode::TOO_MANY_REQUESTS).then_some("balancer"),
-            reason: self.reason,
-            retry_after_seconds: seconds,
-        };
-        let message = &*self.message;
-        let body = match form {
-            Form::Messages => serde_json::to_vec(&Messages {
-                kind: "error",
-                error: MessagesError { kind: self.messages_type(), message },
-                request_id: None,
-                metadata,
-            }),
-            _ => serde_json::to_vec(&OpenRouter {
-                error: OpenRouterError { code: self.status.as_u16(), message, metadata },
-            }),
-        };
-        // strings and numbers always serialise
-        let mut response = Response::new(Either::Right(Full::from(body.unwrap_or_default())));
-        *response.status_mut() = self.status;
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if let Some(seconds) = seconds {
-            headers.insert(header::RETRY_AFTER, seconds.into());
-        }
-        response
-    }
-
-    fn grpc<B>(self) -> Response<Either<B, Full<Bytes>>> {
-        const STATUS: HeaderName = HeaderName::from_static("grpc-status");
-        const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
-        const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
-
-        let mut response = Response::new(Either::Right(Full::default()));
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        headers.insert(STATUS, HeaderValue::from_static(self.grpc_status()));
-        if let Ok(message) = percent_encoded(&self.message).try_into() {
-            headers.insert(MESSAGE, message);
-        }
-        if let Some(span) = self.retry_after {
-            // rounded up, as the seconds are
-            let millis = u64::try_from(span.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
-            headers.insert(PUSHBACK, millis.max(1).into());
-        }
-        response
-    }
-
-    /// OpenRouter's word for it.
-    fn error_type(&self) -> &'static str {
-        match self.status.as_u16() {
-            400 => "invalid_request",
-            404 => "not_found",
-            413 => "payload_too_large",
-            429 => "rate_limit_exceeded",
-            503 => "provider_overloaded",
-            504 => "timeout",
-            _ => "provider_unavailable",
-        }
-    }
-
-    /// Anthropic's word for it.
-    fn messages_type(&self) -> &'static str {
-        match self.status.as_u16() {
-            400 | 413 => "invalid_request_error",
-            404 => "not_found_error",
-            429 => "rate_limit_error",
-            503 => "overloaded_error",
-            504 => "timeout_error",
-            _ => "api_error",
-        }
-    }
-
-    fn grpc_status(&self) -> &'static str {
-        match self.status.as_u16() {
-            400 | 413 => "3", // INVALID_ARGUMENT
-            404 => "5",       // NOT_FOUND
-            429 => "8",       // RESOURCE_EXHAUSTED
-            504 => "4",       // DEADLINE_EXCEEDED
-            _ => "14",        // UNAVAILABLE
+    pub(super) fn answer<B>(self, answer: &ErrorAnswer) -> Response<Either<B, Full<Bytes>>> {
+        let (status, reason) = (answer.status().as_u16(), answer.reason_name());
+        tracing::debug!(status, reason, "answered in place of the upstream");
+        match self {
+            Self::Http(shape) => http(answer, shape),
+            Self::Grpc => grpc(answer),
         }
     }
 }
 
-#[derive(Serialize)]
-struct OpenRouter<'a> {
-    error: OpenRouterError<'a>,
+fn is_plain_event_stream(headers: &HeaderMap) -> bool {
+    const KIND: &[u8] = b"text/event-stream";
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.as_bytes().get(..KIND.len()));
+    kind.is_some_and(|kind| kind.eq_ignore_ascii_case(KIND))
+        && headers.get(header::CONTENT_ENCODING).is_none_or(|encoding| encoding == "identity")
 }
 
-#[derive(Serialize)]
-struct OpenRouterError<'a> {
-    code: u16,
-    message: &'a str,
-    metadata: Metadata,
+fn http<B>(answer: &ErrorAnswer, shape: Shape) -> Response<Either<B, Full<Bytes>>> {
+    let mut response = Response::new(Either::Right(Full::from(answer.body(shape))));
+    *response.status_mut() = answer.status();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let Some(span) = answer.after() {
+        headers.insert(header::RETRY_AFTER, whole_seconds(span).into());
+    }
+    response
 }
 
-#[derive(Serialize)]
-struct Messages<'a> {
-    #[serde(rename = "type")]
-    kind: &'static str,
-    error: MessagesError<'a>,
-    request_id: Option<&'static str>,
-    metadata: Metadata,
+fn grpc<B>(answer: &ErrorAnswer) -> Response<Either<B, Full<Bytes>>> {
+    const STATUS: HeaderName = HeaderName::from_static("grpc-status");
+    const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+    const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+
+    let mut response = Response::new(Either::Right(Full::default()));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert(STATUS, HeaderValue::from_static(grpc_status(answer)));
+    if let Ok(message) = percent_encoded(answer.message()).try_into() {
+        headers.insert(MESSAGE, message);
+    }
+    if let Some(span) = answer.after() {
+        // rounded up, as the seconds are
+        let millis = u64::try_from(span.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
+        headers.insert(PUSHBACK, millis.max(1).into());
+    }
+    response
 }
 
-#[derive(Serialize)]
-struct MessagesError<'a> {
-    #[serde(rename = "type")]
-    kind: &'static str,
-    message: &'a str,
-}
-
-#[derive(Serialize)]
-struct Metadata {
-    error_type: &'static str,
-    /// Whose limit it was.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    limit_source: Option<&'static str>,
-    reason: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    retry_after_seconds: Option<u64>,
+fn grpc_status(answer: &ErrorAnswer) -> &'static str {
+    match answer.status().as_u16() {
+        400 | 413 => "3", // INVALID_ARGUMENT
+        404 => "5",       // NOT_FOUND
+        429 => "8",       // RESOURCE_EXHAUSTED
+        504 => "4",       // DEADLINE_EXCEEDED
+        _ => "14",        // UNAVAILABLE
+    }
 }
 
 /// As gRPC wants its messages: printable ASCII but `%`, all else by its bytes.
@@ -217,9 +108,12 @@ fn percent_encoded(message: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use proptest::prelude::*;
 
     use super::*;
+    use crate::error::{Rejected, UpstreamError, UpstreamErrorKind, Why};
 
     #[test]
     fn r110_every_refusal_has_its_answer() {
@@ -235,18 +129,23 @@ mod tests {
             (Why::Overloaded, 503, true, "14", "overloaded_error"),
             (Why::Draining, 503, true, "14", "overloaded_error"),
         ] {
-            let answer = Answer::to(&Rejected::new(why, "no"));
-            assert_eq!((answer.status.as_u16(), answer.retry_after), (status, retry.then_some(SOON)), "{why:?}");
-            assert_eq!((answer.grpc_status(), answer.messages_type()), (grpc, messages), "{why:?}");
-            assert_eq!(answer.reason, why.as_str());
+            let answer = ErrorAnswer::to(&Rejected::new(why, "no"));
+            let soon = Duration::from_secs(1);
+            assert_eq!((answer.status().as_u16(), answer.after()), (status, retry.then_some(soon)), "{why:?}");
+            assert_eq!((grpc_status(&answer), answer.reason_name()), (grpc, why.as_str()), "{why:?}");
+            let body: serde_json::Value = serde_json::from_slice(&answer.body(Shape::Messages)).unwrap();
+            assert_eq!(body["error"]["type"], messages, "{why:?}");
         }
         for (kind, status, grpc) in [
             (UpstreamErrorKind::Connect, 502, "14"),
             (UpstreamErrorKind::Reset, 502, "14"),
             (UpstreamErrorKind::HeadersTimeout, 504, "4"),
+            (UpstreamErrorKind::FirstOutputTimeout, 504, "4"),
+            (UpstreamErrorKind::GapTimeout, 504, "4"),
+            (UpstreamErrorKind::TotalTimeout, 504, "4"),
         ] {
-            let answer = Answer::to(&UpstreamError::new(kind, None));
-            assert_eq!((answer.status.as_u16(), answer.grpc_status(), answer.retry_after), (status, grpc, None));
+            let answer = ErrorAnswer::to(&UpstreamError::new(kind, None));
+            assert_eq!((answer.status().as_u16(), grpc_status(&answer), answer.after()), (status, grpc, None));
         }
     }
 

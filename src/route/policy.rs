@@ -100,7 +100,10 @@ pub(super) fn goes_on(fault: &Fault) -> bool {
         | Cause::TooLarge
         | Cause::ServerError
         | Cause::Reset
-        | Cause::Timeout => false,
+        | Cause::Timeout
+        | Cause::HeadersTimeout
+        | Cause::FirstOutputTimeout
+        | Cause::GapTimeout => false,
     }
 }
 

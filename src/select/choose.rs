@@ -43,6 +43,31 @@ pub(super) struct Shared<S, P> {
     pub(super) classify: Arc<dyn Classify>,
 }
 
+/// A selector, as the attempts it sent know it.
+pub(super) trait Selection: Send + Sync {
+    /// The pool.
+    fn pool(&self) -> &Pool;
+
+    /// Whether an endpoint outside `scope` of the latest attempt fits the request, busy or not.
+    fn has_elsewhere(&self, scope: Scope, request: &RequestContext, now: Instant) -> bool;
+}
+
+impl<S: Send + Sync, P: Pick> Selection for Shared<S, P> {
+    fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    fn has_elsewhere(&self, scope: Scope, request: &RequestContext, now: Instant) -> bool {
+        let earlier = request.ledger().current().to_vec();
+        let all_out = matches!(scope, Scope::Request | Scope::Pool | Scope::Egress);
+        !all_out
+            && self.lanes.current(now).lanes.iter().any(|lane| {
+                matches!(self.prospect(&lane.endpoint, &earlier, request, now), Prospect::Now)
+                    && earlier.iter().all(|attempt| attempt.endpoint != lane.endpoint)
+            })
+    }
+}
+
 /// An endpoint for a request.
 pub(super) struct Found<S> {
     pub(super) lane: Arc<Lane<S>>,
@@ -69,43 +94,89 @@ pub(super) struct Outlook {
     pub(super) busy: bool,
     /// Whether what rests only spares an upstream that fails.
     pub(super) soft: bool,
+    /// Whose return, or release, is hoped for.
+    pub(super) via: Option<Endpoint>,
     /// An error by which the stack of an endpoint said that it is finished.
     pub(super) broken: Option<BoxError>,
 }
 
 impl Outlook {
-    fn returns(&mut self, at: Instant) {
-        self.earliest = Some(self.earliest.map_or(at, |earliest| earliest.min(at)));
+    pub(super) fn returns(&mut self, at: Instant, endpoint: &Endpoint) {
+        if self.earliest.is_none_or(|earliest| at < earliest) {
+            self.earliest = Some(at);
+            if !self.busy {
+                self.via = Some(endpoint.clone());
+            }
+        }
+    }
+
+    pub(super) fn is_busy(&mut self, endpoint: &Endpoint) {
+        if !std::mem::replace(&mut self.busy, true) {
+            self.via = Some(endpoint.clone());
+        }
     }
 }
 
+/// Whether an endpoint may serve a request, whatever its readiness.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Prospect {
+    Now,
+    Later(Later),
+    /// Once somebody gives back what a filter has set aside.
+    Full,
+    Never,
+}
+
+/// When an endpoint may.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Later {
+    pub(super) at: Instant,
+    /// Whether a rest ends then, for everybody at once, rather than one slot of a filter coming free.
+    pub(super) rest: bool,
+    /// Whether it only spares an upstream that fails.
+    pub(super) soft: bool,
+}
+
 impl<S, P: Pick> Shared<S, P> {
-    /// Whether an endpoint may serve the request, whatever its readiness.
-    pub(super) fn fits(&self, endpoint: &Endpoint, earlier: &[Attempt], request: &RequestContext, now: Instant) -> Fit {
+    /// Whether an endpoint may serve the request, for one who waits.
+    pub(super) fn prospect(
+        &self,
+        endpoint: &Endpoint,
+        earlier: &[Attempt],
+        request: &RequestContext,
+        now: Instant,
+    ) -> Prospect {
         if let Some(resting) = self.pool.book().upstream_out(endpoint, request, now) {
-            return Fit::NotBefore(resting.until);
+            return Prospect::Later(Later { at: resting.until, rest: true, soft: resting.soft });
         }
-        self.key_fits(endpoint, earlier, request, now)
+        let built_in = filter::built_in(self.pool.book(), earlier, endpoint, request, now);
+        match self.filtered(built_in, endpoint, request, now) {
+            Fit::Yes => Prospect::Now,
+            Fit::No => Prospect::Never,
+            Fit::Full => Prospect::Full,
+            Fit::NotBefore(at) => Prospect::Later(Later { at, rest: built_in == Fit::NotBefore(at), soft: false }),
+        }
     }
 
     /// The same without a look at the upstream behind it.
     fn key_fits(&self, endpoint: &Endpoint, earlier: &[Attempt], request: &RequestContext, now: Instant) -> Fit {
-        let built_in = filter::built_in(self.pool.book(), earlier, endpoint, request, now);
+        self.filtered(filter::built_in(self.pool.book(), earlier, endpoint, request, now), endpoint, request, now)
+    }
+
+    fn filtered(&self, built_in: Fit, endpoint: &Endpoint, request: &RequestContext, now: Instant) -> Fit {
         self.filters.iter().fold(built_in, |fit, filter| match fit {
             Fit::No => Fit::No,
             fit => fit.and(filter.judge(endpoint, request, now)),
         })
     }
 
-    /// Looks for an endpoint that can serve now. Who is not `patient` tries an upstream that fails rather than none; those
-    /// who have stood in line longer than `behind`, the number of one's own place, come first.
+    /// Looks for an endpoint that can serve now. Who is not `patient` tries an upstream that fails rather than none.
     pub(super) fn choose<B>(
         &self,
         request: &RequestContext,
         headers: &HeaderMap,
         now: Instant,
         patient: bool,
-        behind: u64,
     ) -> Choice<S>
     where
         S: Service<http::Request<B>> + Clone,
@@ -118,7 +189,6 @@ impl<S, P: Pick> Shared<S, P> {
             earlier: Vec::new(),
             now,
             patient,
-            behind,
             outlook: Outlook::default(),
             findings: request.trace().map(|_| Box::default()),
         };
@@ -155,17 +225,6 @@ impl<S, P: Pick> Shared<S, P> {
             false => Claims::default(),
         };
         Some(Found { lane: lane.clone(), service, claims })
-    }
-
-    /// Whether an endpoint outside `scope` of the latest attempt fits the request, busy or not.
-    pub(super) fn has_elsewhere(&self, scope: Scope, request: &RequestContext, now: Instant) -> bool {
-        let earlier = request.ledger().current().to_vec();
-        let all_out = matches!(scope, Scope::Request | Scope::Pool | Scope::Egress);
-        !all_out
-            && self.lanes.current(now).lanes.iter().any(|lane| {
-                self.fits(&lane.endpoint, &earlier, request, now) == Fit::Yes
-                    && earlier.iter().all(|attempt| attempt.endpoint != lane.endpoint)
-            })
     }
 }
 
@@ -217,8 +276,6 @@ struct Search<'a, S, P> {
     earlier: Vec<Attempt>,
     now: Instant,
     patient: bool,
-    /// Those in line with lower numbers come first.
-    behind: u64,
     outlook: Outlook,
     /// Kept when the request is explained.
     findings: Option<Box<Findings>>,
@@ -269,25 +326,24 @@ impl<S, P: Pick> Search<'_, S, P> {
         if let Some(resting) = book.upstream_out(endpoint, self.request, self.now)
             && (self.patient || book.upstream_closed(endpoint, self.request, self.now))
         {
-            self.outlook.returns(resting.until);
+            self.outlook.returns(resting.until, endpoint);
             self.outlook.soft |= resting.soft;
             return None;
         }
         match self.shared.key_fits(endpoint, &self.earlier, self.request, self.now) {
             Fit::No => return None,
             Fit::NotBefore(at) => {
-                self.outlook.returns(at);
+                self.outlook.returns(at, endpoint);
                 return None;
             }
             Fit::Full => {
-                self.outlook.busy = true;
+                self.outlook.is_busy(endpoint);
                 return None;
             }
             Fit::Yes => {}
         }
-        // who waits for what filters set aside has no place in a lane's line, so must be asked about
-        if lane.is_contended() || self.shared.is_waited_for(endpoint, self.behind) {
-            self.outlook.busy = true;
+        if lane.is_contended(self.now) {
+            self.outlook.is_busy(endpoint);
             self.unready(lane, Reason::Busy);
             return None;
         }
@@ -297,13 +353,13 @@ impl<S, P: Pick> Search<'_, S, P> {
             Poll::Ready(Ok(())) => {
                 let found = self.shared.claim(lane, service, self.request, self.now);
                 if found.is_none() {
-                    self.outlook.busy = true;
+                    self.outlook.is_busy(endpoint);
                     self.unready(lane, Reason::Busy);
                 }
                 found
             }
             Poll::Pending => {
-                self.outlook.busy = true;
+                self.outlook.is_busy(endpoint);
                 self.unready(lane, Reason::Busy);
                 None
             }
@@ -324,8 +380,8 @@ impl<S, P: Pick> Search<'_, S, P> {
                 let fit = filter::built_in(self.shared.pool.book(), &self.earlier, endpoint, self.request, self.now);
                 match fit {
                     Fit::No => {}
-                    Fit::NotBefore(at) => self.outlook.returns(at.max(back)),
-                    Fit::Yes | Fit::Full => self.outlook.returns(back),
+                    Fit::NotBefore(at) => self.outlook.returns(at.max(back), endpoint),
+                    Fit::Yes | Fit::Full => self.outlook.returns(back, endpoint),
                 }
             }
         }

@@ -27,6 +27,7 @@ struct Taken {
     endpoint: Endpoint,
     since: Instant,
     sent: bool,
+    first_output: Option<Instant>,
     amounts: SmallVec<[(Arc<dyn Filter>, u64); 1]>,
 }
 
@@ -48,7 +49,8 @@ impl Claims {
                 Some(amount) => {
                     let taken = claims.0.get_or_insert_with(|| {
                         let (pool, endpoint) = (pool.clone(), endpoint.clone());
-                        Box::new(Taken { pool, endpoint, since: now, sent: false, amounts: SmallVec::new() })
+                        let amounts = SmallVec::new();
+                        Box::new(Taken { pool, endpoint, since: now, sent: false, first_output: None, amounts })
                     });
                     taken.amounts.push((filter.clone(), amount));
                 }
@@ -64,16 +66,28 @@ impl Claims {
         }
     }
 
+    /// Whether somebody would want to know when the first output comes.
+    pub(super) fn awaits_output(&self) -> bool {
+        self.0.as_ref().is_some_and(|taken| taken.first_output.is_none())
+    }
+
+    /// Notes when the first output came.
+    pub(super) fn output(&mut self, at: Instant) {
+        if let Some(taken) = &mut self.0 {
+            taken.first_output = Some(at);
+        }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_none()
     }
 
     /// Gives everything back. Says whether a filter itself sees to it that the fault does not come again, so that nobody
     /// need rest.
-    pub(super) fn settle(&mut self, outcome: Option<Outcome>, usage: Option<Usage>) -> bool {
+    pub(super) fn settle(&mut self, outcome: Option<Outcome>, usage: Option<Usage>, limit: Option<u32>) -> bool {
         let Some(taken) = self.0.take() else { return false };
-        let Taken { pool, endpoint, since, sent, amounts } = *taken;
-        let ended = Ended { since, now: Instant::now(), sent, outcome, usage };
+        let Taken { pool, endpoint, since, sent, first_output, amounts } = *taken;
+        let ended = Ended { since, now: Instant::now(), sent, first_output, outcome, usage, limit };
         let mut seen_to = false;
         for (filter, amount) in amounts {
             seen_to |= filter.settle(&endpoint, amount, &ended);
@@ -87,7 +101,7 @@ impl Claims {
 
 impl Drop for Claims {
     fn drop(&mut self) {
-        self.settle(None, None);
+        self.settle(None, None, None);
     }
 }
 

@@ -39,6 +39,15 @@ pub(super) struct Searched<'a> {
 }
 
 impl<S, P: Pick> Shared<S, P> {
+    /// The same for one who joins others that wait for the same, or is called for an endpoint that is back: without a search.
+    pub(super) fn explain_wait(&self, request: &RequestContext, found: Option<&Endpoint>, now: Instant) {
+        if request.trace().is_some() {
+            let earlier = request.ledger().current().to_vec();
+            let findings = Findings::default();
+            self.explain(Searched { request, earlier: &earlier, now, patient: true, found, findings });
+        }
+    }
+
     /// Writes a look at the pool into the request's trace.
     #[cold]
     pub(super) fn explain(&self, searched: Searched<'_>) {

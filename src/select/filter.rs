@@ -14,16 +14,20 @@ use crate::{
     request::RequestContext,
 };
 
+mod adaptive_limit;
 mod built_in;
 mod closure;
 mod credit_floor;
 mod credit_limit;
+mod pace;
 mod tags;
 
+pub use adaptive_limit::AdaptiveLimit;
 pub(super) use built_in::{Bar, bar, built_in, is_second_choice};
 pub use closure::{FilterFn, filter_fn};
 pub use credit_floor::CreditFloor;
 pub use credit_limit::CreditLimit;
+pub use pace::Pacing;
 pub use tags::RequireTags;
 
 /// What a filter says.
@@ -33,7 +37,8 @@ pub enum Fit {
     Yes,
     /// It may not, however long one waits.
     No,
-    /// It may, from this instant on.
+    /// It may, from this instant on. One who waits looks again exactly then, the others once it is served: whoever
+    /// [reserves](Filter::reserve) something for each is asked anew, and says when the next may.
     NotBefore(Instant),
     /// It may, once another request gives back what the filter has [reserved](Filter::reserve) for it.
     Full,
@@ -62,16 +67,25 @@ pub struct Ended {
     pub now: Instant,
     /// Whether the request was sent at all.
     pub sent: bool,
+    /// When the first real output came, if any did.
+    pub first_output: Option<Instant>,
     /// What became of it; `None` when the caller left, or the exchange broke off, before that was known.
     pub outcome: Option<Outcome>,
     /// What it reports to have used.
     pub usage: Option<Usage>,
+    /// How many requests the limit admits that it met, where a refusal names it.
+    pub limit: Option<u32>,
 }
 
 /// Says whether an endpoint may serve a request. Small, pure, quick: it runs for each proposal, under no lock of its own.
 ///
 /// What several endpoints share, or what a request uses up, a filter can also set aside: judging alone would let two requests
 /// at once have the same last dollar. It then [reserves](Self::reserves); those that do not cost nothing for it.
+///
+/// Those who wait stand in groups of the same [kind](Self::kind), and one is judged for all of its group. A filter is asked
+/// again for the next in line after each `reserve` and after each `settle`, and at the instant of a [`Fit::NotBefore`]. So
+/// one that paces says from when its next slot is free, takes the slot in `reserve`, and need tell nobody anything. What
+/// frees it up otherwise, a poll for example, is told to the pool.
 ///
 /// ```
 /// use tower_openrouter::{Endpoint, RequestContext, select::{Filter, Fit}};
@@ -94,6 +108,15 @@ pub trait Filter: Send + Sync + 'static {
     /// What it is called where a choice is [explained](crate::explain); default the name of its type.
     fn name(&self) -> &str {
         name_of::<Self>()
+    }
+
+    /// What of a request its verdicts depend on, as a number: of two requests of the same kind, one is judged for both while
+    /// they wait. Coarse is better than exact: 0 for all, where the request says nothing; a step of a scale, where the amount
+    /// matters. Default `None`: nobody knows, so each request is judged for itself, and a look at all keys made for each that
+    /// waits. The model, the tags demanded and the attempts made need not be in it.
+    fn kind(&self, request: &RequestContext) -> Option<u64> {
+        let _ = request;
+        None
     }
 
     /// Whether the filter sets anything aside. Asked often, so it should just say so; default no.

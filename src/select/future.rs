@@ -1,4 +1,5 @@
 use std::{
+    fmt,
     future::Future,
     pin::Pin,
     sync::Arc,
@@ -13,25 +14,21 @@ use tokio::time::{Instant, Sleep};
 use tower::{BoxError, Service};
 
 use super::{
-    choose::{Choice, Found, Outlook, Shared},
+    choose::{Choice, Found, Outlook, Selection, Shared},
     claims::Claims,
     pick::Pick,
-    pool::Pool,
-    waiting::Ticket,
+    waiting::{Heard, Others, Ticket},
 };
 use crate::{
     body::{Ending, Guard, Guarded},
     clock,
     endpoint::{Endpoint, Route},
-    error::{Rejected, Why},
+    error::{Rejected, Why, whole_seconds},
     explain::Entry,
-    outcome::{Outcome, OutcomeCell, Rest, Retry, Scope, Verdict},
+    outcome::{Classify, Outcome, OutcomeCell, Rest, Retry, Scope, Verdict},
     request::RequestContext,
 };
 
-/// Spread of those who wait for the same rest to end, as a share of the wait, so that they do not come all at once.
-const JITTER: f64 = 0.1;
-const LEAST_JITTER: Duration = Duration::from_millis(100);
 /// First rest of an upstream that fails for most keys; it doubles while that goes on.
 const FAILING_POOL: Duration = Duration::from_secs(1);
 
@@ -82,10 +79,11 @@ struct Looking<S: Send + Sync + 'static, P: Pick, B> {
 /// Someone in the line.
 struct Waiting<S: Send + Sync + 'static, P: Pick> {
     ticket: Ticket<S, P>,
-    /// When to look at the pool anew, or to give up.
-    wake: Pin<Box<Sleep>>,
+    /// For when it gives up, or sooner if it keeps the time for all.
+    timer: Pin<Box<Sleep>>,
     give_up: Instant,
-    outlook: Outlook,
+    /// Whether it should look at all endpoints first.
+    look: bool,
 }
 
 impl<S, P, B> KeySelectFuture<S, P, B>
@@ -120,7 +118,7 @@ where
                 Poll::Ready(found) => found,
                 Poll::Pending => ready!(wait(this.shared, request, context, waiting.as_mut().expect("in line"), cx)),
             };
-            let waited = waiting.take().is_some();
+            let waited = waiting.take();
             let Found { lane, mut service, mut claims } = match found {
                 Ok(found) => found,
                 Err(error) => {
@@ -130,8 +128,8 @@ where
                     return Poll::Ready(Err(error));
                 }
             };
-            if waited && this.shared.reserves {
-                this.shared.pass_on(&lane.endpoint);
+            if let Some(waited) = waited {
+                waited.ticket.served(Instant::now());
             }
             claims.sent();
             let Some(Looking { request, context, .. }) = looking.take() else { unreachable!("it was there above") };
@@ -141,8 +139,8 @@ where
             if endpoint.is_forced() {
                 this.shared.pool.state().count_panic_pick();
             }
-            let pool = this.shared.pool.clone();
-            let record = Some(Record { pool, endpoint, context, cell: None, awaits: false, claims, entry });
+            let selection: Arc<dyn Selection> = this.shared.clone();
+            let record = Some(Record { selection, endpoint, context, cell: None, awaits: false, claims, entry });
             let call = service.call(request);
             lane.keep(service);
             this.state.set(State::Calling { call, record });
@@ -152,7 +150,7 @@ where
             Poll::Pending => Poll::Pending,
             Poll::Ready(Ok(response)) => {
                 let record = record.take().expect("a future is not polled after it resolved");
-                let record = record.answered(&response, this.shared);
+                let record = record.answered(&response, &*this.shared.classify);
                 Poll::Ready(Ok(response.map(|body| Guarded::new(body, record))))
             }
             Poll::Ready(Err(error)) => {
@@ -165,7 +163,7 @@ where
     }
 }
 
-/// Looks for an endpoint; joins the line when there is none yet.
+/// Looks for an endpoint; joins the line when there is none yet, or when others wait for the same.
 fn find<S, P, B>(
     shared: &Arc<Shared<S, P>>,
     request: &Request<B>,
@@ -179,28 +177,44 @@ where
     P: Pick,
 {
     let now = Instant::now();
-    let outlook = match shared.choose(context, request.headers(), now, true, u64::MAX) {
-        Choice::Ready(found) => return Poll::Ready(Ok(found)),
-        Choice::Nobody(outlook) => outlook,
+    let give_up = || {
+        let patience = clock::after(now, shared.waiting.max_wait);
+        context.deadline().map_or(patience, |deadline| deadline.min(patience))
     };
-    let patience = clock::after(now, shared.waiting.max_wait);
-    let give_up = context.deadline().map_or(patience, |deadline| deadline.min(patience));
-    if outlook.is_hopeless(give_up) {
-        return Poll::Ready(last_resort(shared, request, context, outlook, now));
+    let (mut kind, mut look, mut after) = (None, true, None);
+    if shared.room.len() > 0 {
+        // what is overdue comes before who comes now
+        shared.tick();
+        kind = shared.kind(context);
+        match kind.map_or(Others::None, |kind| shared.room.others(kind, context, give_up(), now)) {
+            Others::TooMany(start) => return Poll::Ready(Err(too_many(start, now).into())),
+            Others::Some { known } => look = !known,
+            Others::None => kind = None,
+        }
     }
-    let Some(ticket) = Ticket::take(shared, context, cx.waker()) else {
+    if kind.is_some() {
+        shared.explain_wait(context, None, now);
+    } else {
+        let outlook = match shared.choose(context, request.headers(), now, true) {
+            Choice::Ready(found) => return Poll::Ready(Ok(found)),
+            Choice::Nobody(outlook) => outlook,
+        };
+        if give_up() <= now || outlook.is_hopeless(give_up()) {
+            return Poll::Ready(last_resort(shared, request, context, outlook, None, now));
+        }
+        kind = shared.kind(context);
+        after = outlook.earliest.map(|at| at.saturating_duration_since(now));
+    }
+    let give_up = give_up();
+    let Some(ticket) = Ticket::take(shared, context, kind, give_up, now, cx.waker()) else {
         let detail = format!(
             "{} requests wait for a key already: send fewer at once, or raise max_waiters",
             shared.waiting.max_waiters
         );
-        let after = outlook.earliest.map(|at| at - now);
         return Poll::Ready(Err(Rejected::new(Why::QueueFull, detail).retry_after(after).into()));
     };
-    if let Some(found) = ticket.line_up(context, now) {
-        return Poll::Ready(Ok(found));
-    }
-    let wake = Box::pin(tokio::time::sleep_until(outlook.look_again_at(now, give_up)));
-    *waiting = Some(Box::new(Waiting { ticket, wake, give_up, outlook }));
+    let timer = Box::pin(tokio::time::sleep_until(give_up));
+    *waiting = Some(Box::new(Waiting { ticket, timer, give_up, look }));
     Poll::Pending
 }
 
@@ -218,27 +232,51 @@ where
     P: Pick,
 {
     loop {
-        let look_again = match waiting.ticket.poll(context, cx) {
-            Ok(found) => return Poll::Ready(Ok(found)),
-            Err(look_again) => look_again,
-        };
-        let time_is_up = waiting.wake.as_mut().poll(cx).is_ready();
-        if !look_again && !time_is_up {
-            return Poll::Pending;
+        shared.tick();
+        let Waiting { ticket, timer, give_up, look } = waiting;
+        match ticket.poll(context, cx) {
+            Heard::Nothing => {}
+            Heard::Found(found) => return Poll::Ready(Ok(found)),
+            Heard::Look => *look = true,
+            Heard::Hopeless => *give_up = Instant::now(),
+            Heard::TooLong(start) => return Poll::Ready(Err(too_many(start, Instant::now()).into())),
         }
         let now = Instant::now();
-        match shared.choose(context, request.headers(), now, true, waiting.ticket.number()) {
-            Choice::Ready(found) => return Poll::Ready(Ok(found)),
-            Choice::Nobody(outlook) => waiting.outlook = outlook,
+        if std::mem::take(look) {
+            let outlook = match ticket.look(context, now) {
+                Ok(found) => return Poll::Ready(Ok(found)),
+                Err(outlook) => outlook,
+            };
+            ticket.tell(&outlook, now);
+            *look = ticket.has_missed_something();
+            if *look {
+                continue;
+            }
+            if outlook.is_hopeless(*give_up) {
+                return Poll::Ready(last_resort(shared, request, context, outlook, Some(ticket), now));
+            }
         }
-        if now >= waiting.give_up || waiting.outlook.is_hopeless(waiting.give_up) {
-            let outlook = std::mem::take(&mut waiting.outlook);
-            return Poll::Ready(last_resort(shared, request, context, outlook, now));
+        if *give_up <= now {
+            let outlook = match ticket.outlook(now) {
+                Some(outlook) => {
+                    shared.explain_wait(context, None, now);
+                    outlook
+                }
+                None => match shared.choose(context, request.headers(), now, true) {
+                    Choice::Ready(found) => return Poll::Ready(Ok(found)),
+                    Choice::Nobody(outlook) => {
+                        ticket.tell(&outlook, now);
+                        outlook
+                    }
+                },
+            };
+            return Poll::Ready(last_resort(shared, request, context, outlook, Some(ticket), now));
         }
-        if let Some(found) = waiting.ticket.line_up(context, now) {
-            return Poll::Ready(Ok(found));
+        let wake = ticket.keeps_time_until().map_or(*give_up, |at| at.min(*give_up));
+        if timer.deadline() != wake {
+            timer.as_mut().reset(wake);
         }
-        waiting.wake.as_mut().reset(waiting.outlook.look_again_at(now, waiting.give_up));
+        ready!(timer.as_mut().poll(cx));
     }
 }
 
@@ -249,6 +287,7 @@ fn last_resort<S, P, B>(
     request: &Request<B>,
     context: &RequestContext,
     outlook: Outlook,
+    ticket: Option<&Ticket<S, P>>,
     now: Instant,
 ) -> Result<Found<S>, BoxError>
 where
@@ -258,11 +297,26 @@ where
 {
     if outlook.soft
         && context.deadline().is_none_or(|deadline| deadline > now)
-        && let Choice::Ready(found) = shared.choose(context, request.headers(), now, false, u64::MAX)
+        && let Choice::Ready(found) = shared.choose(context, request.headers(), now, false)
     {
         return Ok(found);
     }
-    Err(outlook.refuse(shared, context, now))
+    let refusal = || shared.refusal(context, now);
+    Err(outlook.broken.unwrap_or_else(|| match ticket {
+        Some(ticket) => ticket.refusal(now, refusal).into(),
+        None => refusal().into(),
+    }))
+}
+
+/// The refusal of one before whom too many wait.
+fn too_many(start: Instant, now: Instant) -> Rejected {
+    let after = start.saturating_duration_since(now);
+    let detail = format!(
+        "so many requests wait for a key that the turn of this one would come in about {} s, later than it may wait: send \
+         fewer, or add keys",
+        whole_seconds(after)
+    );
+    Rejected::new(Why::NoKey, detail).retry_after(after)
 }
 
 impl Outlook {
@@ -270,22 +324,12 @@ impl Outlook {
     fn is_hopeless(&self, give_up: Instant) -> bool {
         !self.busy && self.earliest.is_none_or(|earliest| earliest > give_up)
     }
-
-    fn look_again_at(&self, now: Instant, give_up: Instant) -> Instant {
-        let Some(earliest) = self.earliest else { return give_up };
-        let spread = earliest.saturating_duration_since(now).mul_f64(JITTER).max(LEAST_JITTER);
-        (earliest + spread.mul_f64(fastrand::f64())).min(give_up)
-    }
-
-    fn refuse<S, P: Pick>(self, shared: &Shared<S, P>, request: &RequestContext, now: Instant) -> BoxError {
-        self.broken.unwrap_or_else(|| shared.refusal(request, now).into())
-    }
 }
 
-/// Writes an attempt's outcome into the ledger and the book of rests, at the head or when the body tells.
-#[derive(Debug)]
+/// Writes an attempt's outcome into the ledger and the book of rests: at the head, or when the body tells. A failure is
+/// written as soon as it is known, so that whoever looks into the body above finds it there.
 pub struct Record {
-    pool: Pool,
+    selection: Arc<dyn Selection>,
     endpoint: Endpoint,
     context: RequestContext,
     cell: Option<OutcomeCell>,
@@ -298,31 +342,23 @@ pub struct Record {
 
 impl Record {
     /// Takes in the head; the guard goes on with the body while that may still tell more.
-    fn answered<S, P: Pick, B>(mut self, response: &Response<B>, shared: &Shared<S, P>) -> Option<Self> {
+    fn answered<B>(mut self, response: &Response<B>, classify: &dyn Classify) -> Option<Self> {
         if let Some(entry) = &self.entry {
             entry.head(response.status().as_u16());
         }
-        match Verdict::of(response, &*shared.classify) {
-            Verdict::Known(outcome) => {
-                self.learn(response);
-                self.cell = response.extensions().get().cloned();
-                self.known(outcome);
-                if let Outcome::Fault(fault) = outcome
-                    && fault.retry == Retry::Elsewhere
-                    && shared.has_elsewhere(fault.scope, &self.context, Instant::now())
-                {
-                    self.context.ledger().end(outcome, true);
-                }
-            }
-            Verdict::AtCommit(cell) => (self.cell, self.awaits) = (Some(cell), true),
+        let verdict = Verdict::of(response, classify);
+        self.cell = response.extensions().get().cloned();
+        match verdict {
+            Verdict::Known(outcome) => self.known(outcome),
+            Verdict::AtCommit(_) => self.awaits = true,
             // what a foreign stream says in its trailers, the breaker and the monitor read
             Verdict::AtEnd => {}
         }
         (self.awaits || !self.claims.is_empty() || self.entry.is_some()).then_some(self)
     }
 
-    fn learn<B>(&self, response: &Response<B>) {
-        let Some(cell) = response.extensions().get::<OutcomeCell>() else { return };
+    fn learn(&self) {
+        let Some(cell) = &self.cell else { return };
         if let Some(account) = cell.account() {
             self.endpoint.learn_account(account);
         }
@@ -331,35 +367,38 @@ impl Record {
         }
     }
 
-    /// The outcome is known with the head. A fault is the end of it; what a success cost is known when its body is over.
+    /// The outcome is known. A fault is the end of it; what a success cost is known when its body is over.
     fn known(&mut self, outcome: Outcome) {
-        let seen_to = !outcome.is_success() && self.settle(Some(outcome));
+        if outcome.is_success() {
+            return self.book(outcome, false);
+        }
+        let seen_to = self.settle(Some(outcome));
         self.book(outcome, seen_to);
-        if !outcome.is_success()
-            && let Some(entry) = self.entry.take()
-        {
+        if let Some(entry) = self.entry.take() {
             entry.judge(outcome, self.cell.as_ref().and_then(OutcomeCell::provider));
         }
     }
 
     fn settle(&mut self, outcome: Option<Outcome>) -> bool {
-        let usage = self.cell.as_ref().and_then(OutcomeCell::usage);
-        self.claims.settle(outcome, usage)
+        let cell = self.cell.as_ref();
+        self.claims.settle(outcome, cell.and_then(OutcomeCell::usage), cell.and_then(OutcomeCell::limit))
     }
 
     /// Writes the outcome down; a fault that a filter has `seen_to` asks for no rest.
     fn book(&self, outcome: Outcome, seen_to: bool) {
+        self.learn();
         self.context.ledger().end(outcome, false);
+        let pool = self.selection.pool();
         match outcome {
             Outcome::Success => {
-                self.pool.state().warm_up();
-                let book = self.pool.book();
+                pool.state().warm_up();
+                let book = pool.book();
                 if !book.is_blank() {
                     book.succeed(&self.endpoint, &self.context, Instant::now());
                 }
             }
             Outcome::Fault(mut fault) => {
-                let now = Instant::now();
+                let (now, scope) = (Instant::now(), fault.scope);
                 fault.rest = fault.rest.filter(|_| !seen_to);
                 let suspects = self.endpoint.suspects();
                 if fault.is_suspect()
@@ -369,13 +408,28 @@ impl Record {
                 {
                     (fault.scope, fault.rest) = (Scope::Pool, Some(Rest::guessed(FAILING_POOL)));
                 }
-                self.pool.record(&self.endpoint, &self.context, &fault, now);
+                pool.record(&self.endpoint, &self.context, &fault, now);
+                if fault.retry == Retry::Elsewhere && self.selection.has_elsewhere(scope, &self.context, now) {
+                    self.context.ledger().end(outcome, true);
+                }
             }
         }
     }
 }
 
 impl Guard for Record {
+    fn data(&mut self, chunk: &[u8]) {
+        let commit = self.cell.as_ref().map(OutcomeCell::at_commit);
+        if self.awaits
+            && let Some(Some(outcome @ Outcome::Fault(_))) = commit
+        {
+            self.awaits = false;
+            self.known(outcome);
+        } else if self.claims.awaits_output() && !chunk.is_empty() && commit != Some(None) {
+            self.claims.output(Instant::now());
+        }
+    }
+
     fn finish(mut self, ending: Ending) {
         let whole = matches!(ending, Ending::Complete | Ending::HeadOnly).then_some(Outcome::Success);
         let (commit, end) = match &self.cell {
@@ -390,5 +444,11 @@ impl Guard for Record {
         if let Some(entry) = self.entry.take() {
             entry.end(ending, end.or(commit), self.cell.as_ref().and_then(OutcomeCell::usage));
         }
+    }
+}
+
+impl fmt::Debug for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Record").field("endpoint", &self.endpoint).finish_non_exhaustive()
     }
 }

@@ -2,7 +2,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, OnceLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
 };
 
@@ -23,16 +23,22 @@ pub(super) struct Lane<S> {
     /// The instance that was called last. It holds nothing of that call, so the next attempt takes it: with thousands of keys
     /// a clone of the prototype has to fetch a line of memory for each part that counts its owners.
     spare: Mutex<Option<S>>,
-    /// Whether waiters stand in line for it, so that a newcomer must not pass them. It is read before the instance, and so
-    /// has both ends of that fetched.
-    pub(super) contended: AtomicBool,
+    /// From when on it is for those who stand in line, so that a newcomer must not pass them; in nanoseconds, 0 for now. It
+    /// is read before the instance, and so has both ends of that fetched.
+    contended: AtomicU64,
     // boxed, and so apart, since few need it
     service: Box<S>,
 }
 
 impl<S> Lane<S> {
-    pub(super) fn is_contended(&self) -> bool {
-        self.contended.load(Ordering::Acquire)
+    pub(super) fn is_contended(&self, now: Instant) -> bool {
+        let from = self.contended.load(Ordering::Acquire);
+        from != u64::MAX && from <= clock::nanos(now)
+    }
+
+    /// Keeps newcomers off from an instant on, or lets them in by the largest number.
+    pub(super) fn contend(&self, from: u64) {
+        self.contended.store(from, Ordering::Release);
     }
 
     /// Keeps an instance that was called for the next attempt.
@@ -62,6 +68,8 @@ impl<S: Clone> Lane<S> {
 pub(super) struct Snapshot<S> {
     pub(super) endpoints: Box<[Endpoint]>,
     pub(super) lanes: Box<[Arc<Lane<S>>]>,
+    /// Those that something holds back.
+    pub(super) out: Box<[Arc<Lane<S>>]>,
     /// What the pick made of the endpoints, by the first who asked it: outside the lock, since a pick is foreign code.
     pub(super) prepared: OnceLock<Option<Prepared>>,
     /// Those of them that are shut and used all the same.
@@ -84,6 +92,7 @@ impl<S> Lanes<S> {
         let stale = Snapshot {
             endpoints: Box::default(),
             lanes: Box::default(),
+            out: Box::default(),
             prepared: OnceLock::new(),
             _forced: Box::default(),
             version: u64::MAX,
@@ -108,11 +117,23 @@ impl<S> Lanes<S> {
     }
 
     /// Replaces the stack of an endpoint whose service said that it is finished.
-    pub(super) fn rebuild(&self, endpoint: &Endpoint) {
+    pub(super) fn rebuild(&self, endpoint: &Endpoint) -> Arc<Lane<S>> {
         let lane = lane(endpoint, (self.make)(endpoint).into());
-        let finished = self.snapshot.change(|all| all.insert(endpoint.id(), lane));
+        let finished = self.snapshot.change(|all| all.insert(endpoint.id(), lane.clone()));
         drop(finished);
         endpoint.pool().touch();
+        lane
+    }
+
+    /// The lane of an endpoint, if it has been used.
+    pub(super) fn of(&self, endpoint: &Endpoint) -> Option<Arc<Lane<S>>> {
+        self.snapshot.change(|all| all.get(&endpoint.id()).cloned())
+    }
+
+    /// Until when an endpoint takes nothing, unless too few others are left.
+    pub(super) fn out_until(&self, endpoint: &Endpoint, now: Instant) -> Option<Instant> {
+        let rest = self.pool.book().out(endpoint, now).map(|resting| resting.until);
+        rest.max(endpoint.shut_until(now).filter(|_| !endpoint.is_forced()))
     }
 
     /// Until when an endpoint is out for every request.
@@ -136,7 +157,7 @@ impl<S> Lanes<S> {
         let made: Vec<_> = made.into_iter().map(|(endpoint, service)| (endpoint, Box::new(service))).collect();
         all.extend(made.into_iter().map(|(endpoint, service)| (endpoint.id(), lane(&endpoint, service))));
         let mut next_return = u64::MAX;
-        let mut lanes = Vec::with_capacity(pool.len());
+        let (mut lanes, mut out) = (Vec::with_capacity(pool.len()), Vec::new());
         let (mut ejected, mut usable, mut resting) = (Vec::new(), 0, 0);
         for endpoint in pool.iter() {
             let lane = &all[&endpoint.id()];
@@ -149,6 +170,7 @@ impl<S> Lanes<S> {
                     ejected.push((until, lane.clone()));
                 } else {
                     resting += counts;
+                    out.push(lane.clone());
                 }
             } else {
                 usable += counts;
@@ -157,7 +179,7 @@ impl<S> Lanes<S> {
         }
         let readmitted = self.ejection.readmitted(usable, ejected.len(), resting);
         ejected.sort_by_key(|(until, _)| *until);
-        ejected.truncate(readmitted);
+        out.extend(ejected.drain(readmitted.min(ejected.len())..).map(|(_, lane)| lane));
         let forced = ejected.iter().map(|(_, lane)| lane.endpoint.force()).collect();
         lanes.extend(ejected.into_iter().map(|(_, lane)| lane));
         if all.len() > pool.len() {
@@ -170,11 +192,12 @@ impl<S> Lanes<S> {
             });
         }
         let endpoints = lanes.iter().map(|lane| lane.endpoint.clone()).collect();
-        Snapshot { endpoints, lanes: lanes.into(), prepared: OnceLock::new(), _forced: forced, version, next_return }
+        let (lanes, out, prepared) = (lanes.into(), out.into(), OnceLock::new());
+        Snapshot { endpoints, lanes, out, prepared, _forced: forced, version, next_return }
     }
 }
 
 fn lane<S>(endpoint: &Endpoint, service: Box<S>) -> Arc<Lane<S>> {
-    let (spare, contended) = (Mutex::new(None), AtomicBool::new(false));
+    let (spare, contended) = (Mutex::new(None), AtomicU64::new(u64::MAX));
     Arc::new(Lane { endpoint: endpoint.clone(), spare, contended, service })
 }

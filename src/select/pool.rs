@@ -15,7 +15,7 @@ use crate::{
     endpoint::{Endpoint, PoolState, Prices, Profile},
     key::{ApiKey, KeyError},
     outcome::{Cause, Fault},
-    request::RequestContext,
+    request::{Priority, RequestContext},
 };
 
 /// The keys a selector chooses from, and the book of their rests. Cheap to clone; keys come and go while requests run.
@@ -46,8 +46,8 @@ struct Known {
     state: Arc<PoolState>,
     book: Book,
     watchers: Mutex<Vec<Weak<dyn Watcher>>>,
-    /// How many wait for a key, with any selector.
-    waiters: AtomicUsize,
+    /// How many of each class wait for a key, with any selector.
+    waiters: [AtomicUsize; Priority::ALL.len()],
     /// For those who keep an eye on the keys without keeping a pool.
     news: watch::Sender<()>,
 }
@@ -241,14 +241,19 @@ impl Pool {
         self.0.known.news.send_replace(());
     }
 
+    /// How many requests of each class wait for a key of this pool, or of those that share with it; the highest class first.
+    pub fn waiting(&self) -> [(Priority, usize); Priority::ALL.len()] {
+        Priority::ALL.map(|class| (class, self.waiters(class).load(Ordering::Relaxed)))
+    }
+
     /// Counts who waits for a key; before they look whether there is one.
-    pub(super) fn waiters(&self) -> &AtomicUsize {
-        &self.0.known.waiters
+    pub(super) fn waiters(&self, class: Priority) -> &AtomicUsize {
+        &self.0.known.waiters[class as usize]
     }
 
     /// There may be more to spend with `endpoint`, or with others of its account, than there was: who waits for it is told.
     pub(crate) fn freed(&self, endpoint: &Endpoint) {
-        if self.0.known.waiters.load(Ordering::SeqCst) > 0 {
+        if self.0.known.waiters.iter().any(|waiters| waiters.load(Ordering::SeqCst) > 0) {
             self.tell(|watcher| watcher.freed(endpoint));
         }
     }

@@ -2,70 +2,132 @@
 //!
 //! When every endpoint that fits is busy, a request waits, and the one that has waited longest and can use what comes free
 //! must get it. Left to each endpoint's own limiter there would be as many queues as endpoints, and a request can stand in
-//! one only; polled by every waiter, each release would wake them all. So the line is the pool's: a waiter is an entry here.
-//! While there are waiters, a busy endpoint has one pending instance, polled with a waker of the endpoint's own. When that
-//! fires, the first waiter that can use the endpoint is woken and takes the instance itself; if it has left meanwhile, the
-//! next is. When nobody is left who could use it the instance is dropped, so an idle line holds nothing. There is no task.
+//! one only; polled by every waiter, each release would wake them all; and ten thousand that look at a thousand keys each are
+//! ten million looks. So the line is the pool's, and what is looked at is an endpoint that came free, not a waiter:
+//!
+//! - Who waits for the same (model, tags demanded, keys tried, what filters read) stands in one **group**. The first of it is
+//!   judged for all, and who joins a group that stands need not look at the keys at all. Groups hold up nobody but themselves.
+//! - In a group, and among the first of all groups, order is by **place**: when a request came, and its
+//!   [class](crate::request::Priority), a lower one counting as if it had come 10 s later. The order is fixed, nobody starves.
+//! - An endpoint that somebody waits for has a **desk**: an instance that is not ready, polled with a waker of the desk's own;
+//!   or an instant at which it is back; or an offer to the one who was called. An event (a permit, a reservation given back, a
+//!   rest over, a slot of a pacing filter, a key added) looks at the desk, calls the first in line who could use it, and that
+//!   one takes it, polls the next instance in its place and goes. If it has left meanwhile the next is called. Newcomers
+//!   keep off an endpoint that is somebody's at that moment, and no other.
+//! - Instants have one **timer** for all: that of the latest who came, as he stays longest. After a rest those who come back
+//!   are [spread](spread); an instant that a filter gave is used at once, by one.
+//! - Who would [not be served in time](predict) is refused at once, and when that turns out later, then. Somebody looks
+//!   through the line for that once a second, as long as it moves.
+//!
+//! A release wakes the one it is for, and the timer's keeper where that must be set anew. There is no task.
 
 use std::{
     collections::{BTreeMap, HashMap},
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{Ordering, fence},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll, Wake, Waker},
+    task::Waker,
+    time::Duration,
 };
 
-use http::Request;
 use tokio::time::Instant;
-use tower::{BoxError, Service};
 
-use super::{
-    choose::{Found, Shared},
-    filter::Fit,
-    lanes::Lane,
-    pick::Pick,
-    pool::Watcher,
-};
+use super::{choose::Shared, lanes::Lane, pick::Pick, pool::Watcher};
 use crate::{
     endpoint::{Endpoint, EndpointId},
     request::RequestContext,
 };
 
+mod alarms;
+mod desk;
+mod kind;
+mod line;
+mod predict;
+mod spread;
+mod ticket;
+
+use alarms::{Alarms, Due};
+use desk::Desk;
+use kind::{Kind, Kinds};
+use line::{Line, Place};
+pub(super) use ticket::{Heard, Ticket};
+
+/// How often somebody looks through a line that moves, for those whose turn will come too late.
+const REVIEW: Duration = Duration::from_secs(1);
+/// A look of so long ago is as good as one now for those who give up.
+const JUST_NOW: Duration = Duration::from_millis(10);
+
 /// The line.
 pub(super) struct Room<S> {
+    /// How many wait, for those who come.
+    standing: AtomicUsize,
+    kinds: Kinds,
     state: Mutex<State<S>>,
 }
 
 struct State<S> {
-    next_ticket: u64,
+    next_number: u64,
+    /// Counts how often somebody became the first of a group.
+    epoch: u64,
+    /// Counts endpoints for which nobody was called.
+    passed: u64,
+    /// Whether every endpoint must be looked at anew.
+    all_changed: bool,
     waiters: BTreeMap<u64, Waiter>,
-    pending: HashMap<EndpointId, Pending<S>>,
+    line: Line,
+    desks: HashMap<EndpointId, Desk<S>>,
+    alarms: Alarms,
 }
 
 struct Waiter {
     request: RequestContext,
     waker: Waker,
-    /// The endpoint it was woken for.
-    offered: Option<EndpointId>,
-    /// Whether it should look at the pool anew.
-    look_again: bool,
+    kind: Kind,
+    /// What it was woken for; it does not stand in line then.
+    call: Option<Call>,
+    /// What [`State::passed`] was then.
+    called: u64,
+    /// Whether something passed it over while it did not stand in line.
+    missed: bool,
 }
 
-/// The line's instance of an endpoint.
-struct Pending<S> {
-    lane: Arc<Lane<S>>,
-    /// The instance; out while somebody polls it.
-    service: Option<S>,
-    /// Whether its waker fired while it was out.
-    fired: bool,
+/// What one who waits is woken for.
+#[derive(Debug, Clone, Copy)]
+enum Call {
+    /// This endpoint is for it.
+    Offer(EndpointId),
+    /// It should look at all endpoints, for its group.
+    Look,
+    /// Nobody comes back before it gives up.
+    Hopeless,
+    /// Its turn will come only then.
+    TooLong(Instant),
+}
+
+/// Those who wait for the same as one who comes.
+pub(super) enum Others {
+    /// There are none, or it could not wait with them.
+    None,
+    /// There are some, and what they wait for is known, or somebody must look.
+    Some { known: bool },
+    /// There are so many that its turn would come only then, which is too late.
+    TooMany(Instant),
 }
 
 impl<S> Default for Room<S> {
     fn default() -> Self {
-        let state = State { next_ticket: 0, waiters: BTreeMap::new(), pending: HashMap::new() };
-        Self { state: Mutex::new(state) }
+        let state = State {
+            next_number: 0,
+            epoch: 0,
+            passed: 0,
+            all_changed: false,
+            waiters: BTreeMap::new(),
+            line: Line::default(),
+            desks: HashMap::new(),
+            alarms: Alarms::default(),
+        };
+        Self { standing: AtomicUsize::new(0), kinds: Kinds::default(), state: Mutex::new(state) }
     }
 }
 
@@ -76,369 +138,174 @@ impl<S> Room<S> {
 
     /// How many wait.
     pub(super) fn len(&self) -> usize {
-        self.lock().waiters.len()
+        self.standing.load(Ordering::Acquire)
     }
 
-    /// Puts an instance that is out back into the line. Says whether its waker fired meanwhile.
-    fn put_back(&self, lane: &Lane<S>, service: S) -> bool {
-        let mut state = self.lock();
-        match state.pending.get_mut(&lane.endpoint.id()) {
-            Some(pending) => {
-                pending.service = Some(service);
-                std::mem::take(&mut pending.fired)
-            }
-            None => {
-                drop(state);
-                drop(service);
-                false
+    /// Who waits for the same as one who comes, and will wait until `give_up`.
+    pub(super) fn others(&self, kind: Kind, request: &RequestContext, give_up: Instant, now: Instant) -> Others {
+        let state = self.lock();
+        let Some(group) = state.line.group(kind).filter(|group| group.len() > 0) else { return Others::None };
+        let known = group.view.is_fresh(now);
+        if known && group.view.is_hopeless(give_up) {
+            // looks for itself, and hears why
+            return Others::None;
+        }
+        let place = Place::new(request.arrived().unwrap_or(now), request.priority(), u64::MAX);
+        if let Some(rate) = group.flow.rate(now) {
+            let start = predict::start(now, group.view.returns(), group.ahead(place), rate);
+            if predict::is_hopeless(start, give_up, now) {
+                return Others::TooMany(start);
             }
         }
+        Others::Some { known }
     }
 
-    /// The lane of an instance that is here to be taken; if it is out, notes that its waker fired.
-    fn waits_for_a_taker(&self, id: EndpointId) -> Option<Arc<Lane<S>>> {
-        let mut state = self.lock();
-        let pending = state.pending.get_mut(&id)?;
-        pending.fired |= pending.service.is_none();
-        pending.service.is_some().then(|| pending.lane.clone())
+    /// Puts a new lane in the place of one whose stack is finished.
+    fn replace(&self, lane: &Arc<Lane<S>>) {
+        let old = self.lock().desks.get_mut(&lane.endpoint.id()).map(|desk| {
+            lane.contend(0);
+            std::mem::replace(&mut desk.lane, lane.clone())
+        });
+        drop(old);
     }
 
     /// Takes the lane out of the line.
     fn forget(&self, lane: &Lane<S>) {
-        let pending = {
-            let mut state = self.lock();
-            lane.contended.store(false, Ordering::Release);
-            state.pending.remove(&lane.endpoint.id())
-        };
+        let gone = self.lock().forget(lane.endpoint.id());
         // dropping an instance runs foreign code, so no lock may be held
-        drop(pending);
-    }
-
-    /// The same, unless somebody joined the line since its end was `end`: who joins counts on the lane's instance.
-    fn forget_at(&self, lane: &Lane<S>, end: u64) -> bool {
-        let pending = {
-            let mut state = self.lock();
-            if state.next_ticket != end {
-                return false;
-            }
-            lane.contended.store(false, Ordering::Release);
-            state.pending.remove(&lane.endpoint.id())
-        };
-        drop(pending);
-        true
+        drop(gone);
     }
 }
 
-/// A place in the line; dropping it leaves the line and passes on what was offered.
-pub(super) struct Ticket<S: Send + Sync + 'static, P: Pick> {
-    shared: Arc<Shared<S, P>>,
-    number: u64,
+impl<S> State<S> {
+    /// Has one stand in line, unless it does, or has been called.
+    fn stand(&mut self, kind: Kind, place: Place, give_up: Instant) {
+        let Some(waiter) = self.waiters.get_mut(&place.number).filter(|waiter| waiter.call.is_none()) else { return };
+        if !self.line.stands(kind, place) {
+            waiter.missed = waiter.called != self.passed;
+            self.epoch += u64::from(self.line.stand(kind, place, give_up));
+        }
+    }
+
+    /// Calls one who stands in line; whether it does. The caller wakes it.
+    fn call(&mut self, kind: Kind, place: Place, call: Call) -> bool {
+        let stands = self.line.step_out(kind, place);
+        if stands && let Some(waiter) = self.waiters.get_mut(&place.number) {
+            (waiter.call, waiter.called) = (Some(call), self.passed);
+        }
+        stands
+    }
+
+    fn waker(&self, place: Place) -> Option<Waker> {
+        self.waiters.get(&place.number).map(|waiter| waiter.waker.clone())
+    }
+
+    /// When nobody waits any more: gives out what is left, to be dropped without the lock.
+    fn close(&mut self) -> HashMap<EndpointId, Desk<S>> {
+        self.alarms = Alarms::default();
+        self.all_changed = false;
+        let desks = std::mem::take(&mut self.desks);
+        for desk in desks.values() {
+            desk.lane.contend(u64::MAX);
+        }
+        desks
+    }
+
+    /// Calls those who hope for nothing, or for too much. When to do so again.
+    fn review(&mut self, now: Instant) -> Vec<(Kind, Place, Call)> {
+        let (mut calls, mut again) = (Vec::new(), None::<Instant>);
+        let mut by = |at: Instant| again = Some(again.map_or(at, |again| again.min(at)));
+        for (kind, group) in self.line.groups_mut() {
+            let Some((first, _)) = group.first() else { continue };
+            if group.view.doubt {
+                match group.view.stale_at().filter(|at| *at > now) {
+                    Some(at) => by(at),
+                    None => {
+                        (group.view.doubt, group.view.looked) = (false, Some(now));
+                        calls.push((kind, first, Call::Look));
+                    }
+                }
+            }
+            if !group.flow.is_idle(now) {
+                by(now + REVIEW);
+            }
+            let Some(rate) = group.flow.rate(now) else { continue };
+            for (ahead, (place, give_up)) in group.idle().enumerate() {
+                let start = predict::start(now, group.view.returns(), ahead, rate);
+                if predict::is_too_late(start, give_up, now) {
+                    calls.push((kind, place, Call::TooLong(start)));
+                }
+            }
+        }
+        if let Some(again) = again {
+            self.alarms.review_by(again);
+        }
+        calls
+    }
 }
 
-impl<S: Send + Sync + 'static, P: Pick> Ticket<S, P> {
-    /// Joins the end of the line; `None` when it is full.
-    pub(super) fn take(shared: &Arc<Shared<S, P>>, request: &RequestContext, waker: &Waker) -> Option<Self> {
-        let mut state = shared.room.lock();
-        if state.waiters.len() >= shared.waiting.max_waiters {
-            return None;
-        }
-        let number = state.next_ticket;
-        state.next_ticket += 1;
-        let waiter = Waiter { request: request.clone(), waker: waker.clone(), offered: None, look_again: false };
-        state.waiters.insert(number, waiter);
-        drop(state);
-        // from here on whoever gives something back tells us, so what we see when we look next is not missed
-        shared.pool.waiters().fetch_add(1, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
-        Some(Self { shared: shared.clone(), number })
-    }
-
-    /// Sees to it that every endpoint that fits has an instance in the line. One that is ready at once is taken.
-    pub(super) fn line_up<B>(&self, request: &RequestContext, now: Instant) -> Option<Found<S>>
-    where
-        S: Service<Request<B>> + Clone,
-        S::Error: Into<BoxError>,
-    {
-        let earlier = request.ledger().current().to_vec();
-        let snapshot = self.shared.lanes.current(now);
-        for lane in &snapshot.lanes {
-            if !lane.is_contended()
-                && self.shared.fits(&lane.endpoint, &earlier, request, now) == Fit::Yes
-                && !self.shared.is_waited_for(&lane.endpoint, self.number)
-                && self.enlist(lane)
-                && let Some(service) = self.poll_instance(lane, lane.clone_of_prototype())
-            {
-                self.replenish(lane);
-                let found = self.shared.claim(lane, service, request, now);
-                if found.is_some() {
-                    return found;
-                }
-            }
-        }
-        None
-    }
-
-    /// Takes what was offered since the last poll, if it is really there. Else says whether to look at the pool anew.
-    pub(super) fn poll<B>(&self, request: &RequestContext, cx: &mut Context<'_>) -> Result<Found<S>, bool>
-    where
-        S: Service<Request<B>> + Clone,
-        S::Error: Into<BoxError>,
-    {
-        let (lane, service) = {
-            let mut state = self.shared.room.lock();
-            let State { waiters, pending, .. } = &mut *state;
-            let Some(waiter) = waiters.get_mut(&self.number) else { return Err(true) };
-            waiter.waker.clone_from(cx.waker());
-            let Some(id) = waiter.offered.take() else { return Err(std::mem::take(&mut waiter.look_again)) };
-            match pending.get_mut(&id).and_then(|pending| Some((pending.lane.clone(), pending.service.take()?))) {
-                Some(found) => found,
-                None => return Err(true),
-            }
-        };
-        if let Some(service) = self.poll_instance(&lane, service) {
-            self.replenish(&lane);
-            return self.shared.claim(&lane, service, request, Instant::now()).ok_or(true);
-        }
-        // what came free while this waiter had an offer went to others, or to nobody
-        Err(true)
-    }
-
-    /// The place in line: lower numbers came earlier.
-    pub(super) fn number(&self) -> u64 {
-        self.number
-    }
-
-    /// Reserves the lane's place in the line, unless it has one.
-    fn enlist(&self, lane: &Arc<Lane<S>>) -> bool {
-        let mut state = self.shared.room.lock();
-        if state.pending.contains_key(&lane.endpoint.id()) {
-            return false;
-        }
-        lane.contended.store(true, Ordering::Release);
-        let pending = Pending { lane: lane.clone(), service: None, fired: false };
-        state.pending.insert(lane.endpoint.id(), pending);
-        true
-    }
-
-    /// Polls an instance that is out: gives it back if it is ready, else puts it into the line.
-    fn poll_instance<B>(&self, lane: &Arc<Lane<S>>, mut service: S) -> Option<S>
-    where
-        S: Service<Request<B>> + Clone,
-        S::Error: Into<BoxError>,
-    {
-        let _lost_by_a_panic = IfPanicking(|| self.shared.give_up(lane));
-        let waker = Waker::from(Arc::new(LaneWaker { shared: Arc::downgrade(&self.shared), id: lane.endpoint.id() }));
-        match service.poll_ready(&mut Context::from_waker(&waker)) {
-            Poll::Ready(Ok(())) => Some(service),
-            Poll::Pending => {
-                if self.shared.room.put_back(lane, service) {
-                    offer(&self.shared, lane.endpoint.id());
-                }
-                None
-            }
-            Poll::Ready(Err(_)) => {
-                self.shared.lanes.rebuild(&lane.endpoint);
-                self.shared.give_up(lane);
-                None
-            }
-        }
-    }
-
-    /// After an instance was taken: another one in its place, if others still wait for the endpoint.
-    fn replenish<B>(&self, lane: &Arc<Lane<S>>)
-    where
-        S: Service<Request<B>> + Clone,
-        S::Error: Into<BoxError>,
-    {
-        while let Err(end) = first_able(&self.shared, &lane.endpoint, Some(self.number)) {
-            if self.shared.room.forget_at(lane, end) {
-                return;
-            }
-        }
-        if let Some(service) = self.poll_instance(lane, lane.clone_of_prototype()) {
-            // there is room for one more
-            self.shared.room.put_back(lane, service);
-            offer(&self.shared, lane.endpoint.id());
-        }
+impl<S, P: Pick> Shared<S, P> {
+    /// The kind of a request.
+    pub(super) fn kind(&self, request: &RequestContext) -> Option<Kind> {
+        self.room.kinds.of(request, self.filters.iter().map(|filter| &**filter))
     }
 }
 
 impl<S: Send + Sync + 'static, P: Pick> Shared<S, P> {
-    /// Takes a lane whose instance is lost out of the line; whoever waits for it lines up anew.
+    /// Sees to what is due. Whoever passes by does it, so nothing hangs on one timer.
+    pub(super) fn tick(&self) {
+        loop {
+            let now = Instant::now();
+            let (all, due) = {
+                let mut state = self.room.lock();
+                let all = std::mem::take(&mut state.all_changed);
+                let due = if all { None } else { state.alarms.due(now) };
+                (all, due)
+            };
+            match due {
+                _ if all => self.settle_all(now),
+                Some(Due::Return(id)) => self.ring(id, false),
+                Some(Due::Turn(id)) => self.ring(id, true),
+                Some(Due::Review) => self.review(now),
+                None => return,
+            }
+        }
+    }
+
+    fn review(&self, now: Instant) {
+        let mut state = self.room.lock();
+        let mut calls = state.review(now);
+        calls.retain(|(kind, place, call)| state.call(*kind, *place, *call));
+        let wakers: Vec<_> = calls.iter().filter_map(|(_, place, _)| state.waker(*place)).collect();
+        drop(state);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Takes a lane whose instance is lost out of the line; whoever waits for it is called anew.
     fn give_up(&self, lane: &Lane<S>) {
         self.room.forget(lane);
         self.changed();
     }
 }
 
-/// Does something when a panic of foreign code comes through here.
-struct IfPanicking<F: Fn()>(F);
-
-impl<F: Fn()> Drop for IfPanicking<F> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            (self.0)();
-        }
-    }
-}
-
-impl<S: Send + Sync + 'static, P: Pick> Drop for Ticket<S, P> {
-    fn drop(&mut self) {
-        self.shared.pool.waiters().fetch_sub(1, Ordering::SeqCst);
-        let (offered, told, abandoned) = {
-            let mut state = self.shared.room.lock();
-            let waiter = state.waiters.remove(&self.number);
-            let told = waiter.as_ref().is_some_and(|waiter| waiter.look_again);
-            let offered = waiter.and_then(|waiter| waiter.offered);
-            let mut abandoned = HashMap::new();
-            if state.waiters.is_empty() {
-                abandoned = std::mem::take(&mut state.pending);
-                for pending in abandoned.values() {
-                    pending.lane.contended.store(false, Ordering::Release);
-                }
-            }
-            (offered, told, abandoned)
-        };
-        // an instance may give back a permit when dropped, and so wake others: no lock may be held
-        drop(abandoned);
-        if let Some(id) = offered {
-            offer(&self.shared, id);
-        }
-        // it was told of something that it leaves to others
-        if told && self.shared.reserves {
-            self.shared.changed();
-        }
-    }
-}
-
-/// The first in line that can use the endpoint and has no other offer, else where the line ended.
-///
-/// Filters are foreign code, and this may run where another request gives something back. So no lock is held while they
-/// judge, and a panic of one is a no; whoever asked meets it again when it looks for itself.
-fn first_able<S, P: Pick>(shared: &Shared<S, P>, endpoint: &Endpoint, except: Option<u64>) -> Result<u64, u64> {
-    first_of(shared, endpoint, |number, waiter| Some(number) != except && waiter.offered.is_none())
-}
-
-/// The first of some in line that can use the endpoint, else where the line ended.
-fn first_of<S, P: Pick>(
-    shared: &Shared<S, P>,
-    endpoint: &Endpoint,
-    of: impl Fn(u64, &Waiter) -> bool,
-) -> Result<u64, u64> {
-    let now = Instant::now();
-    let mut from = 0;
-    loop {
-        let (number, request) = {
-            let state = shared.room.lock();
-            let mut rest = state.waiters.range(from..);
-            match rest.find(|(number, waiter)| of(**number, waiter)) {
-                Some((number, waiter)) => (*number, waiter.request.clone()),
-                None => return Err(state.next_ticket),
-            }
-        };
-        let earlier = request.ledger().current().to_vec();
-        let fits = || shared.fits(endpoint, &earlier, &request, now) == Fit::Yes;
-        if catch_unwind(AssertUnwindSafe(fits)).unwrap_or(false) {
-            return Ok(number);
-        }
-        from = number + 1;
-    }
-}
-
-/// Offers the endpoint's instance to the first in line who can use it; drops it if nobody can.
-fn offer<S: Send + Sync + 'static, P: Pick>(shared: &Shared<S, P>, id: EndpointId) {
-    loop {
-        let Some(lane) = shared.room.waits_for_a_taker(id) else { return };
-        match first_able(shared, &lane.endpoint, None) {
-            Ok(number) => {
-                let waker = {
-                    let mut state = shared.room.lock();
-                    state.waiters.get_mut(&number).filter(|waiter| waiter.offered.is_none()).map(|waiter| {
-                        waiter.offered = Some(id);
-                        waiter.waker.clone()
-                    })
-                };
-                // else it left meanwhile, or has another offer
-                if let Some(waker) = waker {
-                    return waker.wake();
-                }
-            }
-            Err(end) if shared.room.forget_at(&lane, end) => return,
-            Err(_) => {}
-        }
-    }
-}
-
-/// The waker of an endpoint's instance in the line.
-struct LaneWaker<S, P> {
-    shared: Weak<Shared<S, P>>,
-    id: EndpointId,
-}
-
-impl<S: Send + Sync + 'static, P: Pick> Wake for LaneWaker<S, P> {
-    fn wake(self: Arc<Self>) {
-        if let Some(shared) = self.shared.upgrade() {
-            offer(&shared, self.id);
-        }
-    }
-}
-
-impl<S, P: Pick> Shared<S, P> {
-    /// Whether somebody in line before this number could use the endpoint now, of which some is set aside for each, and waits
-    /// for no more than to be told. Who finds that out tells.
-    pub(super) fn is_waited_for(&self, endpoint: &Endpoint, before: u64) -> bool {
-        if !self.reserves || self.pool.waiters().load(Ordering::Relaxed) == 0 {
-            return false;
-        }
-        let first = first_of(self, endpoint, |number, waiter| number < before && waiter.offered.is_none());
-        if let Ok(number) = first {
-            self.wake(number);
-        }
-        first.is_ok()
-    }
-
-    fn wake(&self, number: u64) {
-        let waker = self.room.lock().waiters.get_mut(&number).map(|waiter| {
-            waiter.look_again = true;
-            waiter.waker.clone()
-        });
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-    }
-
-    /// Tells the first in line that can use the endpoint, and has not been told yet, to look. When it finds what it needs it
-    /// tells the next, so what came free reaches as many as it suffices for and wakes nobody else.
-    pub(super) fn pass_on(&self, endpoint: &Endpoint) {
-        if let Ok(number) = first_of(self, endpoint, |_, waiter| waiter.offered.is_none() && !waiter.look_again) {
-            self.wake(number);
-        }
-    }
-}
-
 impl<S: Send + Sync + 'static, P: Pick> Watcher for Shared<S, P> {
     fn freed(&self, endpoint: &Endpoint) {
-        let now = Instant::now();
-        if endpoint.is_removed() || self.lanes.back_at(endpoint, now).is_some() {
-            // others of its account may have been waited for, and it is no measure for them
-            self.changed();
-        } else {
-            self.pass_on(endpoint);
+        if self.room.len() > 0
+            && let Some(lane) = self.lanes.of(endpoint)
+        {
+            self.settle_account(&lane);
         }
     }
 
     fn changed(&self) {
-        let wakers: Vec<_> = {
+        let waker = {
             let mut state = self.room.lock();
-            state
-                .waiters
-                .values_mut()
-                .map(|waiter| {
-                    waiter.look_again = true;
-                    waiter.waker.clone()
-                })
-                .collect()
+            state.all_changed = true;
+            // stacks of new keys are made by who waits for one, not here; and whoever passes by first sees to it
+            let first = state.line.head_after(None).map(|(place, _)| place.number);
+            let number = first.or_else(|| state.waiters.keys().next().copied());
+            number.and_then(|number| state.waiters.get(&number)).map(|waiter| waiter.waker.clone())
         };
-        wakers.into_iter().for_each(Waker::wake);
+        waker.into_iter().for_each(Waker::wake);
     }
 }

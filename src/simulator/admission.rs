@@ -1,13 +1,13 @@
 //! The platform's checks, in the order the service documents them.
 //!
-//! Authentication comes before this file. Then: budgets (workspace, key cap), balance, free quota, routing,
+//! Authentication comes before this file. Then: budgets (workspace, key cap), balance, quota, free quota, routing,
 //! affordability of key and account, in-flight hold. Providers come after.
 
 use super::clock::Now;
 use super::money::DUST;
 use super::refusal::{
     self, Refusal, bad_request, cannot_afford, in_flight_exhausted, insufficient_credits, invalid_model,
-    key_cannot_afford, key_limit, not_found, weight_exceeds_budget, workspace_budget,
+    key_cannot_afford, key_limit, not_found, platform_limit, weight_exceeds_budget, workspace_budget,
 };
 use super::request::{Asked, Dialect};
 use super::routing;
@@ -40,6 +40,7 @@ impl World {
         let free = Model::is_free(&model.id);
         self.check_budgets(key, now)?;
         self.check_balance(key, free, now)?;
+        self.check_quota(key, now)?;
         if free {
             self.check_free_quota(key, now)?;
         }
@@ -86,6 +87,16 @@ impl World {
             return Err(insufficient_credits(account.ever_purchased > 0.0));
         }
         Ok(())
+    }
+
+    fn check_quota(&mut self, key: usize, now: Now) -> Result<(), Refusal> {
+        let account = self.keys[key].account;
+        let Some(quota) = &mut self.accounts[account].quota else { return Ok(()) };
+        quota.take(now.elapsed).map_err(|wait| {
+            let reset = now.wall.later(wait * 1e3).millis();
+            // both were rounded down, and before its time the next would be refused again
+            platform_limit(quota.rule.requests, reset + 2, !quota.rule.hints)
+        })
     }
 
     fn check_free_quota(&mut self, key: usize, now: Now) -> Result<(), Refusal> {

@@ -49,14 +49,19 @@ impl Attempt<'_> {
             let mut rng = self.draw.1.clone();
             let factor = 1.0 + endpoint.jitter * (rng.f64() * 2.0 - 1.0);
             let slow = self.slow(&endpoint.provider);
+            let draw = (self.draw.0.to_owned(), rng);
+            let of = (admission.model, endpoint);
+            ticket.ask(Served::new(draw, shared.clock.now().wall, self.asked, of, &shared.scenario.reply));
             wait(millis(endpoint.accept_ms * factor + slow.0)).await;
-            match self.ask_provider(*index, &admission) {
-                None => {
+            let served = ticket.answer();
+            match (self.ask_provider(*index, &admission), served) {
+                (None, Some(served)) => {
                     trace.asked(&endpoint.provider, &endpoint.model, 200);
                     let times = (endpoint.first_token_ms * factor + slow.1, endpoint.tokens_per_second);
-                    return Ok(self.accept(rng, &admission, *index, times, factor));
+                    return Ok(self.accept(*served, times, factor));
                 }
-                Some((refusal, hint)) => {
+                (None, None) => unreachable!("it was given in above"),
+                (Some((refusal, hint)), _) => {
                     trace.asked(&endpoint.provider, &endpoint.model, refusal.status);
                     let judged = refusal.status < 408;
                     failures.push((refusal, hint, &endpoint.provider));
@@ -104,21 +109,10 @@ impl Attempt<'_> {
         refused
     }
 
-    fn accept(
-        &self,
-        rng: fastrand::Rng,
-        admission: &Admission<'_>,
-        index: usize,
-        (first_token_ms, tokens_per_second): (f64, f64),
-        factor: f64,
-    ) -> Accepted {
-        let shared = self.shared;
-        let endpoint = &shared.scenario.endpoints[index];
-        let now = shared.clock.now();
-        let draw = (self.draw.0.to_owned(), rng);
-        let of = (admission.model, endpoint);
-        let mut served = Served::new(draw, now.wall, self.asked, of, &shared.scenario.reply);
-        let twist = self.strike(Stage::Body, &endpoint.provider);
+    fn accept(&self, served: Served, (first_token_ms, tokens_per_second): (f64, f64), factor: f64) -> Accepted {
+        let now = self.shared.clock.now();
+        let mut served = Served { created: now.wall, ..served };
+        let twist = self.strike(Stage::Body, &served.provider);
         if let Some(What::Huge { bytes }) = twist {
             served.huge = Some(bytes);
             served.completion_tokens = 1;
@@ -147,7 +141,8 @@ impl Accepted {
     /// The head, and a body that tells the rest in its own time.
     pub(super) fn response(self, shared: &Shared, mut ticket: Ticket, trace: &Trace) -> Response<SimulatorBody> {
         let served = Arc::new(Served { routing: trace.member(), ..self.served });
-        ticket.bill(&served);
+        let tokens = u32::try_from(served.completion_tokens.saturating_sub(1)).unwrap_or(u32::MAX);
+        ticket.bill(&served, self.first_token.saturating_add(self.per_token.saturating_mul(tokens)));
         ticket.answered(200);
         let wire = &shared.scenario.wire;
         let (content_type, first, every) = if served.streamed {

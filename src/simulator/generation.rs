@@ -71,6 +71,12 @@ impl Served {
         self.prompt_tokens as f64 * self.prices.0 + completion_tokens as f64 * self.prices.1
     }
 
+    /// Whether the work ends when the caller leaves. Only some providers stop when a stream is closed; JSON requests never
+    /// do.
+    pub(super) fn stops(&self) -> bool {
+        self.streamed && self.cancel
+    }
+
     /// What an end after `sent` tokens is charged.
     pub(super) fn charge(&self, end: EndOf, sent: u64) -> f64 {
         match end {
@@ -84,8 +90,7 @@ impl Served {
                     self.cost_of(sent)
                 }
             }
-            // Only some providers stop when a stream is closed; JSON requests never do.
-            EndOf::Left if self.streamed && self.cancel => {
+            EndOf::Left if self.stops() => {
                 if sent == 0 {
                     0.0
                 } else {

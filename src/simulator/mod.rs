@@ -102,8 +102,8 @@ mod world;
 pub use body::SimulatorBody;
 pub use control::{SimulatedKey, Simulator, utc_date};
 pub use scenario::{
-    Account, Budget, Fault, InBand, InFlight, Keep, Model, Pool, PoolKind, ProviderEndpoint, Reason, Reply, Reset,
-    RetryAfter, Scenario, ScenarioError, SimKey, Stale, What, Wire, Workspace,
+    Account, Budget, Fault, InBand, InFlight, Keep, Model, Pool, PoolKind, ProviderEndpoint, Quota, Reason, Reply,
+    Reset, RetryAfter, Scenario, ScenarioError, SimKey, Stale, What, Wire, Workspace,
 };
 pub use serve::serve;
 pub use service::{SimulatorFuture, SimulatorService};

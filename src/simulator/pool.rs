@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::scenario::{Pool, PoolKind, RetryAfter};
+use super::scenario::{Pool, PoolKind, Quota, RetryAfter};
 
 /// The state of one pool. Times are since the simulator's start.
 #[derive(Clone, Debug)]
@@ -58,6 +58,26 @@ impl PoolState {
             RetryAfter::Never => None,
             RetryAfter::Seconds(seconds) => Some(seconds as f64),
         }
+    }
+}
+
+/// The state of an account's quota: a pool of its own, in which windows need not begin with the simulation.
+#[derive(Clone, Debug)]
+pub(super) struct QuotaState {
+    pub(super) rule: Quota,
+    pool: PoolState,
+}
+
+impl QuotaState {
+    pub(super) fn new(rule: Quota) -> Self {
+        let Quota { requests, window_s, kind, .. } = rule;
+        let pool = PoolState::new(Pool { requests, window_s, kind, retry_after: RetryAfter::Never });
+        Self { rule, pool }
+    }
+
+    /// Takes one request, or says after how many seconds there is room.
+    pub(super) fn take(&mut self, elapsed: Duration) -> Result<(), f64> {
+        self.pool.take(elapsed + Duration::try_from_secs_f64(self.rule.phase_s).unwrap_or_default())
     }
 }
 

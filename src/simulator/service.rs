@@ -208,10 +208,10 @@ pub(super) fn refuse(
     let generation = reference.generation.as_deref();
     let (content_type, bytes) = refusal.body(wire, reference, owner);
     let mut headers = HeaderMap::new();
-    if let Some((limit, reset)) = refusal.quota {
-        headers.insert("x-ratelimit-limit", limit.into());
-        headers.insert("x-ratelimit-remaining", 0.into());
-        headers.insert("x-ratelimit-reset", reset.into());
+    for (name, value) in refusal.rate_limit() {
+        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), value.parse()) {
+            headers.insert(name, value);
+        }
     }
     if let Some(seconds) = refusal.retry_after.filter(|_| !wire.omit_hints) {
         headers.insert(RETRY_AFTER, seconds.into());

@@ -4,6 +4,7 @@
 //! form of ending with a price of its own.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Shared;
 use super::generation::{EndOf, Generation, Served, Settled};
@@ -17,7 +18,11 @@ pub(super) struct Ticket {
     /// Key and account.
     owner: Option<(usize, usize)>,
     hold: Option<u64>,
+    /// At a provider that has neither accepted nor refused.
+    asked: Option<Box<Served>>,
     bill: Option<Arc<Served>>,
+    /// When the provider will have written all of it, whoever listens; since the simulator was made.
+    written: Duration,
     /// Tokens handed to the caller.
     sent: u64,
     answered: bool,
@@ -51,7 +56,9 @@ impl Ticket {
             number,
             owner,
             hold: None,
+            asked: None,
             bill: None,
+            written: Duration::ZERO,
             sent: 0,
             answered: false,
             closed: false,
@@ -71,9 +78,20 @@ impl Ticket {
         self.shared.lock().accounts[account].holds.retain(|hold| hold.number != number);
     }
 
-    /// From here on the end is billed.
-    pub(super) fn bill(&mut self, served: &Arc<Served>) {
+    /// A provider is asked. Who leaves now is billed, if it is one that works on.
+    pub(super) fn ask(&mut self, served: Served) {
+        self.asked = Some(Box::new(served));
+    }
+
+    /// The provider has answered.
+    pub(super) fn answer(&mut self) -> Option<Box<Served>> {
+        self.asked.take()
+    }
+
+    /// From here on the end is billed; the provider needs so long to write it.
+    pub(super) fn bill(&mut self, served: &Arc<Served>, takes: Duration) {
         self.bill = Some(Arc::clone(served));
+        self.written = self.shared.clock.now().elapsed.saturating_add(takes);
         let Some((key, account)) = self.owner else {
             return;
         };
@@ -107,6 +125,9 @@ impl Ticket {
         if std::mem::replace(&mut self.closed, true) {
             return;
         }
+        if let Some(asked) = self.asked.take().filter(|asked| !asked.stops()) {
+            self.bill(&Arc::from(asked), Duration::ZERO);
+        }
         let now = self.shared.clock.now();
         let cost = self.bill.as_ref().map_or(0.0, |served| served.charge(end, self.sent));
         let mut world = self.shared.lock();
@@ -117,9 +138,11 @@ impl Ticket {
             if let Some(number) = self.hold.take() {
                 let account = &mut world.accounts[account];
                 let settle = account.in_flight.as_ref().map_or(0.0, |rule| rule.settle_s);
+                let works_on = end == EndOf::Left && self.bill.as_ref().is_some_and(|served| !served.stops());
+                let over = if works_on { self.written.max(now.elapsed) } else { now.elapsed };
                 for hold in account.holds.iter_mut().filter(|hold| hold.number == number) {
                     hold.amount = cost;
-                    hold.until = Some(now.elapsed + std::time::Duration::from_secs_f64(settle));
+                    hold.until = Some(over.saturating_add(Duration::from_secs_f64(settle)));
                 }
             }
         }

@@ -9,7 +9,7 @@ use super::faults::FaultState;
 use super::generation::Generation;
 use super::ids;
 use super::money::Spend;
-use super::pool::PoolState;
+use super::pool::{PoolState, QuotaState};
 use super::scenario::{Account, Budget, InFlight, Reset, Scenario, ScenarioError, SimKey, Stale};
 use super::stale::Delayed;
 use super::stats::Ledger;
@@ -25,6 +25,7 @@ pub(super) struct AccountState {
     pub(super) ever_purchased: f64,
     pub(super) spend: Spend,
     pub(super) free: FreeQuota,
+    pub(super) quota: Option<QuotaState>,
     pub(super) in_flight: Option<InFlight>,
     pub(super) holds: Vec<Hold>,
     pub(super) allowed_providers: Vec<String>,
@@ -47,6 +48,7 @@ impl AccountState {
                 day: Delayed::default(),
                 lag_ms: stale.counters_ms,
             },
+            quota: account.quota.clone().map(QuotaState::new),
             in_flight: account.in_flight.clone(),
             holds: Vec::new(),
             allowed_providers: account.allowed_providers.clone(),

@@ -1,5 +1,5 @@
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fmt,
     sync::Arc,
 };
@@ -27,9 +27,11 @@ impl BalancerHandle {
         &self.pool
     }
 
-    /// What every key did, and what was tried again.
+    /// What every key did, what was tried again, and how many of each class wait for a key.
     pub fn snapshot(&self) -> Snapshot {
-        Snapshot::of(self.pool.endpoints().iter()).with("retry", self.retry.stats())
+        let waiting: BTreeMap<_, _> =
+            self.pool.waiting().into_iter().map(|(class, count)| (class.as_str(), count)).collect();
+        Snapshot::of(self.pool.endpoints().iter()).with("retry", self.retry.stats()).with("waiting", waiting)
     }
 
     /// The breaker of an endpoint: to watch, isolate and reset it. `None` before the first request could have used it.

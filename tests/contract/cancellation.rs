@@ -45,7 +45,9 @@ macro_rules! around_every_other {
 }
 
 around_every_other! {
+    r003_r005_cancelled_anywhere_hear_out_leaves_nothing: HearOut,
     r003_r005_cancelled_anywhere_explain_leaves_nothing: Explain,
+    r003_r005_cancelled_anywhere_keep_alive_leaves_nothing: KeepAlive,
     r003_r005_cancelled_anywhere_respond_leaves_nothing: Respond,
     r003_r005_cancelled_anywhere_deadline_leaves_nothing: Deadline,
     r003_r005_cancelled_anywhere_buffer_leaves_nothing: Buffer,
@@ -53,6 +55,7 @@ around_every_other! {
     r003_r005_cancelled_anywhere_retry_leaves_nothing: Retry,
     r003_r005_cancelled_anywhere_route_leaves_nothing: Route,
     r003_r005_cancelled_anywhere_provider_leaves_nothing: Provider,
+    r003_r005_cancelled_anywhere_the_gate_leaves_nothing: Gate,
     r003_r005_cancelled_anywhere_select_leaves_nothing: Select,
     r003_r005_cancelled_anywhere_monitor_leaves_nothing: Monitor,
     r003_r005_cancelled_anywhere_breaker_leaves_nothing: Breaker,
@@ -60,7 +63,11 @@ around_every_other! {
     r003_r005_cancelled_anywhere_limit_leaves_nothing: Limit,
     r003_r005_cancelled_anywhere_waiting_limit_leaves_nothing: WaitingLimit,
     r003_r005_cancelled_anywhere_refusing_limit_leaves_nothing: RefusingLimit,
+    r003_r005_cancelled_anywhere_adaptive_limit_leaves_nothing: AdaptiveLimit,
+    r003_r005_cancelled_anywhere_rate_leaves_nothing: Rate,
+    r003_r005_cancelled_anywhere_waiting_rate_leaves_nothing: WaitingRate,
     r003_r005_cancelled_anywhere_authorize_leaves_nothing: Authorize,
+    r003_r005_cancelled_anywhere_timeouts_leaves_nothing: Timeouts,
     r003_r005_cancelled_anywhere_the_leaf_leaves_nothing: Leaf,
 }
 

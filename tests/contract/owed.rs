@@ -8,8 +8,9 @@ use http_body_util::{BodyExt, Full};
 use tokio::time;
 use tower::{BoxError, Layer, ServiceBuilder, ServiceExt, layer::util::Identity};
 use tower_openrouter::{
-    ApiKey, Balancer, BufferLayer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint, KeySelectLayer,
-    LoadMonitorLayer, OpenRouter, RequestContext, RespondLayer, RetryLayer, Snapshot,
+    ApiKey, Balancer, BufferLayer, CircuitBreakerLayer, CommitGateLayer, ConcurrencyLimitLayer, DeadlineLayer,
+    Endpoint, KeepAliveLayer, KeySelectLayer, LoadMonitorLayer, OpenRouter, RequestContext, RespondLayer, RetryLayer,
+    Snapshot,
     breaker::{BreakerPolicy, BreakerState, TripPolicy},
     endpoint_fn,
     openrouter::AuthorizeLayer,
@@ -160,6 +161,10 @@ async fn r099_no_debug_output_of_any_layer_service_handle_or_error_shows_a_secre
     show(&BufferLayer::new().layer(leaf.clone()));
     show(&DeadlineLayer::default());
     show(&DeadlineLayer::default().layer(leaf.clone()));
+    show(&CommitGateLayer::new());
+    show(&CommitGateLayer::new().layer(leaf.clone()));
+    show(&KeepAliveLayer::new());
+    show(&KeepAliveLayer::new().layer(leaf.clone()));
     show(&RespondLayer::new());
     show(&RespondLayer::new().layer(leaf.clone()));
     show(&balancer);

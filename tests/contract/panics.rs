@@ -46,6 +46,7 @@ macro_rules! storms {
 
 storms! {
     r008_panics_leave_explain_whole: Explain,
+    r008_panics_leave_keep_alive_whole: KeepAlive,
     r008_panics_leave_respond_whole: Respond,
     r008_panics_leave_deadline_whole: Deadline,
     r008_panics_leave_buffer_whole: Buffer,
@@ -53,6 +54,7 @@ storms! {
     r008_panics_leave_retry_whole: Retry,
     r008_panics_leave_route_whole: Route,
     r008_panics_leave_provider_whole: Provider,
+    r008_panics_leave_the_gate_whole: Gate,
     r008_panics_leave_select_whole: Select,
     r008_panics_leave_monitor_whole: Monitor,
     r008_panics_leave_breaker_whole: Breaker,
@@ -60,6 +62,9 @@ storms! {
     r008_panics_leave_limit_whole: Limit,
     r008_panics_leave_waiting_limit_whole: WaitingLimit,
     r008_panics_leave_refusing_limit_whole: RefusingLimit,
+    r008_panics_leave_adaptive_limit_whole: AdaptiveLimit,
+    r008_panics_leave_rate_whole: Rate,
+    r008_panics_leave_waiting_rate_whole: WaitingRate,
     r008_panics_leave_authorize_whole: Authorize,
     r008_panics_leave_the_leaf_whole: Leaf,
 }

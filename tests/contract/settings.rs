@@ -7,12 +7,13 @@ use proptest::prelude::*;
 use tokio::time;
 use tower::{Layer, ServiceBuilder, ServiceExt};
 use tower_openrouter::{
-    ApiKey, Balancer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint, KeySelectLayer, ModelRouter,
-    OpenRouter, Rejected, RespondLayer, RetryLayer,
+    ApiKey, Balancer, CircuitBreakerLayer, CommitGateLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint,
+    KeepAliveLayer, KeySelectLayer, ModelRouter, OpenRouter, Rejected, RespondLayer, RetryLayer, TimeoutsLayer,
     breaker::{BreakerPolicy, TripPolicy},
     deadline::Deadline,
     endpoint_fn,
     error::Why,
+    limit::AdaptivePolicy,
     openrouter::{MaxPrice, OnFullPool, ProviderLayer, ProviderPreferences, SortBy, Variant},
     retry::{Backoff, RetryBudget},
     select::Pool,
@@ -41,6 +42,7 @@ fn r117_every_number_out_of_range_is_refused_by_name() {
         ("limit", refusal(ConcurrencyLimitLayer::new(0))),
         ("limit", refusal(ConcurrencyLimitLayer::new(1).unwrap().handle().set_cap(0))),
         ("total", refusal(DeadlineLayer::new(ZERO))),
+        ("interval", refusal(KeepAliveLayer::new().interval(ZERO))),
         ("attempts", refusal(RetryLayer::new().attempts(0))),
         ("attempts", refusal(RetryLayer::new().attempts(RetryLayer::MOST_ATTEMPTS + 1))),
         ("attempts", refusal(RetryLayer::new().attempts(u32::MAX))),
@@ -67,13 +69,28 @@ fn r117_every_number_out_of_range_is_refused_by_name() {
         ("pattern", refusal(key().models([""]))),
         ("key", refusal(Pool::new([]))),
         ("key", refusal(ApiKey::new(""))),
-        ("headers_timeout", refusal(leaf().headers_timeout(ZERO).build(()))),
+        ("headers", refusal(TimeoutsLayer::default().headers(ZERO))),
+        ("first_output", refusal(TimeoutsLayer::default().first_output(ZERO))),
+        ("gap", refusal(TimeoutsLayer::default().gap(ZERO))),
+        ("total", refusal(TimeoutsLayer::default().total(ZERO))),
         ("error_body_limit", refusal(leaf().error_body_limit(0).build(()))),
         ("categories", refusal(leaf().categories(["a", "b", "c"]).build(()))),
         ("Title", refusal(leaf().title("a\nb").build(()))),
         ("Referer", refusal(leaf().referer("a\nb").build(()))),
         ("base URL", refusal(leaf().base_url("example.com").build(()))),
     ];
+    let learned = AdaptivePolicy::aimd;
+    table.extend([
+        ("range is 0", refusal(learned().range(0..=5))),
+        ("range is 6 to 5", refusal(learned().range(std::ops::RangeInclusive::new(6, 5)))),
+        ("range", refusal(learned().range(1..=usize::MAX))),
+        ("starts at 0", refusal(learned().start(0))),
+        ("starts at 9", refusal(learned().range(1..=8).unwrap().start(9))),
+        ("starts at 9", refusal(learned().start(9).unwrap().range(1..=8))),
+    ]);
+    for factor in [0.0, -0.5, 1.0, 1.5, f64::NAN, f64::INFINITY] {
+        table.push(("factor", refusal(learned().shrink(factor))));
+    }
     let routes = || ModelRouter::new().route("a/*", ());
     let prefer = ProviderPreferences::new;
     let provider = ProviderLayer::default;
@@ -131,7 +148,7 @@ proptest! {
 
     #[test]
     fn r118_no_time_given_to_any_layer_overflows(
-        spans in prop::collection::vec(any_span(), 16), status in prop::sample::select(vec![200u16, 401, 402, 429, 500, 503]),
+        spans in prop::collection::vec(any_span(), 19), status in prop::sample::select(vec![200u16, 401, 402, 429, 500, 503]),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async move {
@@ -154,12 +171,19 @@ proptest! {
                     .layer(limit.clone())
                     .into_inner()
             });
-            let Ok(leaf) = OpenRouter::builder().headers_timeout(spans[11]).build(innermost(&probe)) else { return };
+            let timeouts = TimeoutsLayer::default();
+            let timeouts = timeouts.clone().headers(spans[11]).unwrap_or(timeouts);
+            let timeouts = timeouts.clone().first_output(spans[10]).unwrap_or(timeouts);
+            let timeouts = timeouts.clone().gap(spans[9]).unwrap_or(timeouts);
+            let timeouts = timeouts.clone().total(spans[8]).unwrap_or(timeouts);
+            let leaf = timeouts.layer(OpenRouter::new(innermost(&probe)));
             let select = KeySelectLayer::new(pool(), per_key).max_wait(spans[12]).layer(leaf);
             let service = ServiceBuilder::new()
+                .layer(or_default(KeepAliveLayer::new().after(spans[16]).interval(spans[17])))
                 .layer(RespondLayer::new())
                 .layer(or_default(DeadlineLayer::new(spans[13])))
                 .layer(retry)
+                .layer(CommitGateLayer::new().hold(spans[18]))
                 .service(select);
             for turn in 0..8 {
                 let mut request = post(Payload::whole());

@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, join};
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, header::ACCEPT};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
 use tokio::time::Sleep;
@@ -19,17 +19,20 @@ use tower::{
     util::{BoxCloneSyncService, MapRequestLayer},
 };
 use tower_openrouter::{
-    ApiKey, BufferLayer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint, ExplainLayer,
-    KeySelectLayer, LoadMonitorLayer, ModelRouter, OpenRouter, RespondLayer, RetryLayer,
+    ApiKey, BufferLayer, CircuitBreakerLayer, CommitGateLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint,
+    ExplainLayer, KeepAliveLayer, KeySelectLayer, LoadMonitorLayer, ModelRouter, OpenRouter, RateLimitLayer,
+    RespondLayer, RetryLayer, TimeoutsLayer,
     breaker::{BreakerHandle, BreakerPolicy, BreakerState, TripPolicy},
     buffer::ReplayBody,
     endpoint_fn,
-    limit::LimitHandle,
+    limit::{AdaptiveConcurrencyLimitLayer, AdaptivePolicy, LimitHandle},
     monitor::MonitorHandle,
     openrouter::{AuthorizeLayer, OnFullPool, ProviderLayer, ProviderPreferences},
+    pace::Rate,
     request::Replay,
     retry::{Backoff, RetryHandle},
     select::{LeastInFlight, Pool},
+    stream::HearOutLayer,
 };
 
 use crate::support::Probe;
@@ -158,7 +161,9 @@ pub fn innermost(probe: &Probe) -> Stack {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
+    HearOut,
     Explain,
+    KeepAlive,
     Respond,
     Deadline,
     Buffer,
@@ -166,6 +171,7 @@ pub enum Stage {
     Retry,
     Route,
     Provider,
+    Gate,
     Select,
     Monitor,
     Breaker,
@@ -173,13 +179,19 @@ pub enum Stage {
     Limit,
     WaitingLimit,
     RefusingLimit,
+    AdaptiveLimit,
+    Rate,
+    WaitingRate,
     Authorize,
+    Timeouts,
     Leaf,
 }
 
 impl Stage {
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 24] = [
+        Self::HearOut,
         Self::Explain,
+        Self::KeepAlive,
         Self::Respond,
         Self::Deadline,
         Self::Buffer,
@@ -187,6 +199,7 @@ impl Stage {
         Self::Retry,
         Self::Route,
         Self::Provider,
+        Self::Gate,
         Self::Select,
         Self::Monitor,
         Self::Breaker,
@@ -194,14 +207,30 @@ impl Stage {
         Self::Limit,
         Self::WaitingLimit,
         Self::RefusingLimit,
+        Self::AdaptiveLimit,
+        Self::Rate,
+        Self::WaitingRate,
         Self::Authorize,
+        Self::Timeouts,
         Self::Leaf,
     ];
 
     /// Puts the stage around `inner`; `watch` sees what it holds.
     pub fn around(self, inner: Stack, watch: &mut Watch) -> Stack {
         match self {
+            // with nobody to hear it, what is left is let go
+            Self::HearOut => erase(HearOutLayer::new(drop).layer(inner)),
             Self::Explain => erase(ExplainLayer::new().all().layer(inner)),
+            Self::KeepAlive => {
+                let accepting = MapRequestLayer::new(|mut request: Request<Payload>| {
+                    request.headers_mut().insert(ACCEPT, HeaderValue::from_static("text/event-stream"));
+                    request
+                });
+                let often = Duration::from_millis(50);
+                let layer = KeepAliveLayer::new().after(often).interval(often).unwrap();
+                erase(accepting.layer(layer.layer(inner)))
+            }
+            Self::Gate => erase(CommitGateLayer::new().hold(Duration::from_millis(100)).layer(inner)),
             Self::Respond => erase(RespondLayer::new().layer(inner)),
             Self::Deadline => erase(DeadlineLayer::new(Duration::from_secs(2)).unwrap().layer(inner)),
             Self::Buffer => watch.buffer(BufferLayer::new(), inner),
@@ -241,7 +270,21 @@ impl Stage {
             Self::Limit => erase(watch.limit().layer(inner)),
             Self::WaitingLimit => erase(watch.limit().wait(16, Duration::from_millis(200)).layer(inner)),
             Self::RefusingLimit => erase(watch.limit().refuse().layer(inner)),
+            Self::AdaptiveLimit => {
+                let policy = AdaptivePolicy::gradient().range(1..=CAP).unwrap();
+                let limit = AdaptiveConcurrencyLimitLayer::new(policy);
+                watch.limits.lock().unwrap().push(limit.handle());
+                erase(limit.layer(inner))
+            }
+            Self::Rate => erase(rate().layer(inner)),
+            Self::WaitingRate => {
+                let rate = rate().wait(16, Duration::from_millis(200));
+                let handle = rate.handle();
+                watch.lines.push(Box::new(move || handle.waiting()));
+                erase(rate.layer(inner))
+            }
             Self::Authorize => erase(AuthorizeLayer::new(&ApiKey::new("sk-or-v1-key").unwrap()).layer(inner)),
+            Self::Timeouts => erase(timeouts().layer(inner)),
             Self::Leaf => erase(OpenRouter::new(inner)),
         }
     }
@@ -254,6 +297,17 @@ pub fn pool() -> Pool {
 /// Waits short enough for a storm to see several.
 pub fn quick() -> Backoff {
     Backoff::new(Duration::from_millis(10), Duration::from_millis(100)).unwrap()
+}
+
+/// A rate that a storm meets now and then.
+pub fn rate() -> RateLimitLayer {
+    RateLimitLayer::new(Rate::per_second(200.0).unwrap().burst(4).unwrap())
+}
+
+/// Limits that a storm's hanging calls and bodies meet.
+pub fn timeouts() -> TimeoutsLayer {
+    let limits = TimeoutsLayer::default().headers(Duration::from_millis(1000)).unwrap();
+    limits.first_output(Duration::from_millis(1200)).unwrap().gap(Duration::from_millis(500)).unwrap()
 }
 
 /// A breaker that opens and half-opens many times in a storm.
@@ -359,7 +413,10 @@ pub fn whole(probe: &Probe) -> (Stack, Watch) {
             .into_inner()
     });
     let select = KeySelectLayer::new(watch.pool(), per_key).pick(LeastInFlight::default());
-    let select = select.max_wait(Duration::from_millis(1500)).max_waiters(32).layer(OpenRouter::new(innermost(probe)));
+    let select = select
+        .max_wait(Duration::from_millis(1500))
+        .max_waiters(32)
+        .layer(timeouts().layer(OpenRouter::new(innermost(probe))));
     let line = select.clone();
     watch.lines.push(Box::new(move || line.waiting()));
     let kept = MapRequestLayer::new(|request: Request<ReplayBody>| request.map(Payload::Kept));
@@ -370,6 +427,7 @@ pub fn whole(probe: &Probe) -> (Stack, Watch) {
         .layer(kept)
         .layer(retry)
         .layer(ProviderLayer::new(ProviderPreferences::new().zdr(true)).unwrap())
+        .layer(CommitGateLayer::new())
         .service(select);
     (erase(service), watch)
 }

@@ -62,7 +62,7 @@ fn the_sample_file_passes_and_its_stack_is_shown_without_a_secret() {
         "route     *:free to batch, spare\n            least-in-flight; tiers 1 before 2; waits up to 30s, 1024 requests at once; \
          provider preferences of its own\n",
         "every other model to all keys\n",
-        "select    least-in-flight; tiers 1 before 2; waits up to 30s",
+        "select      least-in-flight; tiers 1 before 2; waits up to 30s",
         "{\"data_collection\":\"deny\"}, where a request does not say",
         "asked about every 1m\n",
         "3 failures in 1m open it, for 1m growing to 5m",

@@ -2,7 +2,10 @@
 
 mod api;
 mod check;
+mod cut;
 mod explain;
+mod keep_alive;
+mod leaving;
 mod polls;
 mod process;
 mod reload;

@@ -106,7 +106,7 @@ fn held_upstream() -> (Upstream, mpsc::Sender<()>) {
     let upstream = Upstream::start(move |request, stream| {
         let is_stream = request.contains("\"stream\":true");
         if is_stream {
-            stream.write_all(format!("{STREAM_HEAD}{}", chunk("data: 1\n\n")).as_bytes()).unwrap();
+            stream.write_all(format!("{STREAM_HEAD}{}", chunk(&token("1"))).as_bytes()).unwrap();
         }
         if gone.lock().unwrap().recv().is_err() {
             // the test is over
@@ -129,7 +129,7 @@ fn under_way(gateway: &Gateway, upstream: &Upstream) -> (TcpStream, TcpStream) {
     let mut stream = connect(gateway.api);
     let body = r#"{"model":"acme/swift-1","stream":true,"messages":[]}"#;
     stream.write_all(request("POST", "/v1/chat/completions", "", body).as_bytes()).unwrap();
-    until(&mut stream, "data: 1\n\n");
+    until(&mut stream, &token("1"));
     while upstream.seen().len() < 2 {
         thread::yield_now();
     }
@@ -176,7 +176,7 @@ fn r111_r112_at_the_drain_deadline_streams_end_with_an_error_and_the_process_end
     assert_eq!((reply.status, &reply.json()["error"]["code"]), (503, &503.into()));
     assert!(reply.header("retry-after").is_some());
     let end = rest(&mut stream);
-    assert!(end.contains("data: {\"error\":{\"code\":503,"), "{end:?}");
+    assert!(end.contains("\"error\":{\"code\":503,"), "{end:?}");
     assert!(!end.ends_with("0\r\n\r\n"), "the end must not look like a proper one: {end:?}");
 }
 

@@ -138,7 +138,7 @@ fn r120_a_key_that_is_taken_out_finishes_what_it_runs_and_gets_nothing_new() {
     let gone = Mutex::new(gone);
     let upstream = Upstream::start(move |request, stream| {
         if request.contains("sk-or-v1-old") {
-            stream.write_all(format!("{STREAM_HEAD}{}", chunk("data: 1\n\n")).as_bytes()).unwrap();
+            stream.write_all(format!("{STREAM_HEAD}{}", chunk(&token("1"))).as_bytes()).unwrap();
             gone.lock().unwrap().recv_timeout(PATIENCE).unwrap();
             stream.write_all(format!("{}0\r\n\r\n", chunk("data: [DONE]\n\n")).as_bytes()).unwrap();
         } else {
@@ -148,7 +148,7 @@ fn r120_a_key_that_is_taken_out_finishes_what_it_runs_and_gets_nothing_new() {
     let mut configured = Configured::start("drain", &upstream, &key("old"));
     let mut stream = connect(configured.gateway.api);
     stream.write_all(request("POST", "/v1/chat/completions", "", CHAT).as_bytes()).unwrap();
-    until(&mut stream, "data: 1\n\n");
+    until(&mut stream, &token("1"));
     configured.reload(&upstream, &key("new"));
     for _ in 0..10 {
         assert_eq!(configured.key(), "new");

@@ -72,7 +72,7 @@ async fn r099_no_key_and_no_token_shows_however_much_is_logged() {
     let path = std::env::temp_dir().join(format!("tower-openrouter-secrets-{}.toml", std::process::id()));
     fs::write(
         &path,
-        format!("select.max_wait = \"0s\"\nadmin_token = \"{OPERATOR}\"\n[[keys]]\nkey = \"{FILE_KEY}\"\n"),
+        format!("waiting.max_wait = \"0s\"\nadmin_token = \"{OPERATOR}\"\n[[keys]]\nkey = \"{FILE_KEY}\"\n"),
     )
     .unwrap();
     let mut gateway = Gateway::start(

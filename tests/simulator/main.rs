@@ -3,6 +3,7 @@
 mod broken;
 mod counts;
 mod faults;
+mod leaving;
 mod lookups;
 mod platform;
 mod pools;

@@ -200,3 +200,27 @@ async fn the_platform_checks_in_the_documented_order() {
     now.accounts[0].in_flight = None;
     expect(check(&now, "acme/x").await, 200, "");
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_accounts_quota_refuses_all_its_keys_as_a_platform_limit() {
+    for (kind, hints) in [("fixed", true), ("fixed", false), ("bucket", true), ("bucket", false)] {
+        let mut scenario = scenario();
+        scenario.accounts[0].quota = serde_json::from_value(
+            json!({"requests": 2, "window_s": 10.0, "kind": kind, "phase_s": 4.0, "hints": hints}),
+        )
+        .expect("a valid quota");
+        let simulator = simulator(scenario);
+        assert_eq!(chat(&simulator, "a1", PAID).await.status, 200);
+        assert_eq!(chat(&simulator, "a2", FREE).await.status, 200);
+        let full = chat(&simulator, "a2", PAID).await;
+        assert_eq!((full.status, full.message().as_str()), (429, "Rate limit exceeded"));
+        let wait = if kind == "fixed" { 6_000 } else { 5_000 };
+        let reset = (simulator.wall_clock_ms() + wait + 2).to_string();
+        assert_eq!(full.header("x-ratelimit-remaining"), Some("0"));
+        assert_eq!(full.header("x-ratelimit-limit"), hints.then_some("2"));
+        assert_eq!(full.header("x-ratelimit-reset"), hints.then_some(reset.as_str()), "{kind}");
+        assert_eq!(chat(&simulator, "b1", PAID).await.status, 200, "another account");
+        advance(std::time::Duration::from_millis(wait as u64 + 2)).await;
+        assert_eq!(chat(&simulator, "a1", PAID).await.status, 200, "{kind}");
+    }
+}

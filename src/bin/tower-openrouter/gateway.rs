@@ -10,13 +10,14 @@ use std::{
     time::Duration,
 };
 
-use http::Request;
+use http::{Request, Response};
+use http_body_util::Either;
 use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
     time::{sleep, timeout},
 };
-use tower::ServiceExt;
+use tower::{Layer, ServiceExt};
 use tower_openrouter::{buffer::ReplayBody, openrouter::HyperTransport};
 use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
@@ -130,7 +131,14 @@ async fn gateway<T: Transport>(
         let poller = poll::start(settings, stack.handle().pool(), leaf.clone())?;
         // the one before stops here
         *polling.lock().unwrap_or_else(PoisonError::into_inner) = poller;
-        Ok(app::app(Routed::new(stack.all.service(leaf), routes), shared))
+        let hear_out = stack::hear_out(&settings.timeouts);
+        let service = Routed::new(stack.all.service(leaf), routes);
+        let service = service.map_response(move |response: Response<_>| match &hear_out {
+            None => response.map(Either::Left),
+            Some(hear_out) => hear_out.watch(response).map(Either::Right),
+        });
+        // above all that waits, and below what writes on heads
+        Ok(app::app(stack::keep_alive(&settings.stream)?.layer(service), shared))
     };
     let mut runner = Runner::new(arguments, configuration, make, drain.clone(), traces, is_simulated)?;
     let listener = bind(listen, "listen").await?;

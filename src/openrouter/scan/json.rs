@@ -29,6 +29,10 @@ impl Json {
         Self { exact, kept: None }
     }
 
+    pub(super) fn is_of_known_length(&self) -> bool {
+        self.exact.is_some()
+    }
+
     pub(super) fn has_begun(&self) -> bool {
         self.kept.as_ref().is_some_and(|kept| !kept.bytes.is_empty())
     }

@@ -2,11 +2,11 @@
 
 use memchr::memchr2;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
     KEPT, Note,
-    usage::{ERROR, has_member},
+    usage::{ERROR, has_member, value_after},
 };
 use crate::outcome::Retry;
 
@@ -21,6 +21,8 @@ pub(super) struct Sse {
     /// The current line is longer than we keep: it is passed over.
     overlong: bool,
     began: bool,
+    /// The current event is named an error, whatever its data says.
+    named_error: bool,
 }
 
 /// Whose events these are, which says where output, usage and the end are found.
@@ -71,13 +73,19 @@ impl Sse {
             return;
         }
         self.overlong = true;
-        let whole = [std::mem::take(&mut self.line), piece.get(..KEPT).unwrap_or(piece).to_vec()].concat();
-        if let Some(data) = data_of(&whole) {
-            // no error is that long: an image, say, or the whole answer once more at its end
+        let mut head = std::mem::take(&mut self.line);
+        // as much as is kept in any case, so that it is the same wherever the line was cut
+        head.extend_from_slice(&piece[..KEPT - head.len()]);
+        let Some(data) = data_of(&head) else { return };
+        if ["response.completed", "response.incomplete"].iter().any(|kind| starts_with_type(data, kind)) {
+            // the whole answer once more at its end
+            note.complete();
+        } else if let Some(error) = error_in_head(data) {
+            // with a page of the provider's in it, say
+            note.error_in(&error);
+        } else {
+            // an image, say
             note.output();
-            if ["response.completed", "response.incomplete"].iter().any(|kind| starts_with_type(data, kind)) {
-                note.complete();
-            }
         }
     }
 
@@ -103,7 +111,10 @@ impl Sse {
         if line.is_empty() {
             return self.dispatch(note);
         }
-        let Some(data) = data_of(line) else { return };
+        let Some(data) = data_of(line) else {
+            self.named_error |= is_named_error(line);
+            return;
+        };
         let alone = self.event.is_empty();
         if alone && data.trim_ascii() == b"[DONE]" {
             note.output();
@@ -123,19 +134,23 @@ impl Sse {
 
     /// The end of an event that was not understood line by line.
     fn dispatch(&mut self, note: &mut Note) {
-        if self.event.is_empty() {
-            return;
+        if !self.event.is_empty() {
+            let event = std::mem::take(&mut self.event);
+            if !self.read(&event, note) {
+                if self.named_error {
+                    note.error_in(&json!({ "type": "error", "message": String::from_utf8_lossy(&event) }));
+                } else {
+                    // not JSON: whatever it is, the caller gets something
+                    note.output();
+                }
+            }
         }
-        let event = std::mem::take(&mut self.event);
-        if !self.read(&event, note) {
-            // not JSON: whatever it is, the caller gets something
-            note.output();
-        }
+        self.named_error = false;
     }
 
     /// Reads an event; `false` if it is not JSON.
     fn read(&mut self, event: &[u8], note: &mut Note) -> bool {
-        let committed = note.committed;
+        let committed = note.committed && !self.named_error;
         if committed && self.shape == Shape::Chat && !has_member(event, &ERROR) {
             note.usage_in(event);
             return true;
@@ -151,6 +166,11 @@ impl Sse {
         }
         let Ok(document) = serde_json::from_slice::<Value>(event) else { return false };
         if note.error_in(&document) {
+            return true;
+        }
+        if self.named_error {
+            // no member says so, but then the name does
+            note.error_in(&json!({ "type": "error", "code": document["code"], "message": document["message"] }));
             return true;
         }
         let kind = document["type"].as_str().unwrap_or_default();
@@ -174,7 +194,7 @@ impl Sse {
                 note.complete();
             }
             "response.failed" => {
-                note.error_in(&serde_json::json!({ "type": kind }));
+                note.error_in(&json!({ "type": kind }));
             }
             // it reports the whole; what comes at the start is only the prompt's
             "" | "message_delta" => note.usage_in(event),
@@ -187,6 +207,23 @@ impl Sse {
 fn data_of(line: &[u8]) -> Option<&[u8]> {
     let data = line.strip_prefix(b"data:")?;
     Some(data.strip_prefix(b" ").unwrap_or(data))
+}
+
+/// Whether a line names its event an error.
+fn is_named_error(line: &[u8]) -> bool {
+    line.strip_prefix(b"event:").is_some_and(|name| matches!(name.trim_ascii(), b"error" | b"response.error"))
+}
+
+/// The error whose beginning stands in an event of which the end is missing: its code is all that can be read.
+fn error_in_head(data: &[u8]) -> Option<Value> {
+    let mut errors = ERROR.find_iter(data).filter_map(|at| value_after(&data[at + ERROR.needle().len()..]));
+    let error = errors.find(|value| value.starts_with(b"{"))?;
+    let code = memchr::memmem::find(error, b"\"code\"").and_then(|at| value_after(&error[at + 6..])).map(|value| {
+        let value = value.strip_prefix(b"\"").unwrap_or(value);
+        let digits = value.iter().take(4).take_while(|byte| byte.is_ascii_digit());
+        digits.fold(0, |code, digit| code * 10 + u64::from(digit - b'0'))
+    });
+    Some(json!({ "error": { "code": code } }))
 }
 
 fn starts_with_type(data: &[u8], kind: &str) -> bool {
@@ -204,7 +241,9 @@ fn is_output(event: &Value, kind: &str) -> bool {
         });
     }
     match kind {
-        "" | "ping" | "message_start" | "response.created" | "response.queued" | "response.in_progress" => false,
+        // of no shape that is known: whatever it is, the caller gets something
+        "" => event.as_object().is_none_or(|members| members.keys().any(|name| name != "id")),
+        "ping" | "message_start" | "response.created" | "response.queued" | "response.in_progress" => false,
         "content_block_start" => event["content_block"]["type"] == "tool_use",
         "response.output_item.added" => event["item"]["type"] == "function_call",
         "response.content_part.added" | "response.reasoning_summary_part.added" => false,

@@ -39,6 +39,10 @@ impl CreditFloor {
 }
 
 impl Filter for CreditFloor {
+    fn kind(&self, _request: &RequestContext) -> Option<u64> {
+        Some(0)
+    }
+
     fn judge(&self, endpoint: &Endpoint, _request: &RequestContext, now: Instant) -> Fit {
         let credit = endpoint.credit();
         match credit.spendable(now) {

@@ -1,3 +1,5 @@
+use std::hash::{DefaultHasher, Hash, Hasher};
+
 use tokio::time::Instant;
 
 use super::{Ended, Filter, Fit};
@@ -92,6 +94,16 @@ impl CreditLimit {
 }
 
 impl Filter for CreditLimit {
+    /// The models it may be served by, the most it may say, and its length to a quarter.
+    fn kind(&self, request: &RequestContext) -> Option<u64> {
+        let asks = request.asks();
+        let bytes = request.body().map_or(0, |body| body.len() as u64);
+        let quarter = bytes.checked_ilog2().map_or(0, |power| (power << 2) | (bytes << 2 >> power) as u32 & 3);
+        let mut hasher = DefaultHasher::new();
+        (&asks.models, asks.max_tokens, quarter).hash(&mut hasher);
+        Some(hasher.finish())
+    }
+
     fn judge(&self, endpoint: &Endpoint, request: &RequestContext, now: Instant) -> Fit {
         match endpoint.credit().fits(self.worst_case(endpoint, request), now) {
             Fits::Yes => Fit::Yes,
@@ -149,7 +161,14 @@ fn may_have_run(fault: &Fault) -> bool {
     fault.retry == Retry::Unclear
         || matches!(
             fault.cause,
-            Cause::MidStream | Cause::Truncated | Cause::UpstreamTimeout | Cause::Timeout | Cause::Reset
+            Cause::MidStream
+                | Cause::Truncated
+                | Cause::UpstreamTimeout
+                | Cause::Timeout
+                | Cause::HeadersTimeout
+                | Cause::FirstOutputTimeout
+                | Cause::GapTimeout
+                | Cause::Reset
         )
 }
 
@@ -190,7 +209,7 @@ mod tests {
 
     fn ended(now: Instant, outcome: Option<Outcome>, cost: Option<f64>) -> Ended {
         let usage = cost.map(|cost| Usage { cost, ..Usage::default() });
-        Ended { since: now, now: now + SECOND, sent: true, outcome, usage }
+        Ended { since: now, now: now + SECOND, sent: true, first_output: None, outcome, usage, limit: None }
     }
 
     #[test]

@@ -41,6 +41,10 @@ impl RequireTags {
 }
 
 impl Filter for RequireTags {
+    fn kind(&self, _request: &RequestContext) -> Option<u64> {
+        Some(0)
+    }
+
     fn judge(&self, endpoint: &Endpoint, _request: &RequestContext, _now: Instant) -> Fit {
         if has_all(endpoint, &self.0) { Fit::Yes } else { Fit::No }
     }

@@ -126,6 +126,12 @@ pub(crate) fn free_per_day(limit: u64, high_balance: bool, now: Wall) -> Refusal
         .with("provider_name", Value::Null)
 }
 
+/// A limit of the account that is not the free tier's; `silent`: neither how many nor until when.
+pub(crate) fn platform_limit(limit: u64, reset_ms: i64, silent: bool) -> Refusal {
+    let refusal = Refusal::new(429, "rate_limit_exceeded", "Rate limit exceeded");
+    Refusal { quota: Some((limit, reset_ms)), silent, ..refusal }
+}
+
 pub(crate) fn pool_full(model: &str, provider: &str, wait: Option<f64>) -> Refusal {
     let raw = format!("{model} is temporarily rate-limited upstream. Please retry shortly, or add your own key.");
     let refusal = Refusal::new(429, "rate_limit_exceeded", "Provider returned error")

@@ -25,6 +25,8 @@ pub(super) struct Refusal {
     pub(super) metadata: Map<String, Value>,
     /// `X-RateLimit-Limit` and `-Reset`; `-Remaining` is always 0.
     pub(super) quota: Option<(u64, i64)>,
+    /// Whether of these only `-Remaining` is sent.
+    pub(super) silent: bool,
     pub(super) retry_after: Option<u64>,
     /// Whether providers were tried, which gives the request an id.
     pub(super) routed: bool,
@@ -40,6 +42,7 @@ impl Refusal {
             error_type: Some(error_type),
             metadata: Map::new(),
             quota: None,
+            silent: false,
             retry_after: None,
             routed: false,
             verbatim: None,
@@ -65,16 +68,24 @@ impl Refusal {
         self
     }
 
+    /// The headers that say what quota was met, if one was.
+    pub(super) fn rate_limit(&self) -> impl Iterator<Item = (&'static str, String)> {
+        let told = self.quota.filter(|_| !self.silent);
+        [
+            ("X-RateLimit-Limit", told.map(|(limit, _)| limit.to_string())),
+            ("X-RateLimit-Remaining", self.quota.map(|_| "0".to_owned())),
+            ("X-RateLimit-Reset", told.map(|(_, reset)| reset.to_string())),
+        ]
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, value?)))
+    }
+
     /// The `metadata` member under the wire's switches; empty when none is left.
     pub(super) fn visible_metadata(&self, wire: &Wire) -> Map<String, Value> {
         let mut metadata = self.metadata.clone();
-        if let Some((limit, reset)) = self.quota {
-            let headers = json!({
-                "X-RateLimit-Limit": limit.to_string(),
-                "X-RateLimit-Remaining": "0",
-                "X-RateLimit-Reset": reset.to_string(),
-            });
-            metadata.insert("headers".to_owned(), headers);
+        if self.quota.is_some() {
+            let headers: Map<_, _> = self.rate_limit().map(|(name, value)| (name.to_owned(), value.into())).collect();
+            metadata.insert("headers".to_owned(), headers.into());
         }
         if wire.legacy_bodies {
             for member in ["limit_source", "reason", "remedy_hint"] {

@@ -4,8 +4,8 @@ use serde_json::json;
 
 use super::{
     Refusal, cannot_afford, free_per_day, free_per_minute, in_flight_exhausted, insufficient_credits,
-    key_cannot_afford, key_limit, management_key, of_status, provider_failed, unroutable, weight_exceeds_budget,
-    workspace_budget,
+    key_cannot_afford, key_limit, management_key, of_status, platform_limit, provider_failed, unroutable,
+    weight_exceeds_budget, workspace_budget,
 };
 use crate::simulator::clock::Wall;
 use crate::simulator::scenario::{Reason, Reset, What};
@@ -69,10 +69,7 @@ pub(crate) fn of_reason(reason: Reason, struck: &Struck<'_>) -> Refusal {
             .with("previous_errors", json!([{"provider": "SomeProvider", "code": 429, "status": 429}])),
         Reason::FreePerMinute => free_per_minute(20, struck.now),
         Reason::FreePerDay => free_per_day(50, false, struck.now),
-        Reason::PlatformLimit => {
-            let quota = Some((100, struck.now.next_minute().millis()));
-            Refusal { quota, ..Refusal::new(429, "rate_limit_exceeded", "Rate limit exceeded") }
-        }
+        Reason::PlatformLimit => platform_limit(100, struck.now.next_minute().millis(), false),
         Reason::UpstreamByok => provider_failed("SomeProvider", 429)
             .limited_by("upstream_provider_byok", "Your own provider key is rate-limited.")
             .with("is_byok", true),

@@ -60,7 +60,8 @@ pub struct ProviderEndpoint {
     pub jitter: f64,
     /// The shared pool. Default unlimited.
     pub pool: Option<Pool>,
-    /// Whether closing a stream stops work and billing. Default true.
+    /// Whether closing a stream stops work and billing. Default true. An answer that is not streamed is never stopped, from
+    /// when the provider is asked: it is written, and billed, to its end, and its hold lasts as long.
     #[serde(default = "yes")]
     pub cancel: bool,
 }

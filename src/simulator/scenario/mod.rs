@@ -81,6 +81,8 @@ pub struct Account {
     /// `true`: an organisation (`org_…`), else a user (`user_…`). Default false.
     #[serde(default)]
     pub organization: bool,
+    /// A limit on the account's requests for any model, beside its free quota; absent: none, as documented.
+    pub quota: Option<Quota>,
     /// Requests to `:free` models per minute. Default 20, as documented by OpenRouter.
     #[serde(default = "free_per_minute")]
     pub free_per_minute: u64,
@@ -98,6 +100,37 @@ pub struct Account {
 
 const fn free_per_minute() -> u64 {
     20
+}
+
+/// So many requests of an account per window, whatever the model; more are refused with the 429 of a platform limit.
+///
+/// OpenRouter documents none for paid models, but answers in this form were seen. All defaults are ours. Refused requests do
+/// not count.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quota {
+    /// Requests per window.
+    pub requests: u64,
+    /// Length of the window, seconds. Default 60.
+    #[serde(default = "minute")]
+    pub window_s: f64,
+    /// How the window moves. Default fixed.
+    #[serde(default)]
+    pub kind: PoolKind,
+    /// How much of a fixed window has gone by when the simulation starts, seconds. Default 0.
+    #[serde(default)]
+    pub phase_s: f64,
+    /// `true`: the 429 says how many `requests` are allowed and when the next is; else only that none remains. Default true.
+    #[serde(default = "yes")]
+    pub hints: bool,
+}
+
+const fn minute() -> f64 {
+    60.0
+}
+
+const fn yes() -> bool {
+    true
 }
 
 /// The in-flight budget: a transient hold on the estimated cost of running paid requests.

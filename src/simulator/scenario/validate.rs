@@ -78,6 +78,12 @@ impl Scenario {
             not_negative(at("credits"), account.credits)?;
             not_negative(at("used"), account.used)?;
             not_negative(at("ever_purchased"), account.ever_purchased.unwrap_or(0.0))?;
+            if let Some(quota) = &account.quota {
+                if !(quota.window_s.is_finite() && quota.window_s > 0.0) {
+                    return fail(at("quota.window_s"), "must be above 0 seconds");
+                }
+                not_negative(at("quota.phase_s"), quota.phase_s)?;
+            }
             if let Some(hold) = &account.in_flight {
                 not_negative(at("in_flight.ceiling"), hold.ceiling)?;
                 not_negative(at("in_flight.settle_s"), hold.settle_s)?;

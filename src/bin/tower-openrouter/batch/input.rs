@@ -165,6 +165,8 @@ impl Columns {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// A row's number, its line, and what it holds or what is wrong with it.
@@ -209,5 +211,26 @@ mod tests {
         assert!(trouble.starts_with(" line 1: it has no column `prompt`, only `id;prompt`"), "{trouble}");
         assert!(rows("d.csv", b"").unwrap_err().contains("no column `prompt`"));
         assert_eq!(rows("e.csv", b"prompt\n\xff\n").unwrap()[0].2.as_ref().unwrap_err(), "it is not UTF-8 text");
+    }
+
+    proptest! {
+        #[test]
+        fn r119_any_bytes_are_rows_or_say_what_is_wrong(
+            pieces in proptest::collection::vec(prop_oneof![
+                prop::sample::select(&[
+                    "prompt", "custom_id,prompt,model\n", "\"", "\"\"", ",", "\n", "\r\n", "\u{feff}", "{", "}",
+                    "{\"prompt\":\"Hi\"}\n", "{\"custom_id\":1,\"body\":{\"messages\":[]},\"url\":\"/v1/messages\"}\n",
+                ][..]).prop_map(|text| text.as_bytes().to_vec()),
+                proptest::collection::vec(any::<u8>(), 0..8),
+            ], 0..16),
+            is_csv: bool,
+        ) {
+            let name = if is_csv { "fuzz.csv" } else { "fuzz.jsonl" };
+            let content = if is_csv { [b"prompt,x\n".to_vec(), pieces.concat()].concat() } else { pieces.concat() };
+            let lines = content.iter().filter(|byte| matches!(byte, b'\n' | b'\r')).count() as u64 + 1;
+            for (number, told) in (1..).zip(rows(name, &content).into_iter().flatten()) {
+                prop_assert!(told.0 == number && told.1 <= lines);
+            }
+        }
     }
 }

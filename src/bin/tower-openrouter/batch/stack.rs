@@ -32,7 +32,7 @@ impl Stack {
     pub(super) fn open(arguments: &Arguments, concurrency: usize) -> Result<Self, Box<dyn Error>> {
         let mut configuration = arguments.load(&env::vars_os().collect())?;
         let upstream = Upstream::choose(&mut configuration)?;
-        let waiters = &mut configuration.settings.select.max_waiters;
+        let waiters = &mut configuration.settings.waiting.max_waiters;
         *waiters = concurrency.max(*waiters);
         let opened = match upstream {
             Upstream::Real => Self::before(&configuration, HyperTransport::<ReplayBody>::new(), None),

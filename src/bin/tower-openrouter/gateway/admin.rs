@@ -21,9 +21,9 @@ use http::{
 use serde::Serialize;
 use serde_json::json;
 use tokio::time::Instant;
-use tower_openrouter::{explain::Trace, stack::BalancerHandle};
+use tower_openrouter::{answer::Shape, explain::Trace, stack::BalancerHandle};
 
-use super::{access::Access, drain::Drain, live::Live, refusal::Dialect, traces::Traces};
+use super::{access::Access, drain::Drain, live::Live, refusal, traces::Traces};
 
 /// What the operator may ask about.
 #[derive(Debug, Clone)]
@@ -56,7 +56,7 @@ pub(super) fn app(admin: Live<Admin>) -> Router {
 }
 
 fn refuse(status: StatusCode, message: &str) -> Response<Body> {
-    Dialect::OpenRouter.refuse(status, message)
+    refusal::refuse(Shape::Chat, status, message)
 }
 
 async fn guard(State(admin): Asked, request: Request, next: Next) -> Response<Body> {

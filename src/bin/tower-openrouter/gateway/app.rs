@@ -30,12 +30,12 @@ use tower_http::{
     sensitive_headers::SetSensitiveRequestHeadersLayer,
     trace::{DefaultOnFailure, TraceLayer},
 };
-use tower_openrouter::ExplainLayer;
+use tower_openrouter::{ExplainLayer, answer::Shape};
 use tracing::{Level, debug_span, error};
 
 use super::{
     proxy::{Proxy, ProxyBody, ProxyFuture, REQUEST_ID, Shared},
-    refusal::Dialect,
+    refusal::refuse,
     traces::Explained,
 };
 
@@ -194,17 +194,17 @@ where
 }
 
 async fn not_found(uri: Uri) -> Response<Body> {
-    Dialect::of(uri.path()).refuse(StatusCode::NOT_FOUND, "Not Found")
+    refuse(Shape::of_path(uri.path()), StatusCode::NOT_FOUND, "Not Found")
 }
 
 async fn method_not_allowed(uri: Uri) -> Response<Body> {
-    Dialect::of(uri.path()).refuse(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed")
+    refuse(Shape::of_path(uri.path()), StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed")
 }
 
 fn panicked(panic: Box<dyn Any + Send>) -> Response<Body> {
     let what = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     error!(what = what.unwrap_or("no message"), "a request panicked; please report it");
-    Dialect::OpenRouter.refuse(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error")
+    refuse(Shape::Chat, StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error")
 }
 
 /// Request ids that tell requests of all gateways apart and cost next to nothing: a name of this process, and a count.

@@ -7,7 +7,7 @@ use http_body_util::Full;
 use tower_openrouter::{ApiKey, buffer::ReplayBody, openrouter::HyperTransport};
 
 use super::{
-    config::{Configuration, PickName, Select, Settings, Trouble, Unrouted, WhenFull},
+    config::{Configuration, PickName, Select, Settings, Stream, Timeouts, Trouble, Unrouted, Waiting, WhenFull},
     stack::Stack,
     traces::Explained,
     upstream,
@@ -36,7 +36,7 @@ impl fmt::Display for Plan<'_> {
         let asks = |token: bool| if token { "asks for a token" } else { "asks for no token" };
         let upstream = if self.simulated { "the simulator, since there is no key" } else { settings.upstream() };
         writeln!(f, "the configuration is valid")?;
-        let mut line = |name: &str, what: fmt::Arguments<'_>| writeln!(f, "  {name:<10}{what}");
+        let mut line = |name: &str, what: fmt::Arguments<'_>| writeln!(f, "  {name:<12}{what}");
         if let Some(file) = self.configuration.file() {
             line("file", format_args!("{file}"))?;
         }
@@ -50,7 +50,7 @@ impl fmt::Display for Plan<'_> {
         line("explain", format_args!("{explained}"))?;
         outer(settings, &mut line)?;
         routes(settings, keys, &mut line)?;
-        line("select", format_args!("{}", Selecting(&settings.select, keys)))?;
+        line("select", format_args!("{}", Selecting(&settings.select, settings.waiting, keys)))?;
         inner(settings, &mut line)?;
         line("upstream", format_args!("{upstream}"))?;
         line("keys", format_args!("{}", keys.len()))?;
@@ -61,6 +61,11 @@ impl fmt::Display for Plan<'_> {
 /// The stages above the routes, and around each.
 fn outer(settings: &Settings, line: &mut Line<'_>) -> fmt::Result {
     let Settings { deadline, retry, limits, .. } = settings;
+    let Stream { keep_alive_after: after, keep_alive_interval: interval, .. } = settings.stream;
+    match after.0.is_zero() {
+        true => line("keep-alive", format_args!("none"))?,
+        false => line("keep-alive", format_args!("streams are open after {after}, with a comment every {interval}"))?,
+    }
     line("deadline", format_args!("{deadline} for a request in all"))?;
     line(
         "buffer",
@@ -98,7 +103,13 @@ fn routes(settings: &Settings, keys: &[ApiKey], line: &mut Line<'_>) -> fmt::Res
         let labels: Vec<_> = group.iter().map(ApiKey::name).collect();
         let own = if route.provider.is_some() { "; provider preferences of its own" } else { "" };
         line("route", format_args!("{} to {}", route.models.join(", "), labels.join(", ")))?;
-        line("", format_args!("{}{own}", Selecting(&route.select(&settings.select), &group)))?;
+        line(
+            "",
+            format_args!(
+                "{}{own}",
+                Selecting(&route.select(&settings.select), route.waiting(settings.waiting), &group)
+            ),
+        )?;
     }
     let models = &settings.models;
     if !settings.routes.is_empty() {
@@ -115,7 +126,7 @@ fn routes(settings: &Settings, keys: &[ApiKey], line: &mut Line<'_>) -> fmt::Res
 
 /// The stages below.
 fn inner(settings: &Settings, line: &mut Line<'_>) -> fmt::Result {
-    let Settings { models, provider, credit, breaker, limits, .. } = settings;
+    let Settings { models, provider, credit, breaker, limits, pace, timeouts, .. } = settings;
     if let Some(variant) = models.variant {
         line("variant", format_args!(":{}, where a request has none", variant.as_str()))?;
     }
@@ -125,6 +136,11 @@ fn inner(settings: &Settings, line: &mut Line<'_>) -> fmt::Result {
     let preferences = serde_json::to_string(provider).map_err(|_| fmt::Error)?;
     if preferences != "{}" {
         line("provider", format_args!("{preferences}, where a request does not say"))?;
+    }
+    let Stream { hold, hold_bytes, .. } = settings.stream;
+    match hold.0.is_zero() || hold_bytes.0 == 0 {
+        true => line("gate", format_args!("none"))?,
+        false => line("gate", format_args!("heads are held for output, {hold} and {hold_bytes} at most"))?,
     }
     if credit.poll_interval.0.is_zero() {
         line("credit", format_args!("never asked about"))?;
@@ -149,17 +165,35 @@ fn inner(settings: &Settings, line: &mut Line<'_>) -> fmt::Result {
         ),
     )?;
     match limits.max_in_flight {
-        Some(cap) => line("limit", format_args!("{cap} at once on a key that has no limit of its own")),
-        None => line("limit", format_args!("none on a key that has no limit of its own")),
+        Some(cap) => line("limit", format_args!("{cap} at once on a key that has no limit of its own"))?,
+        None => line("limit", format_args!("none on a key that has no limit of its own"))?,
     }
+    let given = [
+        (pace.requests_per_minute, "requests a minute"),
+        (pace.tokens_per_minute, "tokens a minute"),
+        (pace.requests_per_day, "requests a UTC day"),
+    ];
+    let given: Vec<_> = given.iter().filter_map(|(limit, of)| Some(format!("{} {of}", (*limit)?))).collect();
+    let learn = if pace.learn { "learned from each account's refusals" } else { "not learned" };
+    match given.as_slice() {
+        [] => line("pace", format_args!("{learn}"))?,
+        given => line("pace", format_args!("{learn}; {} for {}", given.join(", "), pace.scope))?,
+    }
+    let Timeouts { headers, first_output, gap, total, hear_out, hear_out_bytes } = timeouts;
+    let limits = format_args!("head {headers}, first output {first_output}, gap {gap}, an attempt in all {total}");
+    line("timeouts", limits)?;
+    if hear_out.0.is_zero() {
+        return Ok(());
+    }
+    line("", format_args!("when a client leaves, the rest is heard out for {hear_out} and {hear_out_bytes} at most"))
 }
 
 /// How one selects among these keys.
-struct Selecting<'a>(&'a Select, &'a [ApiKey]);
+struct Selecting<'a>(&'a Select, Waiting, &'a [ApiKey]);
 
 impl fmt::Display for Selecting<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(select, keys) = self;
+        let Self(select, waiting, keys) = self;
         write!(f, "{}", select.pick)?;
         if select.pick == PickName::Sticky {
             write!(f, ", on to the next key below {}", select.sticky_floor)?;
@@ -177,7 +211,7 @@ impl fmt::Display for Selecting<'_> {
             let tiers: Vec<_> = tiers.iter().map(u32::to_string).collect();
             write!(f, "; tiers {}", tiers.join(" before "))?;
         }
-        write!(f, "; waits up to {}, {} requests at once", select.max_wait, select.max_waiters)?;
+        write!(f, "; waits up to {}, {} requests at once", waiting.max_wait, waiting.max_waiters)?;
         if select.max_ejected.0 < 1.0 {
             write!(f, "; at most {} of the keys out for failing", select.max_ejected)?;
         }

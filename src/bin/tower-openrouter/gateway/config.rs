@@ -12,9 +12,12 @@ mod trouble;
 mod values;
 
 pub(crate) use arguments::Arguments;
-pub(crate) use settings::{Breaker, Credit, Limits, PickName, Retry, Select, Settings, Token, Unrouted, WhenFull};
+pub(crate) use settings::{
+    Breaker, Credit, Limits, Pace, PaceScopeName, PickName, Retry, Select, Settings, Stream, Timeouts, Token, Unrouted,
+    Waiting, WhenFull,
+};
 pub(crate) use trouble::Trouble;
-pub(crate) use values::{Dollars, Span};
+pub(crate) use values::{Dollars, Size, Span};
 
 use trouble::Source;
 

@@ -15,8 +15,9 @@ use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::sync::{Notify, futures::OwnedNotified, watch};
 use tower::BoxError;
+use tower_openrouter::answer::Shape;
 
-use super::refusal::Dialect;
+use super::refusal;
 
 pub(super) const STOPPING: &str = "the gateway is stopping: send the request again";
 
@@ -105,7 +106,7 @@ pin_project! {
         body: B,
         #[pin]
         cut: WhenCut,
-        dialect: Dialect,
+        shape: Shape,
         state: State,
     }
 }
@@ -118,8 +119,8 @@ enum State {
 }
 
 impl<B> Cuttable<B> {
-    pub(super) fn new(body: B, drain: &Drain, dialect: Dialect) -> Self {
-        Self { body, cut: drain.when_cut(), dialect, state: State::Flowing }
+    pub(super) fn new(body: B, drain: &Drain, shape: Shape) -> Self {
+        Self { body, cut: drain.when_cut(), shape, state: State::Flowing }
     }
 }
 
@@ -140,7 +141,7 @@ where
                 }
                 ready!(this.cut.poll(cx));
                 *this.state = State::Told;
-                Poll::Ready(Some(Ok(Frame::data(this.dialect.last_event(STOPPING)))))
+                Poll::Ready(Some(Ok(Frame::data(refusal::last_event(*this.shape, STOPPING)))))
             }
             // a turn for the event to be written, which an error would discard
             State::Told => {
@@ -179,7 +180,7 @@ mod tests {
     async fn r111_a_cut_stream_ends_with_an_error_event_and_then_uncleanly() {
         let drain = Drain::new();
         let (mut sender, body) = Channel::<Bytes>::new(4);
-        let mut body = pin!(Cuttable::new(body, &drain, Dialect::OpenRouter));
+        let mut body = pin!(Cuttable::new(body, &drain, Shape::Chat));
         sender.send_data(Bytes::from("data: 1\n\n")).await.unwrap();
         assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "data: 1\n\n");
         let mut rest = tokio_test::task::spawn(async { (body.frame().await, body.frame().await) });
@@ -189,7 +190,7 @@ mod tests {
         drain.cut();
         assert!(rest.is_woken());
         let (event, error) = rest.await;
-        assert!(event.unwrap().unwrap().into_data().unwrap().starts_with(b"\n\ndata: {\"error\""));
+        assert!(event.unwrap().unwrap().into_data().unwrap().starts_with(b"\n\ndata: {\"id\":\"\""));
         error.unwrap().unwrap_err();
     }
 
@@ -203,7 +204,7 @@ mod tests {
     #[tokio::test]
     async fn a_stream_that_is_never_cut_passes_unchanged() {
         let drain = Drain::new();
-        let body = Cuttable::new(http_body_util::Full::new(Bytes::from("data: 1\n\n")), &drain, Dialect::OpenRouter);
+        let body = Cuttable::new(http_body_util::Full::new(Bytes::from("data: 1\n\n")), &drain, Shape::Chat);
         assert_eq!(body.size_hint().exact(), Some(9));
         assert_eq!(body.collect().await.unwrap().to_bytes(), "data: 1\n\n");
     }

@@ -10,6 +10,8 @@ pub(super) fn to_upstream(headers: &mut HeaderMap) {
         is_hop_by_hop(name)
             || match name {
                 "authorization" | "x-api-key" | "api-key" | "x-goog-api-key" | "cookie" | "host" | "expect" => true,
+                // between the client and our own line
+                "x-priority" => true,
                 // a CDN refuses requests that carry another one's marks
                 "forwarded" | "via" | "x-real-ip" | "true-client-ip" | "cdn-loop" => true,
                 _ => ["x-forwarded-", "cf-", "x-balancer-"].iter().any(|prefix| name.starts_with(prefix)),
@@ -101,6 +103,7 @@ mod tests {
             ("forwarded", "for=10.0.0.1"),
             ("cf-connecting-ip", "10.0.0.1"),
             ("x-balancer-explain", "1"),
+            ("x-priority", "high"),
             ("content-type", "application/json"),
             ("http-referer", "https://app.example"),
             ("x-title", "App"),

@@ -15,18 +15,19 @@ use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header::CONTE
 use http_body_util::Either;
 use pin_project_lite::pin_project;
 use tower::{BoxError, Service};
-use tower_openrouter::RequestContext;
+use tower_openrouter::{RequestContext, answer::Shape, request::Priority};
 
 use super::{
     access::Access,
     drain::{Cuttable, Drain, STOPPING, WhenCut},
     headers,
-    refusal::Dialect,
+    refusal::refuse,
     traces::{Explained, Traces},
 };
 
 /// Tells requests apart; answers carry it.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const PRIORITY: HeaderName = HeaderName::from_static("x-priority");
 const KEY: HeaderName = HeaderName::from_static("x-balancer-key");
 const ATTEMPTS: HeaderName = HeaderName::from_static("x-balancer-attempts");
 const SIMULATED: HeaderName = HeaderName::from_static("x-balancer-simulated");
@@ -73,13 +74,26 @@ where
     }
 
     fn call(&mut self, mut request: Request<ReqB>) -> Self::Future {
-        let dialect = Dialect::of(request.uri().path());
+        let shape = Shape::of_path(request.uri().path());
         if !self.shared.access.allows(request.headers()) {
-            let response = dialect.refuse(StatusCode::UNAUTHORIZED, "Missing or wrong access token");
+            let response = refuse(shape, StatusCode::UNAUTHORIZED, "Missing or wrong access token");
             return ProxyFuture::Refused { response: Some(response) };
         }
+        let priority = match request.headers().get(&PRIORITY) {
+            None => None,
+            Some(name) => match name.to_str().unwrap_or_default().parse::<Priority>() {
+                Ok(priority) => Some(priority),
+                Err(_) => {
+                    let response = refuse(shape, StatusCode::BAD_REQUEST, "x-priority must be high, normal or low");
+                    return ProxyFuture::Refused { response: Some(response) };
+                }
+            },
+        };
         headers::to_upstream(request.headers_mut());
         let context = RequestContext::of(&mut request);
+        if let Some(priority) = priority {
+            context.set_priority(priority);
+        }
         if let Some(trace) = context.trace()
             && let Some(id) = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok())
         {
@@ -89,7 +103,7 @@ where
             answer: self.balancer.call(request),
             cut: self.shared.drain.when_cut(),
             context,
-            dialect,
+            shape,
             shared: self.shared.clone(),
         }
     }
@@ -108,7 +122,7 @@ pin_project! {
             #[pin]
             cut: WhenCut,
             context: RequestContext,
-            dialect: Dialect,
+            shape: Shape,
             shared: Arc<Shared>,
         },
     }
@@ -125,10 +139,10 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let response = match self.project() {
             ProxyProj::Refused { response } => own(response.take().expect("polled after it was ready")),
-            ProxyProj::Running { answer, cut, context, dialect, shared } => match answer.poll(cx) {
-                Poll::Ready(Ok(response)) => shared.finish(response, context, *dialect),
+            ProxyProj::Running { answer, cut, context, shape, shared } => match answer.poll(cx) {
+                Poll::Ready(Ok(response)) => shared.finish(response, context, *shape),
                 Poll::Pending if cut.poll(cx).is_ready() => {
-                    own(dialect.refuse(StatusCode::SERVICE_UNAVAILABLE, STOPPING))
+                    own(refuse(*shape, StatusCode::SERVICE_UNAVAILABLE, STOPPING))
                 }
                 Poll::Pending => return Poll::Pending,
             },
@@ -144,26 +158,22 @@ impl<F> fmt::Debug for ProxyFuture<F> {
 }
 
 impl Shared {
-    fn finish<B>(
-        &self,
-        mut response: Response<B>,
-        context: &RequestContext,
-        dialect: Dialect,
-    ) -> Response<ProxyBody<B>> {
+    fn finish<B>(&self, mut response: Response<B>, context: &RequestContext, shape: Shape) -> Response<ProxyBody<B>> {
         headers::to_client(response.headers_mut());
         let is_stream =
             response.headers().get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
         let mut response = if response.status().is_redirection() && response.status() != StatusCode::NOT_MODIFIED {
             // the client would follow it, and show the other server the token it has for this one
             let message = format!("The upstream answered with a redirect ({})", response.status().as_u16());
-            own(dialect.refuse(StatusCode::BAD_GATEWAY, &message))
+            own(refuse(shape, StatusCode::BAD_GATEWAY, &message))
         } else if is_stream {
-            response.map(|body| Either::Right(Either::Left(Cuttable::new(body, &self.drain, dialect))))
+            response.map(|body| Either::Right(Either::Left(Cuttable::new(body, &self.drain, shape))))
         } else {
             response.map(Either::Left)
         };
         let headers = response.headers_mut();
-        if self.balancer_headers {
+        // a head that was sent ahead of its answer cannot say who will give that
+        if self.balancer_headers && !context.is_kept_alive() {
             let ledger = context.ledger();
             let attempts = ledger.attempts();
             headers.insert(ATTEMPTS, number(attempts.len()));

@@ -37,6 +37,10 @@ use tokio::{
 use tower::{BoxError, Service, ServiceExt};
 use tracing::{debug, warn};
 
+/// What is kept of an answer for a client that does not read, and the longest request head, which is Node's; hyper's default of 400 KiB would
+/// be taken for each such client.
+const BUFFER: usize = 16 * 1024;
+
 /// Serves a listener until it should stop, and its connections until they end.
 #[derive(Debug, Clone)]
 pub(super) struct Server {
@@ -100,8 +104,13 @@ impl Server {
         });
         let mut builder = auto::Builder::new(TokioExecutor::new());
         // answers come in small pieces: to put them together in one buffer costs less than to keep a list of them
-        builder.http1().writev(false).timer(heads.clone()).header_read_timeout(self.header_timeout);
-        builder.http2().timer(TokioTimer::new());
+        builder
+            .http1()
+            .writev(false)
+            .max_buf_size(BUFFER)
+            .timer(heads.clone())
+            .header_read_timeout(self.header_timeout);
+        builder.http2().max_send_buf_size(BUFFER).timer(TokioTimer::new());
         let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
         // hyper's own timeout starts once it knows which HTTP is spoken
         let mut alarm = pin!(sleep(self.header_timeout));

@@ -1,27 +1,32 @@
 //! The library's default stack as it is configured, over all keys and over those of each route.
 
-use std::fmt;
+use std::{fmt, num::NonZeroU32};
 
 use http_body::Body;
+use tokio::runtime::Handle;
 use tower::{BoxError, ServiceBuilder, util::BoxCloneSyncService};
 use tower_openrouter::{
-    ApiKey, Balancer, BufferLayer, DeadlineLayer, ModelRouter, OpenRouter, RespondLayer, RetryLayer,
+    ApiKey, Balancer, BufferLayer, CommitGateLayer, DeadlineLayer, KeepAliveLayer, ModelRouter, OpenRouter,
+    RespondLayer, RetryLayer, TimeoutsLayer,
     breaker::{BreakerPolicy, TripPolicy},
     buffer::ReplayBody,
     endpoint::Money,
     openrouter::{OnFullPool, PreferenceError, ProviderLayer, ProviderPreferences},
+    pace::{PacePolicy, PaceScope, Rate},
     retry::{Backoff, RetryBudget},
     select::{
-        CreditFloor, CreditLimit, LeastInFlight, MostCredit, PeakEwma, Pick, Pool, PriorityTiers, Rendezvous,
+        CreditFloor, CreditLimit, LeastInFlight, MostCredit, Pacing, PeakEwma, Pick, Pool, PriorityTiers, Rendezvous,
         RoundRobin, SmoothWeighted, Sticky, WeightedRandom,
     },
     stack::{BalancerBuilder, BalancerHandle},
+    stream::HearOutLayer,
 };
 
 use super::{
     Transport,
     config::{
-        Breaker, Configuration, Credit, Dollars, Limits, PickName, Retry, Select, Settings, Trouble, Unrouted, WhenFull,
+        Breaker, Configuration, Credit, Dollars, Limits, Pace, PaceScopeName, PickName, Retry, Select, Settings, Size,
+        Span, Stream, Timeouts, Trouble, Unrouted, Waiting, WhenFull,
     },
     routed::Routes,
 };
@@ -39,6 +44,7 @@ pub(crate) struct Stack {
     pool: Pool,
     retry: RetryLayer,
     buffer: BufferLayer,
+    pacing: Option<Pacing>,
 }
 
 impl Stack {
@@ -61,6 +67,10 @@ impl Stack {
             Some((before, old)) if old.retry == settings.retry => before.retry.clone(),
             _ => retry(&settings.retry)?,
         };
+        let pacing = match before {
+            Some((before, old)) if old.pace == settings.pace => before.pacing.clone(),
+            _ => pacing(&settings.pace)?,
+        };
         let limits = &settings.limits;
         let buffer = match before {
             Some((before, old)) if old.limits == *limits => before.buffer.clone(),
@@ -71,7 +81,13 @@ impl Stack {
             .breaker(breaker(&settings.breaker)?)
             .retry(retry.clone())
             .buffer(buffer.clone())
-            .deadline(deadline);
+            .deadline(deadline)
+            .timeouts(timeouts(&settings.timeouts)?)
+            .commit_gate(commit_gate(&settings.stream));
+        if let Some(pacing) = &pacing {
+            // one for all routes, as they spend the same quotas
+            common = common.filter(pacing.clone());
+        }
         if let Some(cap) = limits.max_in_flight {
             common = common.max_in_flight(cap.get()).map_err(|error| Trouble::with("limits.max_in_flight", error))?;
         }
@@ -82,11 +98,12 @@ impl Stack {
         }
         let preferences = provider(settings, &settings.provider).map_err(|error| Trouble::with("provider", error))?;
         let common = common.provider(preferences);
-        let all = select(common.clone(), &settings.select, &settings.credit, keys)?;
+        let all = select(common.clone(), &settings.select, settings.waiting, &settings.credit, keys)?;
         let mut routes = Vec::new();
         for (at, route) in settings.routes.iter().enumerate() {
             let group: Vec<_> = route.group(keys).cloned().collect();
-            let select = select(common.clone(), &route.select(&settings.select), &settings.credit, &group)?;
+            let (how, waiting) = (route.select(&settings.select), route.waiting(settings.waiting));
+            let select = select(common.clone(), &how, waiting, &settings.credit, &group)?;
             // the bodies are in memory already, within the budget of the whole
             let mut builder = select.buffer(self::buffer(limits).budget(u64::MAX));
             if let Some(own) = &route.provider {
@@ -96,7 +113,7 @@ impl Stack {
             let group = pool.share(group).map_err(|error| route_trouble(at, &error))?;
             routes.push((route.models.clone(), builder.pool(group)));
         }
-        Ok(Self { all, routes, pool, retry, buffer })
+        Ok(Self { all, routes, pool, retry, buffer, pacing })
     }
 
     /// What the stages over all keys can be asked and told.
@@ -144,6 +161,58 @@ fn breaker(settings: &Breaker) -> Result<BreakerPolicy, Trouble> {
     BreakerPolicy::new(trip).cooldown(settings.cooldown.get(), settings.longest().get()).map_err(trouble)
 }
 
+fn timeouts(settings: &Timeouts) -> Result<TimeoutsLayer, Trouble> {
+    let layer = TimeoutsLayer::default().headers(settings.headers.get());
+    let layer = layer.and_then(|layer| layer.first_output(settings.first_output.get()));
+    let layer = layer.and_then(|layer| layer.gap(settings.gap.get()));
+    layer.and_then(|layer| layer.total(settings.total.get())).map_err(|error| Trouble::with("timeouts", error))
+}
+
+/// What hears answers out whose clients have left, on this runtime's tasks; `None` where nothing does.
+pub(crate) fn hear_out(settings: &Timeouts) -> Option<HearOutLayer> {
+    let Timeouts { hear_out: Span(time), hear_out_bytes: Size(bytes), .. } = *settings;
+    let runtime = (!time.is_zero()).then(Handle::current)?;
+    Some(HearOutLayer::new(move |rest| drop(runtime.spawn(rest))).time(time).bytes(bytes))
+}
+
+/// How fast; `None` when that is nobody's business.
+fn pacing(settings: &Pace) -> Result<Option<Pacing>, Trouble> {
+    let trouble = |error| Trouble::with("pace", error);
+    let rate = |per_minute: NonZeroU32, burst: NonZeroU32| {
+        Rate::per_minute(per_minute.get().into()).and_then(|rate| rate.burst(burst.get())).map_err(trouble)
+    };
+    let mut policy = PacePolicy::default().scope(match settings.scope {
+        PaceScopeName::Key => PaceScope::Key,
+        PaceScopeName::Account => PaceScope::Account,
+        PaceScopeName::Pool => PaceScope::Pool,
+    });
+    let Pace { requests_per_minute, tokens_per_minute, requests_per_day, .. } = settings;
+    if let Some(requests) = *requests_per_minute {
+        policy = policy.requests(rate(requests, settings.burst)?);
+    }
+    if let Some(tokens) = *tokens_per_minute {
+        policy = policy.tokens(rate(tokens, tokens)?);
+    }
+    if let Some(requests) = *requests_per_day {
+        policy = policy.per_day(requests.get().into()).map_err(trouble)?;
+    }
+    if !settings.learn && requests_per_minute.is_none() && tokens_per_minute.is_none() && requests_per_day.is_none() {
+        return Ok(None);
+    }
+    Ok(Some(Pacing::new(policy.learn(settings.learn).map_err(trouble)?)))
+}
+
+fn commit_gate(settings: &Stream) -> CommitGateLayer {
+    let Stream { hold: Span(time), hold_bytes: Size(bytes), .. } = *settings;
+    CommitGateLayer::new().hold(time).hold_bytes(usize::try_from(bytes).unwrap_or(usize::MAX))
+}
+
+/// What opens streams that have nothing to say yet.
+pub(crate) fn keep_alive(settings: &Stream) -> Result<KeepAliveLayer, Trouble> {
+    let layer = KeepAliveLayer::new().after(settings.keep_alive_after.0).interval(settings.keep_alive_interval.get());
+    layer.map_err(|error| Trouble::with("stream.keep_alive_interval", error))
+}
+
 fn retry(settings: &Retry) -> Result<RetryLayer, Trouble> {
     let trouble = |error| Trouble::with("retry", error);
     let backoff = Backoff::new(settings.min_backoff.get(), settings.max_backoff.get()).map_err(trouble)?;
@@ -177,6 +246,7 @@ fn buffer(limits: &Limits) -> BufferLayer {
 fn select<P: Pick>(
     builder: Builder<P>,
     select: &Select,
+    waiting: Waiting,
     credit: &Credit,
     keys: &[ApiKey],
 ) -> Result<Builder<AnyPick>, Trouble> {
@@ -184,8 +254,8 @@ fn select<P: Pick>(
     let pick = pick(select);
     let mut builder = builder
         .pick(if is_tiered { Box::new(PriorityTiers::new(pick)) } else { pick })
-        .max_wait(select.max_wait.0)
-        .max_waiters(select.max_waiters)
+        .max_wait(waiting.max_wait.0)
+        .max_waiters(waiting.max_waiters)
         .max_ejected(select.max_ejected.0)
         .and_then(|builder| builder.panic_below(select.panic_below.0))
         .map_err(|error| Trouble::with("select", error))?;

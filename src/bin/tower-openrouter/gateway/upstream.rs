@@ -64,7 +64,7 @@ pub(crate) trait Transport:
     + 'static
 {
     /// The body of an answer.
-    type Body: Body<Data = Bytes, Error: Into<BoxError> + Send> + Send + 'static;
+    type Body: Body<Data = Bytes, Error: Into<BoxError> + Send> + Unpin + Send + 'static;
 }
 
 impl<T, B> Transport for T
@@ -74,7 +74,7 @@ where
         + Send
         + Sync
         + 'static,
-    B: Body<Data = Bytes, Error: Into<BoxError> + Send> + Send + 'static,
+    B: Body<Data = Bytes, Error: Into<BoxError> + Send> + Unpin + Send + 'static,
 {
     type Body = B;
 }

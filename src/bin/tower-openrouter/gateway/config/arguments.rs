@@ -188,7 +188,7 @@ impl Arguments {
             settings.limits.max_in_flight = self.max_in_flight;
         }
         set(&mut settings.deadline, &self.deadline);
-        set(&mut settings.select.max_wait, &self.max_wait);
+        set(&mut settings.waiting.max_wait, &self.max_wait);
         set(&mut settings.retry.attempts, &self.attempts);
         set(&mut settings.breaker.failures, &self.breaker_failures);
         set(&mut settings.breaker.window, &self.breaker_window);
@@ -232,7 +232,7 @@ mod tests {
         let settings = load_file("order", text, &["--attempts", "5", "--max-wait", "0s"]).unwrap().settings;
         assert_eq!(settings.listen, ([127, 0, 0, 1], 1).into());
         assert_eq!(settings.deadline.get(), Duration::from_secs(7));
-        assert_eq!((settings.retry.attempts, settings.select.max_wait), (5, Span::seconds(0)));
+        assert_eq!((settings.retry.attempts, settings.waiting.max_wait), (5, Span::seconds(0)));
         assert_eq!(settings.admin_listen, ([127, 0, 0, 1], 9090).into());
         assert!(settings.balancer_headers);
     }
@@ -282,6 +282,7 @@ mod tests {
             ("[breaker]\nfailures = 0", "FILE, line 3: failures: "),
             ("[breaker]\nwindow = \"0s\"", "FILE, line 3: window: it is 0"),
             ("[breaker]\nmax_cooldown = \"30s\"", "FILE, line 3: breaker.max_cooldown: 30s is shorter than"),
+            ("[select]\nmax_wait = \"5s\"", "FILE, line 3: unknown field `max_wait` here: it belongs in [waiting]"),
             ("[retry]\nattempts = 0", "FILE, line 3: attempts is 0: it must be 1"),
             ("[retry]\nattempts = 6", "FILE, line 3: attempts is 6"),
             ("[retry]\nbudget_ratio = 1.5", "FILE, line 3: budget_ratio: it is 1.5: it must be a share"),

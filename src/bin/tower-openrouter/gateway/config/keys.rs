@@ -224,6 +224,8 @@ fn text_of(value: &OsString, place: &str) -> Result<String, String> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn variables(pairs: &[(&str, &str)]) -> Variables {
@@ -367,5 +369,21 @@ mod tests {
         assert_eq!(labels("\u{feff}# ours\r\n\r\n  sk-a  \r\n"), [("team".into(), "sk-a".into())]);
         assert_eq!(labels("sk-a\n\n#sk-x\nsk-b"), [("team-1".into(), "sk-a".into()), ("team-2".into(), "sk-b".into())]);
         assert_eq!(in_file("# nothing\n", "team", "place").err().unwrap(), "place: no key in it");
+    }
+
+    proptest! {
+        #[test]
+        fn r119_any_text_is_keys_or_says_what_is_wrong_without_the_text(
+            text in prop_oneof![
+                any::<String>(),
+                proptest::collection::vec(prop::sample::select(&["sk-or-v1-a", " ", "\n", ",", "#", "=", "label", "\t", "\u{feff}", "\0", "é"][..]), 0..12)
+                    .prop_map(|pieces| pieces.concat()),
+            ],
+        ) {
+            let pairs = [("OPENROUTER_API_KEYS", text.as_str()), ("OPENROUTER_KEY_1", &text)];
+            for found in [from_environment(&pairs).map(drop), in_file(&text, "file", "the file").map(drop)] {
+                prop_assert!(found.is_ok() || !found.unwrap_err().contains("sk-or-v1-a"));
+            }
+        }
     }
 }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Deserializer, de};
 use tower_openrouter::{ApiKey, key::ModelPattern, openrouter::ProviderPreferences};
 
 use super::{
-    settings::{PickName, Select},
+    settings::{PickName, Select, Waiting},
     trouble::Trouble,
     values::Span,
 };
@@ -22,7 +22,7 @@ pub(crate) struct RouteEntry {
     accounts: Vec<String>,
     #[serde(default)]
     tags: Vec<String>,
-    /// As in `[select]`, which holds where they are not given.
+    /// As in `[select]` and `[waiting]`, which hold where they are not given.
     pick: Option<PickName>,
     sessions: Option<bool>,
     max_wait: Option<Span>,
@@ -44,9 +44,13 @@ impl RouteEntry {
         Select {
             pick: self.pick.unwrap_or(common.pick),
             sessions: self.sessions.unwrap_or(common.sessions),
-            max_wait: self.max_wait.unwrap_or(common.max_wait),
             ..common.clone()
         }
+    }
+
+    /// How long one waits for its keys.
+    pub(crate) fn waiting(&self, common: Waiting) -> Waiting {
+        Waiting { max_wait: self.max_wait.unwrap_or(common.max_wait), ..common }
     }
 
     /// The keys that serve it.

@@ -36,13 +36,17 @@ pub(crate) struct Settings {
     /// `None`: OpenRouter, or the simulator when there is no key either.
     pub(crate) upstream: Option<String>,
     pub(crate) deadline: Time,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) stream: Stream,
     pub(crate) select: Select,
+    pub(crate) waiting: Waiting,
     pub(crate) models: Models,
     pub(crate) provider: ProviderPreferences,
     pub(crate) credit: Credit,
     pub(crate) breaker: Breaker,
     pub(crate) retry: Retry,
     pub(crate) limits: Limits,
+    pub(crate) pace: Pace,
     pub(crate) keys: Vec<KeyEntry>,
     pub(crate) routes: Vec<RouteEntry>,
 }
@@ -60,20 +64,73 @@ impl Default for Settings {
             explain: Explained::default(),
             upstream: None,
             deadline: Time::seconds(600),
+            timeouts: Timeouts::default(),
+            stream: Stream::default(),
             select: Select::default(),
+            waiting: Waiting::default(),
             models: Models::default(),
             provider: ProviderPreferences::default(),
             credit: Credit::default(),
             breaker: Breaker::default(),
             retry: Retry::default(),
             limits: Limits::default(),
+            pace: Pace::default(),
             keys: Vec::new(),
             routes: Vec::new(),
         }
     }
 }
 
-/// `[select]`: which key, and how long to wait for one.
+/// `[timeouts]`: how long the upstream may be silent, and how long it is heard out for a client that left.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Timeouts {
+    pub(crate) headers: Time,
+    pub(crate) first_output: Time,
+    pub(crate) gap: Time,
+    pub(crate) total: Time,
+    /// Zero: not at all.
+    pub(crate) hear_out: Span,
+    pub(crate) hear_out_bytes: Size,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            headers: Time::seconds(300),
+            first_output: Time::seconds(300),
+            gap: Time::seconds(120),
+            total: Time::seconds(1800),
+            hear_out: Span::seconds(0),
+            hear_out_bytes: Size::mib(1),
+        }
+    }
+}
+
+/// `[stream]`: what is done before an answer has begun.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Stream {
+    /// Zero: not at all.
+    pub(crate) hold: Span,
+    pub(crate) hold_bytes: Size,
+    /// Zero: never.
+    pub(crate) keep_alive_after: Span,
+    pub(crate) keep_alive_interval: Time,
+}
+
+impl Default for Stream {
+    fn default() -> Self {
+        Self {
+            hold: Span::seconds(30),
+            hold_bytes: Size::kib(64),
+            keep_alive_after: Span::seconds(10),
+            keep_alive_interval: Time::seconds(15),
+        }
+    }
+}
+
+/// `[select]`: which key.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Select {
@@ -82,8 +139,6 @@ pub(crate) struct Select {
     pub(crate) sticky_floor: Dollars,
     /// `None`: twice the floor.
     pub(crate) sticky_back: Option<Dollars>,
-    pub(crate) max_wait: Span,
-    pub(crate) max_waiters: usize,
     pub(crate) max_ejected: Share,
     pub(crate) panic_below: Share,
 }
@@ -95,11 +150,23 @@ impl Default for Select {
             sessions: false,
             sticky_floor: Dollars(1.0),
             sticky_back: None,
-            max_wait: Span::seconds(30),
-            max_waiters: 1024,
             max_ejected: Share(1.0),
             panic_below: Share(0.0),
         }
+    }
+}
+
+/// `[waiting]`: how long to wait for a key, and how many may.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Waiting {
+    pub(crate) max_wait: Span,
+    pub(crate) max_waiters: usize,
+}
+
+impl Default for Waiting {
+    fn default() -> Self {
+        Self { max_wait: Span::seconds(30), max_waiters: 1024 }
     }
 }
 
@@ -262,6 +329,50 @@ impl Default for Limits {
     }
 }
 
+/// `[pace]`: how fast.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Pace {
+    pub(crate) learn: bool,
+    pub(crate) requests_per_minute: Option<NonZeroU32>,
+    pub(crate) burst: NonZeroU32,
+    pub(crate) tokens_per_minute: Option<NonZeroU32>,
+    pub(crate) requests_per_day: Option<NonZeroU32>,
+    pub(crate) scope: PaceScopeName,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            learn: true,
+            requests_per_minute: None,
+            burst: const { NonZeroU32::new(1).unwrap() },
+            tokens_per_minute: None,
+            requests_per_day: None,
+            scope: PaceScopeName::Account,
+        }
+    }
+}
+
+/// Whose the given limits are.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum PaceScopeName {
+    Key,
+    Account,
+    Pool,
+}
+
+impl fmt::Display for PaceScopeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Key => "each key",
+            Self::Account => "each account",
+            Self::Pool => "all keys together",
+        })
+    }
+}
+
 impl Settings {
     /// Where requests are sent, unless to the simulator.
     pub(crate) fn upstream(&self) -> &str {
@@ -360,6 +471,8 @@ impl<'de> Deserialize<'de> for Token {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::gateway::config::trouble::Source;
 
@@ -388,8 +501,21 @@ mod tests {
 
     #[test]
     fn the_sample_names_every_setting() {
-        let sections =
-            ["", "[select]", "[models]", "[provider]", "[credit]", "[breaker]", "[retry]", "[limits]", "[[keys]]"];
+        let sections = [
+            "",
+            "[timeouts]",
+            "[stream]",
+            "[select]",
+            "[waiting]",
+            "[models]",
+            "[provider]",
+            "[credit]",
+            "[breaker]",
+            "[retry]",
+            "[limits]",
+            "[pace]",
+            "[[keys]]",
+        ];
         let route = "[[routes]]\nmodels = [\"*\"]";
         for section in sections.into_iter().chain([route]) {
             let error =
@@ -407,6 +533,41 @@ mod tests {
                         || line == format!("[[{name}]]")
                 };
                 assert!(sample.lines().any(shows), "{section} {name}");
+            }
+        }
+    }
+
+    /// Most of the sample's settings are comments: here they are settings.
+    fn all_set() -> String {
+        SAMPLE.lines().map(|line| default_on(line).unwrap_or(line)).collect::<Vec<_>>().join("\n")
+    }
+
+    proptest! {
+        #[test]
+        fn r119_any_file_is_settings_or_says_what_is_wrong_and_where(
+            changes in proptest::collection::vec((
+                any::<prop::sample::Index>(), 0..20_usize,
+                prop::sample::select(&["", "=", "\"", "[", "]", "[[", "{", "\n", "0", "-1", "1e999", "99999999999999999999", "é", "\0", "''"][..]),
+            ), 0..6),
+            foreign in ".{0,20}",
+        ) {
+            let mut text = all_set();
+            for (at, length, put) in changes {
+                let mut from = at.index(text.len() + 1);
+                let mut to = (from + length).min(text.len());
+                while !text.is_char_boundary(from) { from -= 1; }
+                while !text.is_char_boundary(to) { to += 1; }
+                text.replace_range(from..to, put);
+            }
+            for text in [text, foreign] {
+                let source = Source::new("sample", &text);
+                let trouble = match source.parse::<Settings>() {
+                    Ok(settings) => settings.check().err(),
+                    Err(trouble) => Some(trouble),
+                };
+                if let Some(trouble) = trouble {
+                    prop_assert!(!source.tell(&trouble).is_empty());
+                }
             }
         }
     }

@@ -141,6 +141,9 @@ fn without_values(message: &str) -> String {
         return format!("not one of its values, {expected}");
     }
     match message.strip_prefix("unknown field `").and_then(|rest| rest.split_once('`')) {
+        Some((name @ ("max_wait" | "max_waiters"), _)) => {
+            format!("unknown field `{name}` here: it belongs in [waiting]")
+        }
         Some((name, expected)) if looks_secret(name) => format!("unknown field{expected}"),
         _ => message,
     }

@@ -62,6 +62,10 @@ impl Time {
 }
 
 impl Size {
+    pub(crate) const fn kib(number: u64) -> Self {
+        Self(number << 10)
+    }
+
     pub(crate) const fn mib(number: u64) -> Self {
         Self(number << 20)
     }
