@@ -174,3 +174,55 @@ impl Loads {
         self.get(index).recent_first_byte.read(now)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{
+        ApiKey,
+        endpoint::PoolState,
+        outcome::{Cause, Fault, Scope},
+    };
+
+    fn endpoints(state: &Arc<PoolState>, count: usize) -> Vec<Endpoint> {
+        state.expect(count);
+        (0..count).map(|n| Endpoint::in_pool(ApiKey::new(format!("key-{n}")).unwrap(), state.clone())).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_read_here_is_what_the_figures_say() {
+        let state = Arc::<PoolState>::default();
+        let mut endpoints = endpoints(&state, 5);
+        assert!(Loads::of(&endpoints).unwrap().places.is_none(), "those of one pool lie in order");
+        endpoints.remove(1);
+        endpoints.push(Endpoint::in_pool(ApiKey::new("later").unwrap(), state.clone()));
+        endpoints.push(Endpoint::new(ApiKey::new("alone").unwrap()));
+        let (loads, now) = (Loads::of(&endpoints).unwrap(), Instant::now());
+        for (index, endpoint) in endpoints.iter().enumerate() {
+            (0..=index).for_each(|_| endpoint.figures().start());
+            endpoint.figures().first_byte(Duration::from_secs(1 + index as u64), now);
+        }
+        for (index, endpoint) in endpoints.iter().enumerate() {
+            assert_eq!(loads.load(index, now), Some(endpoint.figures().load(now)));
+            assert_eq!(loads.recent_first_byte(index, now), endpoint.figures().recent_first_byte(now));
+        }
+        endpoints[2].figures().fail(&Fault::new(Cause::KeyLimit, Scope::Key), Duration::ZERO, now);
+        assert_eq!(loads.load(2, now), None, "the figures must be asked");
+        assert_eq!(endpoints[2].figures().load(now), 4.0);
+        assert_eq!(loads.load(2, now + Duration::from_secs(6)), Some(3.0));
+    }
+
+    #[test]
+    fn r132_places_of_keys_that_are_gone_are_given_back() {
+        let state = Arc::<PoolState>::default();
+        for _ in 0..100 {
+            for endpoint in endpoints(&state, 300) {
+                endpoint.figures().start();
+            }
+        }
+        assert!(lock_std(&state.places.0).len() <= 2);
+        assert_eq!(endpoints(&state, 1)[0].figures().in_flight(), 0);
+    }
+}
