@@ -6,6 +6,7 @@
 
 use std::{
     fmt,
+    hint::black_box,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
@@ -18,37 +19,73 @@ use crate::{clock, key::ApiKey};
 
 mod credit;
 mod figures;
+mod loads;
 mod peak;
 mod penalty;
 mod suspects;
 
 pub use credit::{Budget, Credit, FreeRequests, KeyReport, Money, Price, Prices, Spendable};
 pub(crate) use credit::{Fits, Paid};
+pub use figures::Figures;
 pub(crate) use figures::Times;
-pub use figures::{Figures, Latency};
+pub(crate) use loads::Loads;
 pub use suspects::{Blame, Route, Suspects};
 
 /// One key in a pool. Cheap to clone; all clones are the same endpoint.
 #[derive(Clone)]
 pub struct Endpoint(Arc<Inner>);
 
-// in the order of use: with thousands of keys none is in a cache, and what an attempt touches should lie side by side
-#[repr(C)]
+// in the order of use: with thousands of keys none is in a cache, and what an attempt touches should lie side by side, and
+// begin where a line of the cache does
+#[repr(C, align(64))]
 struct Inner {
     removed: AtomicBool,
     doubted: AtomicBool,
     /// Whether the key itself may serve every request: it is not drained, and has no model patterns.
     serves_all: bool,
-    id: EndpointId,
-    shut_until: AtomicU64,
+    /// How many snapshots use it although it is shut.
+    forced: AtomicU32,
     pool: Arc<PoolState>,
     figures: Figures,
+    profile: Box<Profile>,
+}
+
+/// What an attempt in good times has no need of, kept apart so that the rest of many keys lies close together.
+pub(crate) struct Profile {
+    id: EndpointId,
+    shut_until: AtomicU64,
     account: OnceLock<Box<str>>,
     // made when first asked for
     credit: OnceLock<Box<Credit>>,
     key: ApiKey,
-    /// How many snapshots use it although it is shut.
-    forced: AtomicU32,
+}
+
+impl Profile {
+    pub(crate) fn new(key: ApiKey) -> Box<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Box::new(Self {
+            id: EndpointId(NEXT.fetch_add(1, Ordering::Relaxed)),
+            shut_until: AtomicU64::new(0),
+            account: key.account_name().map_or_else(OnceLock::new, |name| OnceLock::from(Box::<str>::from(name))),
+            credit: OnceLock::new(),
+            key,
+        })
+    }
+
+    /// The endpoint, in a pool.
+    pub(crate) fn into_endpoint(mut self: Box<Self>, pool: Arc<PoolState>) -> Endpoint {
+        pool.live.fetch_add(1, Ordering::Relaxed);
+        self.key.renew_header();
+        Endpoint(Arc::new(Inner {
+            removed: AtomicBool::new(false),
+            doubted: AtomicBool::new(false),
+            serves_all: self.key.weight_of() != 0.0 && self.key.serves_all(),
+            forced: AtomicU32::new(0),
+            figures: Figures::at(pool.places.take()),
+            pool,
+            profile: self,
+        }))
+    }
 }
 
 /// Tells endpoints apart; never used twice in a process.
@@ -71,6 +108,7 @@ pub(crate) struct PoolState {
     warm: AtomicBool,
     /// How many endpoints there are that were not removed, in all pools that share this.
     live: AtomicUsize,
+    places: loads::Places,
     suspects: Suspects,
     purses: credit::Purses,
     prices: Prices,
@@ -80,6 +118,11 @@ pub(crate) struct PoolState {
 impl PoolState {
     pub(crate) fn live(&self) -> usize {
         self.live.load(Ordering::Relaxed)
+    }
+
+    /// Says that so many endpoints are about to be made.
+    pub(crate) fn expect(&self, endpoints: usize) {
+        self.places.reserve(endpoints);
     }
 
     pub(crate) fn version(&self) -> u64 {
@@ -124,37 +167,29 @@ impl Endpoint {
     }
 
     pub(crate) fn in_pool(key: ApiKey, pool: Arc<PoolState>) -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
-        pool.live.fetch_add(1, Ordering::Relaxed);
-        let account = key.account_name().map_or_else(OnceLock::new, |name| OnceLock::from(Box::<str>::from(name)));
-        Self(Arc::new(Inner {
-            removed: AtomicBool::new(false),
-            doubted: AtomicBool::new(false),
-            serves_all: key.weight_of() != 0.0 && key.serves_all(),
-            id: EndpointId(NEXT.fetch_add(1, Ordering::Relaxed)),
-            shut_until: AtomicU64::new(0),
-            pool,
-            figures: Figures::default(),
-            account,
-            credit: OnceLock::new(),
-            key,
-            forced: AtomicU32::new(0),
-        }))
+        Profile::new(key).into_endpoint(pool)
     }
 
     /// The endpoint's id.
     pub fn id(&self) -> EndpointId {
-        self.0.id
+        self.0.profile.id
     }
 
     /// The key.
     pub fn key(&self) -> &ApiKey {
-        &self.0.key
+        &self.0.profile.key
     }
 
     /// Whether it is in its pool and its key may serve every request, told without a look at the key.
     pub(crate) fn serves_all(&self) -> bool {
         self.0.serves_all && !self.is_removed()
+    }
+
+    /// Has the memory fetched that an attempt writes to, all of it at once. With thousands of keys none of it is in a cache,
+    /// and a write that counts waits for its line before the next one can be asked for.
+    pub(crate) fn fetch(&self) {
+        black_box(Arc::strong_count(&self.0));
+        self.0.figures.fetch();
     }
 
     /// What is measured on it.
@@ -164,12 +199,12 @@ impl Endpoint {
 
     /// The account the key belongs to: configured, or named by an answer.
     pub fn account(&self) -> Option<&str> {
-        self.0.account.get().map(AsRef::as_ref)
+        self.0.profile.account.get().map(AsRef::as_ref)
     }
 
     /// Notes the account an answer named; what is known already stays.
     pub fn learn_account(&self, account: &str) {
-        if self.0.account.get().is_none() && self.0.account.set(account.into()).is_ok() {
+        if self.0.profile.account.get().is_none() && self.0.profile.account.set(account.into()).is_ok() {
             // picks that go by accounts look again
             self.0.pool.touch();
         }
@@ -178,7 +213,7 @@ impl Endpoint {
     /// What the key may spend, as polls and answers tell.
     pub fn credit(&self) -> &Credit {
         let purses = &self.0.pool.purses;
-        let credit = self.0.credit.get_or_init(|| Box::new(Credit::new(self.key().workspace_name(), purses)));
+        let credit = self.0.profile.credit.get_or_init(|| Box::new(Credit::new(self.key().workspace_name(), purses)));
         if !credit.has_joined()
             && let Some(account) = self.account()
         {
@@ -189,7 +224,7 @@ impl Endpoint {
 
     /// The same where anybody has asked for it before: most pools count no money.
     pub(crate) fn counted_credit(&self) -> Option<&Credit> {
-        self.0.credit.get().map(|_| self.credit())
+        self.0.profile.credit.get().map(|_| self.credit())
     }
 
     /// What models cost, for all endpoints of the pool.
@@ -201,14 +236,14 @@ impl Endpoint {
     /// selection, which need not ask an endpoint whose answer it knows; readiness still decides.
     pub fn set_shut_until(&self, until: Option<Instant>) {
         let value = until.map_or(0, clock::nanos);
-        if self.0.shut_until.swap(value, Ordering::AcqRel) != value {
+        if self.0.profile.shut_until.swap(value, Ordering::AcqRel) != value {
             self.0.pool.touch();
         }
     }
 
     /// Until when the stack lets nothing through, if that is later than `now`.
     pub fn shut_until(&self, now: Instant) -> Option<Instant> {
-        let until = self.0.shut_until.load(Ordering::Acquire);
+        let until = self.0.profile.shut_until.load(Ordering::Acquire);
         let now_nanos = clock::nanos(now);
         (until > now_nanos).then(|| clock::after(now, std::time::Duration::from_nanos(until - now_nanos)))
     }
@@ -279,7 +314,7 @@ impl Drop for Forced {
 
 impl PartialEq for Endpoint {
     fn eq(&self, other: &Self) -> bool {
-        self.id() == other.id()
+        Arc::ptr_eq(&self.0, &other.0)
     }
 }
 

@@ -6,9 +6,11 @@
 
 use std::fmt;
 
+use bytes::Bytes;
 use http::{HeaderValue, Uri};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
+use smallvec::SmallVec;
 
 mod error;
 mod pattern;
@@ -61,9 +63,7 @@ impl ApiKey {
         if let Some((at, bad)) = trimmed.char_indices().find(|(_, c)| !c.is_ascii_graphic()) {
             return Err(KeyError::BadCharacter { position: lead + at + 1, what: name_of(bad) });
         }
-        let mut authorization =
-            HeaderValue::try_from(format!("Bearer {trimmed}")).map_err(|_| KeyError::EmptySecret)?;
-        authorization.set_sensitive(true);
+        let authorization = bearer(trimmed).ok_or(KeyError::EmptySecret)?;
         let hash: String = Sha256::digest(trimmed).iter().map(|byte| format!("{byte:02x}")).collect();
         Ok(Self {
             secret: trimmed.into(),
@@ -265,6 +265,13 @@ impl ApiKey {
         &self.authorization
     }
 
+    /// Makes the header anew, so that it lies beside what is allocated next.
+    pub(crate) fn renew_header(&mut self) {
+        if let Some(renewed) = bearer(self.expose_secret()) {
+            self.authorization = renewed;
+        }
+    }
+
     /// The secret itself, for those who must send it some other way.
     pub fn expose_secret(&self) -> &str {
         self.secret.expose_secret()
@@ -325,6 +332,15 @@ impl fmt::Debug for ApiKey {
             .field("tags", &self.tags)
             .finish_non_exhaustive()
     }
+}
+
+/// The header that carries a secret, in one piece of memory with the count of its owners, which each attempt writes to.
+fn bearer(secret: &str) -> Option<HeaderValue> {
+    let mut bearer = SmallVec::<[u8; 96]>::from_slice(b"Bearer ");
+    bearer.extend_from_slice(secret.as_bytes());
+    let mut header = HeaderValue::from_maybe_shared(Bytes::from_owner(bearer)).ok()?;
+    header.set_sensitive(true);
+    Some(header)
 }
 
 fn name_of(bad: char) -> &'static str {

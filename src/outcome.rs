@@ -19,6 +19,7 @@ mod classify;
 mod counts;
 
 pub use cause::Cause;
+pub(crate) use classify::Judge;
 pub use classify::{Classify, Grpc, HttpStatus, error_fault};
 pub(crate) use counts::CauseCounts;
 

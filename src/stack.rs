@@ -29,6 +29,7 @@
 use std::{
     convert::Infallible,
     fmt,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -447,7 +448,7 @@ impl<P: Pick> BalancerBuilder<P> {
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
-        let (breaker, max_in_flight, kept) = (self.breaker.clone(), self.max_in_flight, self.kept.clone());
+        let (breaker, max_in_flight, kept) = (Arc::new(self.breaker.clone()), self.max_in_flight, self.kept.clone());
         let per_key = endpoint_fn(move |endpoint: &Endpoint| {
             let cap = endpoint.key().in_flight_cap().unwrap_or(max_in_flight);
             let zero = "keys and builder refuse a cap of 0";

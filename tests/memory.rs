@@ -99,10 +99,14 @@ async fn r019_ten_thousand_keys_take_at_most_4_kib_each_and_8_with_history() {
     // the first request makes the stacks of all keys
     ask(&mut service).await;
     let fresh = grown(heap.change()) / KEYS;
-    for _ in 1..KEYS {
+    drop(service);
+    // a tenth of them will do here: the histograms come with the eighth success
+    let heap = Region::new(HEAP);
+    let mut service = stack(pool(KEYS / 10));
+    for _ in 0..8 * KEYS / 10 {
         ask(&mut service).await;
     }
-    let used = grown(heap.change()) / KEYS;
+    let used = grown(heap.change()) / (KEYS / 10);
     println!("bytes a key: {fresh} without history, {used} with");
     assert!(fresh <= 4096, "without history: {fresh} bytes a key");
     assert!(used - fresh <= 4096, "the history takes {} bytes a key", used - fresh);

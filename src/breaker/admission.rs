@@ -10,26 +10,26 @@ use super::{
 use crate::{
     body::{Ending, Guard},
     endpoint::{Blame, Endpoint, Route},
-    outcome::{Cause, Classify, Fault, Outcome, OutcomeCell, Scope, Verdict},
+    outcome::{Cause, Fault, Judge, Outcome, OutcomeCell, Scope, Verdict},
     request::RequestContext,
 };
 
-/// What a layer's services share.
+/// What a layer's services, and what they admit, share.
+#[derive(Clone)]
 pub(super) struct Wiring {
     pub(super) breaker: Arc<Breaker>,
-    pub(super) classify: Arc<dyn Classify>,
-    pub(super) reject: bool,
+    pub(super) classify: Judge,
 }
 
 impl fmt::Debug for Wiring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Wiring").field("breaker", &self.breaker).field("reject", &self.reject).finish_non_exhaustive()
+        f.debug_struct("Wiring").field("breaker", &self.breaker).finish_non_exhaustive()
     }
 }
 
 /// What a request that was let through carries: it reports the one verdict, and a dropped one reports that there is none.
 pub struct Admission {
-    wiring: Arc<Wiring>,
+    wiring: Wiring,
     ticket: Ticket,
     context: Option<RequestContext>,
     /// Kept only where slowness counts.
@@ -54,7 +54,7 @@ enum Awaits {
 }
 
 impl Admission {
-    pub(super) fn new(wiring: Arc<Wiring>, ticket: Ticket) -> Self {
+    pub(super) fn new(wiring: Wiring, ticket: Ticket) -> Self {
         Self { wiring, ticket, context: None, pace: None, awaits: Awaits::Answer }
     }
 
@@ -73,7 +73,7 @@ impl Admission {
         if breaker.endpoint().is_some() {
             self.context = RequestContext::get(request).cloned();
         }
-        self.pace = breaker.slow_after.map(|_| Box::new(Pace { started: Instant::now(), first_output: None }));
+        self.pace = breaker.slow_after().map(|_| Box::new(Pace { started: Instant::now(), first_output: None }));
     }
 
     /// Takes in the head; the guard goes on with the body while that may still tell more.
@@ -144,7 +144,7 @@ impl Admission {
     }
 
     fn is_slow(&self) -> bool {
-        let (Some(limit), Some(pace)) = (self.wiring.breaker.slow_after, &self.pace) else { return false };
+        let (Some(limit), Some(pace)) = (self.wiring.breaker.slow_after(), &self.pace) else { return false };
         pace.first_output.unwrap_or_else(|| Instant::now().saturating_duration_since(pace.started)) > limit
     }
 
@@ -223,12 +223,12 @@ mod tests {
         breaker::{BreakerHandle, BreakerPolicy, BreakerState, CircuitBreakerLayer, TripPolicy},
         endpoint::PoolState,
         key::ApiKey,
-        outcome::{HttpStatus, Rest},
+        outcome::{Classify, HttpStatus, Rest},
     };
 
     fn admission(breaker: &Arc<Breaker>) -> Admission {
-        let wiring = Wiring { breaker: breaker.clone(), classify: Arc::new(HttpStatus), reject: false };
-        Admission::new(Arc::new(wiring), breaker.free().unwrap())
+        let wiring = Wiring { breaker: breaker.clone(), classify: Judge::default() };
+        Admission::new(wiring, breaker.free().unwrap())
     }
 
     #[test]

@@ -5,7 +5,7 @@ use tower_layer::Layer;
 use super::{BreakerHandle, BreakerPolicy, CircuitBreaker, admission::Wiring, shared::Breaker};
 use crate::{
     endpoint::Endpoint,
-    outcome::{Classify, HttpStatus},
+    outcome::{Classify, Judge},
 };
 
 /// Puts a circuit breaker in front of a service; see [the module](crate::breaker).
@@ -15,14 +15,14 @@ use crate::{
 #[derive(Clone)]
 pub struct CircuitBreakerLayer {
     breaker: Arc<Breaker>,
-    classify: Arc<dyn Classify>,
+    classify: Judge,
     reject: bool,
 }
 
 impl CircuitBreakerLayer {
-    /// A breaker with this policy.
-    pub fn new(policy: BreakerPolicy) -> Self {
-        Self { breaker: Arc::new(Breaker::new(policy)), classify: Arc::new(HttpStatus), reject: false }
+    /// A breaker with this policy, which many may share in an [`Arc`].
+    pub fn new(policy: impl Into<Arc<BreakerPolicy>>) -> Self {
+        Self { breaker: Arc::new(Breaker::new(policy)), classify: Judge::default(), reject: false }
     }
 
     /// Ties the breaker to an endpoint of a pool: suspect faults then count only while other endpoints succeed, and the
@@ -36,10 +36,11 @@ impl CircuitBreakerLayer {
         self
     }
 
-    /// Says what answers mean that carry no outcome of their own. Default: [`HttpStatus`].
+    /// Says what answers mean that carry no outcome of their own. Default:
+    /// [`HttpStatus`](crate::outcome::HttpStatus).
     #[must_use]
     pub fn classify(mut self, classify: impl Classify) -> Self {
-        self.classify = Arc::new(classify);
+        self.classify = Judge::new(classify);
         self
     }
 
@@ -67,8 +68,8 @@ impl<S> Layer<S> for CircuitBreakerLayer {
     type Service = CircuitBreaker<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        let wiring = Wiring { breaker: self.breaker.clone(), classify: self.classify.clone(), reject: self.reject };
-        CircuitBreaker::new(inner, Arc::new(wiring))
+        let wiring = Wiring { breaker: self.breaker.clone(), classify: self.classify.clone() };
+        CircuitBreaker::new(inner, wiring, self.reject)
     }
 }
 

@@ -27,7 +27,9 @@ use crate::{
 #[derive(Debug)]
 pub struct CircuitBreaker<S> {
     inner: S,
-    wiring: Arc<Wiring>,
+    wiring: Wiring,
+    /// Whether it refuses instead of waiting.
+    reject: bool,
     /// Whether `inner` said ready and was not called since.
     inner_ready: bool,
     // boxed, since few probe or wait, and every attempt clones and moves an instance
@@ -37,8 +39,8 @@ pub struct CircuitBreaker<S> {
 }
 
 impl<S> CircuitBreaker<S> {
-    pub(super) fn new(inner: S, wiring: Arc<Wiring>) -> Self {
-        Self { inner, wiring, inner_ready: false, probe: None, waiting: None }
+    pub(super) fn new(inner: S, wiring: Wiring, reject: bool) -> Self {
+        Self { inner, wiring, reject, inner_ready: false, probe: None, waiting: None }
     }
 
     /// The service behind the breaker.
@@ -93,9 +95,9 @@ impl<S: Clone> CircuitBreaker<S> {
         let breaker = &self.wiring.breaker;
         let ticket = match breaker.free() {
             // in the refusing mode readiness promises nothing
-            _ if self.wiring.reject && !self.inner_ready => return None,
+            _ if self.reject && !self.inner_ready => return None,
             Some(ticket) => ticket,
-            None if self.wiring.reject => match breaker.admit(Instant::now()) {
+            None if self.reject => match breaker.admit(Instant::now()) {
                 Admit::Pass(ticket) => ticket,
                 Admit::Shut(_) => return None,
             },
@@ -118,7 +120,7 @@ impl<S: Clone> CircuitBreaker<S> {
 
 impl<S: Clone> Clone for CircuitBreaker<S> {
     fn clone(&self) -> Self {
-        Self::new(self.inner.clone(), self.wiring.clone())
+        Self::new(self.inner.clone(), self.wiring.clone(), self.reject)
     }
 }
 
@@ -139,7 +141,7 @@ where
         loop {
             let free = self.wiring.breaker.free().is_some();
             if !free && self.probe.is_none() {
-                if self.wiring.reject {
+                if self.reject {
                     if self.wiring.breaker.shut(Instant::now()).is_some() {
                         self.release_inner();
                         return Poll::Ready(Ok(()));
@@ -162,7 +164,7 @@ where
                     return Poll::Pending;
                 }
             }
-            if free || self.probe.is_some() || self.wiring.reject {
+            if free || self.probe.is_some() || self.reject {
                 return Poll::Ready(Ok(()));
             }
             match self.wiring.breaker.admit(Instant::now()) {

@@ -3,7 +3,13 @@
 //! The word says whether everything is let through, and whether a success would change anything. While it stands at "yes" and
 //! "no", which is nearly always, neither admission nor report takes the lock.
 
-use std::{collections::BTreeMap, sync::OnceLock, task::Waker, time::Duration};
+use std::{
+    collections::BTreeMap,
+    ops::{Deref, DerefMut},
+    sync::{Arc, OnceLock},
+    task::Waker,
+    time::Duration,
+};
 
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -16,7 +22,7 @@ use crate::{
     clock,
     endpoint::Endpoint,
     sync::{
-        Mutex,
+        Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
         lock,
     },
@@ -30,16 +36,14 @@ const CLEAN: u64 = 2;
 const OPEN: u64 = 4;
 const EPOCH_SHIFT: u32 = 3;
 
-// what every attempt reads comes first, and lies side by side
-#[repr(C)]
 #[derive(Debug)]
 pub(super) struct Breaker {
     /// The epoch and the flags; written under the lock.
     word: AtomicU64,
     endpoint: OnceLock<Endpoint>,
-    /// When an answer counts as slow.
-    pub(super) slow_after: Option<Duration>,
-    locked: Mutex<Locked>,
+    policy: Arc<BreakerPolicy>,
+    // made when first needed, so that the words of many breakers lie close together
+    locked: Mutex<Option<Box<Locked>>>,
 }
 
 #[derive(Debug)]
@@ -49,16 +53,46 @@ struct Locked {
     next_waiter: u64,
 }
 
+/// The state, under its lock.
+struct Guard<'a>(MutexGuard<'a, Option<Box<Locked>>>);
+
+impl Deref for Guard<'_> {
+    type Target = Locked;
+
+    fn deref(&self) -> &Locked {
+        self.0.as_ref().expect("made as it was locked")
+    }
+}
+
+impl DerefMut for Guard<'_> {
+    fn deref_mut(&mut self) -> &mut Locked {
+        self.0.as_mut().expect("made as it was locked")
+    }
+}
+
 impl Breaker {
-    pub(super) fn new(policy: BreakerPolicy) -> Self {
-        let slow_after = policy.slow.map(|slow| slow.after);
-        let core = Core::new(policy);
+    pub(super) fn new(policy: impl Into<Arc<BreakerPolicy>>) -> Self {
+        let policy = policy.into();
         Self {
-            word: AtomicU64::new(word(&core)),
-            locked: Mutex::new(Locked { core, waiters: BTreeMap::new(), next_waiter: 0 }),
+            word: AtomicU64::new(word(&Core::new(policy.clone()))),
             endpoint: OnceLock::new(),
-            slow_after,
+            policy,
+            locked: Mutex::new(None),
         }
+    }
+
+    fn lock(&self) -> Guard<'_> {
+        let mut locked = lock(&self.locked);
+        locked.get_or_insert_with(|| {
+            let core = Core::new(self.policy.clone());
+            Box::new(Locked { core, waiters: BTreeMap::new(), next_waiter: 0 })
+        });
+        Guard(locked)
+    }
+
+    /// When an answer counts as slow.
+    pub(super) fn slow_after(&self) -> Option<Duration> {
+        self.policy.slow.map(|slow| slow.after)
     }
 
     pub(super) fn endpoint(&self) -> Option<&Endpoint> {
@@ -89,7 +123,7 @@ impl Breaker {
     }
 
     pub(super) fn renew(&self, ticket: Ticket, now: Instant) -> bool {
-        lock(&self.locked).core.renew(ticket, now)
+        self.lock().core.renew(ticket, now)
     }
 
     pub(super) fn report(&self, ticket: Ticket, sample: Sample, now: Instant) {
@@ -99,12 +133,12 @@ impl Breaker {
 
     /// If nothing would be let through now: until when, where that is known.
     pub(super) fn shut(&self, now: Instant) -> Option<Option<Instant>> {
-        lock(&self.locked).core.shut(now)
+        self.lock().core.shut(now)
     }
 
     /// The same, and has `waker` woken at the next change, under the waiter's number.
     pub(super) fn wait(&self, number: &mut Option<u64>, waker: &Waker, now: Instant) -> Option<Option<Instant>> {
-        let mut locked = lock(&self.locked);
+        let mut locked = self.lock();
         let until = locked.core.shut(now)?;
         let number = *number.get_or_insert_with(|| {
             locked.next_waiter += 1;
@@ -115,17 +149,17 @@ impl Breaker {
     }
 
     pub(super) fn leave(&self, number: u64) {
-        let waker = lock(&self.locked).waiters.remove(&number);
+        let waker = self.lock().waiters.remove(&number);
         drop(waker);
     }
 
     pub(super) fn snapshot(&self, now: Instant) -> BreakerSnapshot {
-        lock(&self.locked).core.snapshot(now)
+        self.lock().core.snapshot(now)
     }
 
     /// One step of the state machine; whoever waits for a change is woken, outside the lock.
     pub(super) fn step<T>(&self, now: Instant, step: impl FnOnce(&mut Core) -> (T, Option<Change>)) -> T {
-        let mut locked = lock(&self.locked);
+        let mut locked = self.lock();
         let (result, change) = step(&mut locked.core);
         self.word.store(word(&locked.core), Ordering::Release);
         let Some(change) = change else { return result };

@@ -4,7 +4,7 @@
 //! another epoch changes nothing: an answer that was under way when the breaker opened can neither close it nor open it
 //! again. A probe also carries its slot, which ends with its lease; so whatever becomes of probes, one is let through again.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use smallvec::SmallVec;
 use tokio::time::Instant;
@@ -130,7 +130,7 @@ pub struct BreakerSnapshot {
 /// The state machine.
 #[derive(Debug)]
 pub(super) struct Core {
-    policy: BreakerPolicy,
+    policy: Arc<BreakerPolicy>,
     counter: Counter,
     slow: Option<ShareWindow>,
     state: State,
@@ -142,7 +142,8 @@ pub(super) struct Core {
 }
 
 impl Core {
-    pub(super) fn new(policy: BreakerPolicy) -> Self {
+    pub(super) fn new(policy: impl Into<Arc<BreakerPolicy>>) -> Self {
+        let policy = policy.into();
         Self {
             counter: policy.trip.counter(),
             slow: policy.slow.map(|slow| ShareWindow::new(slow.share, slow.within, slow.least)),

@@ -1,5 +1,6 @@
 use std::{
     collections::BTreeMap,
+    hint::black_box,
     sync::{
         OnceLock,
         atomic::{AtomicU32, AtomicU64, Ordering},
@@ -11,10 +12,13 @@ use histogram::Histogram;
 use tokio::time::Instant;
 
 use super::{
-    peak::Peak,
+    loads::Place,
     penalty::{self, Penalty},
 };
-use crate::outcome::{Cause, CauseCounts, Fault, Scope, Usage};
+use crate::{
+    clock,
+    outcome::{Cause, CauseCounts, Fault, Scope, Usage},
+};
 
 /// What is measured on one endpoint. The monitor writes it, picks and snapshots read it.
 ///
@@ -22,20 +26,31 @@ use crate::outcome::{Cause, CauseCounts, Fault, Scope, Usage};
 /// [succeeds](Self::succeed), [fails](Self::fail), is [refused](Self::refuse) by a layer of our own, or its caller
 /// [leaves](Self::cancel). Each way has its own times, so that none falsifies another.
 ///
-/// Without history it takes well under 1 KiB; the two histograms, 3.6 KiB together, are made at the first success.
-// what picks read comes first, then what every success writes
+/// Without history it takes 160 bytes; the two histograms, 3.6 KiB together, are made at the eighth success, and what is
+/// counted of failures at the first that does not end well.
+// what picks read comes first, then what every success writes; an endpoint sees to it that the two lie in one line of the
+// cache each
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct Figures {
+    place: Place,
     started: AtomicU64,
-    left: AtomicU64,
     succeeded: AtomicU64,
+    prompt_tokens: AtomicU64,
     penalty: Penalty,
     latency: OnceLock<Box<Latency>>,
-    prompt_tokens: AtomicU64,
     completion_tokens: AtomicU64,
     cost_nano_usd: AtomicU64,
-    recent_first_byte: Peak,
+    /// Of the successes, to the first byte and to the end.
+    micros: [AtomicU64; 2],
+    /// The latest successes, not yet in the histograms: so the eight of them need those, which no cache holds, but once.
+    latest: [AtomicU32; LATEST],
+    troubles: OnceLock<Box<Troubles>>,
+}
+
+/// What is measured of attempts that did not end well.
+#[derive(Debug, Default)]
+struct Troubles {
     cancelled: Series,
     refused: Series,
     faults: CauseCounts,
@@ -69,33 +84,54 @@ fn mean(micros: u64, count: u64) -> Option<Duration> {
 }
 
 impl Figures {
+    pub(super) fn at(place: Place) -> Self {
+        Self { place, ..Self::default() }
+    }
+
+    pub(super) fn place(&self) -> &Place {
+        &self.place
+    }
+
     /// An attempt starts.
     pub fn start(&self) {
         self.started.fetch_add(1, Ordering::Relaxed);
+        self.place.load().in_flight.fetch_add(1, Ordering::Relaxed);
     }
 
     /// An attempt is no longer in flight. Exactly one for each [`start`](Self::start).
     pub fn leave(&self) {
-        // released, here and at each way to end, so that whoever reads an end also sees its start
-        self.left.fetch_add(1, Ordering::Release);
+        self.place.load().in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// The first byte of real output came, `span` after the start of its attempt.
     pub fn first_byte(&self, span: Duration, now: Instant) {
-        self.recent_first_byte.observe(span, now);
+        self.place.load().recent_first_byte.observe(span, now);
     }
 
     /// An attempt ended well.
     pub fn succeed(&self, first_byte: Duration, total: Duration) {
-        self.latency.get_or_init(Box::default).record(first_byte, total);
-        self.succeeded.fetch_add(1, Ordering::Release);
+        let spans = [first_byte, total].map(|span| micros(span).min((1 << MAX_VALUE_POWER) - 1));
+        for (sum, span) in self.micros.iter().zip(spans) {
+            sum.fetch_add(span, Ordering::Relaxed);
+        }
+        let at = self.succeeded.fetch_add(1, Ordering::Release) as usize % LATEST;
+        let late = self.latest[at].swap(sample(spans.map(bucket)), Ordering::Relaxed);
+        if at == LATEST - 1 || late != 0 {
+            let latency = self.latency.get_or_init(Box::default);
+            // one that came here after the last round of eight was taken out
+            latency.count(late);
+            if at == LATEST - 1 {
+                self.latest.iter().for_each(|latest| latency.count(latest.swap(0, Ordering::Relaxed)));
+            }
+        }
     }
 
     /// An attempt failed after `total`. What speaks against the key, its workspace or account, and what may, adds a virtual
     /// request in flight, and counts as a first byte that took as long.
     pub fn fail(&self, fault: &Fault, total: Duration, now: Instant) {
-        self.failed_micros.fetch_add(micros(total), Ordering::Relaxed);
-        self.faults.add(fault.cause);
+        let troubles = self.troubles();
+        troubles.failed_micros.fetch_add(micros(total), Ordering::Relaxed);
+        troubles.faults.add(fault.cause);
         if fault.is_suspect() || matches!(fault.scope, Scope::Key | Scope::Workspace | Scope::Account) {
             self.punish(fault.rest.map(|rest| rest.duration), total, now);
         }
@@ -104,18 +140,21 @@ impl Figures {
     /// A layer of our own refused an attempt, and asks to come back after `hint`. It is no fault, but a fast one must not
     /// look like a fast endpoint either, so it adds a virtual request in flight, and counts as a slow first byte.
     pub fn refuse(&self, hint: Option<Duration>, total: Duration, now: Instant) {
-        self.refused.add(total);
+        self.troubles().refused.add(total);
         self.punish(hint, total, now);
     }
 
     fn punish(&self, hint: Option<Duration>, total: Duration, now: Instant) {
         self.penalty.add(hint, now);
-        self.recent_first_byte.observe(penalty::span(hint).max(total), now);
+        let load = self.place.load();
+        // after the penalty, which is looked for only where this says so
+        load.punish(clock::after(now, penalty::span(hint)));
+        load.recent_first_byte.observe(penalty::span(hint).max(total), now);
     }
 
     /// The caller left after `total`, before an attempt ended.
     pub fn cancel(&self, total: Duration) {
-        self.cancelled.add(total);
+        self.troubles().cancelled.add(total);
     }
 
     /// An answer reported what it used.
@@ -126,22 +165,26 @@ impl Figures {
         self.cost_nano_usd.fetch_add((usage.cost.max(0.0) * 1e9) as u64, Ordering::Relaxed);
     }
 
+    /// Has the memory fetched that a success writes to.
+    pub(super) fn fetch(&self) {
+        black_box((self.completion_tokens.load(Ordering::Relaxed), self.latest[0].load(Ordering::Relaxed)));
+    }
+
     /// Requests in flight now, bodies included.
     pub fn in_flight(&self) -> u32 {
-        // in this order, so that no start is missing for an end
-        let left = self.left.load(Ordering::Acquire);
-        self.started().saturating_sub(left).try_into().unwrap_or(u32::MAX)
+        self.place.load().in_flight()
     }
 
     /// Requests in flight, real and virtual: what the least-loaded pick compares.
     pub fn load(&self, now: Instant) -> f64 {
-        f64::from(self.in_flight()) + self.penalty.left(now)
+        let penalty = if self.place.load().is_punished(now) { self.penalty.left(now) } else { 0.0 };
+        f64::from(self.in_flight()) + penalty
     }
 
     /// The time to the first byte of late: it leaps to each peak, and comes down by two thirds in 10 s. `None` while nothing
     /// is known.
     pub fn recent_first_byte(&self, now: Instant) -> Option<Duration> {
-        self.recent_first_byte.read(now)
+        self.place.load().recent_first_byte.read(now)
     }
 
     /// Whether an attempt ever ended well.
@@ -159,44 +202,49 @@ impl Figures {
         self.succeeded.load(Ordering::Acquire)
     }
 
+    fn troubles(&self) -> &Troubles {
+        self.troubles.get_or_init(Box::default)
+    }
+
     /// Attempts whose caller left.
     pub fn cancelled(&self) -> u64 {
-        self.cancelled.count()
+        self.troubles.get().map_or(0, |troubles| troubles.cancelled.count())
     }
 
     /// Attempts that a layer of our own refused.
     pub fn refused(&self) -> u64 {
-        self.refused.count()
+        self.troubles.get().map_or(0, |troubles| troubles.refused.count())
     }
 
     /// Attempts that failed for `cause`.
     pub fn failed_for(&self, cause: Cause) -> u64 {
-        self.faults.get(cause)
+        self.troubles.get().map_or(0, |troubles| troubles.faults.get(cause))
     }
 
     /// Attempts that failed, whatever for.
     pub fn failed(&self) -> u64 {
-        self.faults.total()
+        self.troubles.get().map_or(0, |troubles| troubles.faults.total())
     }
 
     /// Attempts that failed, by the name of their cause; what never happened is left out.
     pub fn failed_by_name(&self) -> BTreeMap<&'static str, u64> {
-        self.faults.by_name()
+        self.troubles.get().map_or_else(BTreeMap::new, |troubles| troubles.faults.by_name())
     }
 
     /// Mean time a failed attempt took.
     pub fn mean_failed_time(&self) -> Option<Duration> {
-        mean(self.failed_micros.load(Ordering::Relaxed), self.failed())
+        let troubles = self.troubles.get()?;
+        mean(troubles.failed_micros.load(Ordering::Relaxed), troubles.faults.total())
     }
 
     /// Mean time a refused attempt took.
     pub fn mean_refused_time(&self) -> Option<Duration> {
-        self.refused.mean()
+        self.troubles.get()?.refused.mean()
     }
 
     /// Mean time after which callers left.
     pub fn mean_cancelled_time(&self) -> Option<Duration> {
-        self.cancelled.mean()
+        self.troubles.get()?.cancelled.mean()
     }
 
     /// Tokens and money used, summed.
@@ -208,10 +256,34 @@ impl Figures {
         }
     }
 
-    /// Times of the successes; `None` before the first.
-    pub fn latency(&self) -> Option<&Latency> {
-        self.latency.get().map(AsRef::as_ref)
+    /// Times of the successes, to the first byte and to the end; `None` before the first.
+    pub(crate) fn times(&self) -> Option<[Times; 2]> {
+        if self.succeeded() == 0 {
+            return None;
+        }
+        let all = Latency::default();
+        // in this order, so that none is counted twice; one that is on its way from here to there is missed this time
+        if let Some(latency) = self.latency.get() {
+            for (all, counted) in all.0.iter().flatten().zip(latency.0.iter().flatten()) {
+                all.store(counted.load(Ordering::Relaxed), Ordering::Relaxed);
+            }
+        }
+        self.latest.iter().for_each(|latest| all.count(latest.load(Ordering::Relaxed)));
+        Some(
+            [0, 1].map(|which| Times {
+                sum: self.micros[which].load(Ordering::Relaxed),
+                histogram: all.histogram(which),
+            }),
+        )
     }
+}
+
+/// How many successes wait to be put into the histograms.
+const LATEST: usize = 8;
+
+/// The buckets of a success in one word, from 1 on: 0 is none.
+fn sample([first_byte, total]: [usize; 2]) -> u32 {
+    ((first_byte as u32) << 16 | total as u32) + 1
 }
 
 /// Times of successes: to the first byte and to the end, in microseconds, in log-linear buckets 6 % wide, up to an hour.
@@ -219,10 +291,7 @@ impl Figures {
 /// The two lie side by side, bucket by bucket, in one allocation: an answer in one piece falls into both buckets of a pair,
 /// and with thousands of keys each place that is touched is one that no cache holds.
 #[derive(Debug)]
-pub struct Latency {
-    sums: [AtomicU64; 2],
-    buckets: [[AtomicU32; 2]; BUCKETS],
-}
+struct Latency([[AtomicU32; 2]; BUCKETS]);
 
 /// 2^4 buckets to each power of two.
 const GROUPING_POWER: u8 = 4;
@@ -240,33 +309,22 @@ fn bucket(value: u64) -> usize {
 
 impl Default for Latency {
     fn default() -> Self {
-        Self { sums: Default::default(), buckets: std::array::from_fn(|_| Default::default()) }
+        Self(std::array::from_fn(|_| Default::default()))
     }
 }
 
 impl Latency {
-    fn record(&self, first_byte: Duration, total: Duration) {
-        for (which, span) in [first_byte, total].into_iter().enumerate() {
-            let value = micros(span).min((1 << MAX_VALUE_POWER) - 1);
-            self.sums[which].fetch_add(value, Ordering::Relaxed);
-            self.buckets[bucket(value)][which].fetch_add(1, Ordering::Relaxed);
+    /// Counts a [`sample`].
+    fn count(&self, sample: u32) {
+        let Some(buckets) = sample.checked_sub(1) else { return };
+        for (which, bucket) in [buckets >> 16, buckets & 0xFFFF].into_iter().enumerate() {
+            self.0[bucket as usize][which].fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// A copy of the times to the first byte.
-    pub(crate) fn first_byte(&self) -> Times {
-        self.times(0)
-    }
-
-    /// A copy of the times to the end.
-    pub(crate) fn total(&self) -> Times {
-        self.times(1)
-    }
-
-    fn times(&self, which: usize) -> Times {
-        let counts = self.buckets.iter().map(|pair| u64::from(pair[which].load(Ordering::Relaxed))).collect();
-        let histogram = Histogram::from_buckets(GROUPING_POWER, MAX_VALUE_POWER, counts).expect("as many as it has");
-        Times { sum: self.sums[which].load(Ordering::Relaxed), histogram }
+    fn histogram(&self, which: usize) -> Histogram {
+        let counts = self.0.iter().map(|pair| u64::from(pair[which].load(Ordering::Relaxed))).collect();
+        Histogram::from_buckets(GROUPING_POWER, MAX_VALUE_POWER, counts).expect("as many as it has")
     }
 }
 
@@ -298,7 +356,7 @@ mod tests {
 
     #[test]
     fn figures_stay_small() {
-        assert!(size_of::<Figures>() <= 1024, "without history: {}", size_of::<Figures>());
+        assert!(size_of::<Figures>() <= 160, "without history: {}", size_of::<Figures>());
         assert!(size_of::<Figures>() + size_of::<Latency>() <= 5120, "with history: {}", size_of::<Latency>());
     }
 
@@ -309,7 +367,7 @@ mod tests {
         figures.spend(&Usage { prompt_tokens: 1, completion_tokens: 2, cost: f64::NAN });
         figures.spend(&Usage { cost: -1.0, ..Usage::default() });
         assert_eq!(figures.usage().cost, 0.0);
-        assert!(figures.latency().is_some());
+        assert!(figures.times().is_some());
     }
 
     proptest! {
@@ -318,9 +376,9 @@ mod tests {
             let value = (value & ((1 << bits) - 1)).min((1 << MAX_VALUE_POWER) - 1);
             let mut theirs = Histogram::new(GROUPING_POWER, MAX_VALUE_POWER).unwrap();
             theirs.increment(value).unwrap();
-            let ours = Latency::default();
-            ours.record(Duration::ZERO, Duration::from_micros(value));
-            let (first_byte, total) = (ours.first_byte(), ours.total());
+            let ours = Figures::default();
+            ours.succeed(Duration::ZERO, Duration::from_micros(value));
+            let [first_byte, total] = ours.times().unwrap();
             prop_assert_eq!(total.histogram.as_slice(), theirs.as_slice());
             prop_assert_eq!((total.sum, first_byte.sum), (value, 0));
         }

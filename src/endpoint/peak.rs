@@ -32,6 +32,11 @@ impl Peak {
         let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
     }
 
+    /// Knows nothing again.
+    pub(super) fn forget(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
     /// The mean, the lower the longer nothing was measured, so that a slow endpoint is tried again.
     pub(super) fn read(&self, now: Instant) -> Option<Duration> {
         let word = self.0.load(Ordering::Relaxed);

@@ -2,10 +2,10 @@ use std::{fmt, sync::Arc};
 
 use tower_layer::Layer;
 
-use super::{LoadMonitor, Measures};
+use super::{LoadMonitor, Measures, service::Monitored};
 use crate::{
     endpoint::{Endpoint, Figures},
-    outcome::{Classify, HttpStatus},
+    outcome::{Classify, Judge},
 };
 
 /// Measures a service; see the [module](super) for what and how.
@@ -51,7 +51,7 @@ use crate::{
 #[derive(Clone)]
 pub struct LoadMonitorLayer {
     place: Place,
-    classify: Arc<dyn Classify>,
+    classify: Judge,
 }
 
 /// Where to write.
@@ -82,13 +82,14 @@ impl LoadMonitorLayer {
     }
 
     fn at(place: Place) -> Self {
-        Self { place, classify: Arc::new(HttpStatus) }
+        Self { place, classify: Judge::default() }
     }
 
-    /// Sets who judges answers that carry no outcome, and errors; default [`HttpStatus`].
+    /// Sets who judges answers that carry no outcome, and errors; default
+    /// [`HttpStatus`](crate::outcome::HttpStatus).
     #[must_use]
     pub fn classify(mut self, classify: impl Classify) -> Self {
-        self.classify = Arc::new(classify);
+        self.classify = Judge::new(classify);
         self
     }
 
@@ -114,7 +115,7 @@ impl<S> Layer<S> for LoadMonitorLayer {
     type Service = LoadMonitor<S>;
 
     fn layer(&self, inner: S) -> LoadMonitor<S> {
-        LoadMonitor::new(inner, self.place.clone(), self.classify.clone())
+        LoadMonitor::new(inner, Monitored { place: self.place.clone(), classify: self.classify.clone() })
     }
 }
 

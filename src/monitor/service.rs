@@ -4,7 +4,6 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -19,7 +18,7 @@ use super::layer::Place;
 use crate::{
     Rejected, RequestContext,
     body::{Ending, Guard, Guarded, Held},
-    outcome::{Cause, Classify, Fault, Outcome, OutcomeCell, Scope},
+    outcome::{Cause, Fault, Judge, Outcome, OutcomeCell, Scope},
     request::Deadline,
 };
 
@@ -27,12 +26,14 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct LoadMonitor<S> {
     inner: S,
-    monitored: Arc<Monitored>,
+    monitored: Monitored,
 }
 
-struct Monitored {
-    place: Place,
-    classify: Arc<dyn Classify>,
+/// Where to write, and who judges.
+#[derive(Clone)]
+pub(super) struct Monitored {
+    pub(super) place: Place,
+    pub(super) classify: Judge,
 }
 
 impl fmt::Debug for Monitored {
@@ -42,8 +43,8 @@ impl fmt::Debug for Monitored {
 }
 
 impl<S> LoadMonitor<S> {
-    pub(super) fn new(inner: S, place: Place, classify: Arc<dyn Classify>) -> Self {
-        Self { inner, monitored: Arc::new(Monitored { place, classify }) }
+    pub(super) fn new(inner: S, monitored: Monitored) -> Self {
+        Self { inner, monitored }
     }
 }
 
@@ -148,7 +149,7 @@ where
 /// One attempt being measured: the guard in its future, then in its body.
 #[derive(Debug)]
 pub struct Exchange {
-    monitored: Arc<Monitored>,
+    monitored: Monitored,
     started: Instant,
     deadline: Deadline,
     first_byte: FirstByte,
@@ -191,7 +192,7 @@ fn large(fault: &Option<Box<Fault>>) -> Outcome {
 }
 
 impl Exchange {
-    fn start(monitored: Arc<Monitored>, deadline: Deadline) -> Self {
+    fn start(monitored: Monitored, deadline: Deadline) -> Self {
         monitored.place.figures().start();
         Self {
             monitored,

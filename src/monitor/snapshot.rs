@@ -161,7 +161,8 @@ impl Reading {
     fn of(figures: &Figures) -> Self {
         let causes = figures.failed_by_name();
         let failed = causes.values().sum();
-        let (latency, usage) = (figures.latency(), figures.usage());
+        let (times, usage) = (figures.times(), figures.usage());
+        let [first_byte, total] = times.map_or([None, None], |times| times.map(Some));
         Self {
             succeeded: figures.succeeded(),
             cancelled: Timed::new(figures.cancelled(), figures.mean_cancelled_time()),
@@ -170,8 +171,8 @@ impl Reading {
             causes,
             // after all ends, so that each end's start is among them
             started: figures.started(),
-            first_byte: latency.map(|latency| latency.first_byte()),
-            total: latency.map(|latency| latency.total()),
+            first_byte,
+            total,
             prompt_tokens: usage.prompt_tokens,
             completion_tokens: usage.completion_tokens,
             cost: usage.cost,

@@ -1,4 +1,4 @@
-use std::{error::Error, time::Duration};
+use std::{error::Error, ops::Deref, sync::Arc, time::Duration};
 
 use http::{HeaderMap, StatusCode};
 
@@ -42,6 +42,25 @@ pub trait Classify: Send + Sync + 'static {
     /// Judges an error of the inner service. Default: [`error_fault`].
     fn error(&self, error: &(dyn Error + 'static)) -> Outcome {
         Outcome::Fault(error_fault(error))
+    }
+}
+
+/// Who judges: [`HttpStatus`] unless somebody else is named. As small as can be, since every attempt carries one, and none
+/// counts the owners of the default.
+#[derive(Clone, Default)]
+pub(crate) struct Judge(Option<Arc<Box<dyn Classify>>>);
+
+impl Judge {
+    pub(crate) fn new(classify: impl Classify) -> Self {
+        Self(Some(Arc::new(Box::new(classify))))
+    }
+}
+
+impl Deref for Judge {
+    type Target = dyn Classify;
+
+    fn deref(&self) -> &dyn Classify {
+        self.0.as_ref().map_or(&HttpStatus, |classify| &***classify)
     }
 }
 

@@ -292,6 +292,7 @@ impl<S, P: Pick> Search<'_, S, P> {
         let candidates = Candidates::new(&snapshot.endpoints, self.request, headers, self.now).with(prepared.as_ref());
         order::find(pick, &candidates, &mut fastrand::Rng::new(), |index, turn| {
             let lane = &snapshot.lanes[index];
+            snapshot.endpoints[index].fetch();
             if turn != Turn::Last && self.second_choice(lane) {
                 return Asked::Later;
             }
@@ -346,7 +347,7 @@ impl<S, P: Pick> Search<'_, S, P> {
             self.unready(lane, Reason::Busy);
             return None;
         }
-        let mut service = lane.service.clone();
+        let mut service = lane.instance();
         // an instance that is not ready is dropped at once, so nobody need be woken for it
         match service.poll_ready(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Ok(())) => {

@@ -142,7 +142,9 @@ where
             }
             let selection: Arc<dyn Selection> = this.shared.clone();
             let record = Some(Record { selection, endpoint, attempt, cell: None, awaits: false, claims, entry });
-            this.state.set(State::Calling { call: service.call(request), record });
+            let call = service.call(request);
+            lane.keep(service);
+            this.state.set(State::Calling { call, record });
         }
         let StateProject::Calling { call, record } = this.state.project() else { unreachable!("set above") };
         match call.poll(cx) {

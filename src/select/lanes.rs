@@ -1,7 +1,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -15,14 +15,19 @@ use crate::{
     sync::Loaded,
 };
 
-/// An endpoint with the prototype of its stack, cloned for each attempt.
+/// An endpoint with the prototype of its stack, and an instance of it.
 // in the order of use, so that an attempt touches no more of it than it must
 #[repr(C)]
 pub(super) struct Lane<S> {
-    /// From when on it is for those who stand in line, so that a newcomer must not pass them; in nanoseconds, 0 for now.
-    contended: AtomicU64,
     pub(super) endpoint: Endpoint,
-    pub(super) service: S,
+    /// The instance that was called last. It holds nothing of that call, so the next attempt takes it: with thousands of keys
+    /// a clone of the prototype has to fetch a line of memory for each part that counts its owners.
+    spare: Mutex<Option<S>>,
+    /// From when on it is for those who stand in line, so that a newcomer must not pass them; in nanoseconds, 0 for now. It
+    /// is read before the instance, and so has both ends of that fetched.
+    contended: AtomicU64,
+    // boxed, and so apart, since few need it
+    service: Box<S>,
 }
 
 impl<S> Lane<S> {
@@ -34,6 +39,28 @@ impl<S> Lane<S> {
     /// Keeps newcomers off from an instant on, or lets them in by the largest number.
     pub(super) fn contend(&self, from: u64) {
         self.contended.store(from, Ordering::Release);
+    }
+
+    /// Keeps an instance that was called for the next attempt.
+    pub(super) fn keep(&self, called: S) {
+        // dropped after the lock, since that runs foreign code; when another keeps or takes one just now, this one goes
+        let _old = match self.spare.try_lock() {
+            Ok(mut spare) => spare.replace(called),
+            Err(_) => Some(called),
+        };
+    }
+}
+
+impl<S: Clone> Lane<S> {
+    /// An instance that holds nothing yet.
+    pub(super) fn instance(&self) -> S {
+        let spare = self.spare.try_lock().ok().and_then(|mut spare| spare.take());
+        spare.unwrap_or_else(|| self.clone_of_prototype())
+    }
+
+    /// A clone of the prototype.
+    pub(super) fn clone_of_prototype(&self) -> S {
+        (*self.service).clone()
     }
 }
 
@@ -91,7 +118,7 @@ impl<S> Lanes<S> {
 
     /// Replaces the stack of an endpoint whose service said that it is finished.
     pub(super) fn rebuild(&self, endpoint: &Endpoint) -> Arc<Lane<S>> {
-        let lane = self.lane(endpoint);
+        let lane = lane(endpoint, (self.make)(endpoint).into());
         let finished = self.snapshot.change(|all| all.insert(endpoint.id(), lane.clone()));
         drop(finished);
         endpoint.pool().touch();
@@ -115,11 +142,6 @@ impl<S> Lanes<S> {
         rest.max(endpoint.shut_until(now))
     }
 
-    fn lane(&self, endpoint: &Endpoint) -> Arc<Lane<S>> {
-        let service = (self.make)(endpoint);
-        Arc::new(Lane { endpoint: endpoint.clone(), service, contended: AtomicU64::new(u64::MAX) })
-    }
-
     fn look(
         &self,
         all: &mut HashMap<EndpointId, Arc<Lane<S>>>,
@@ -129,11 +151,16 @@ impl<S> Lanes<S> {
         // read before the endpoints: a change in between makes this snapshot stale, not wrong
         let version = self.pool.state().version();
         let pool = self.pool.endpoints();
+        // each kind of thing by itself, so that what requests touch of many keys lies close together
+        let new = || pool.iter().filter(|endpoint| !all.contains_key(&endpoint.id()));
+        let made: Vec<_> = new().map(|endpoint| (endpoint.clone(), (self.make)(endpoint))).collect();
+        let made: Vec<_> = made.into_iter().map(|(endpoint, service)| (endpoint, Box::new(service))).collect();
+        all.extend(made.into_iter().map(|(endpoint, service)| (endpoint.id(), lane(&endpoint, service))));
         let mut next_return = u64::MAX;
         let (mut lanes, mut out) = (Vec::with_capacity(pool.len()), Vec::new());
         let (mut ejected, mut usable, mut resting) = (Vec::new(), 0, 0);
         for endpoint in pool.iter() {
-            let lane = all.entry(endpoint.id()).or_insert_with(|| self.lane(endpoint));
+            let lane = &all[&endpoint.id()];
             let counts = usize::from(endpoint.key().weight_of() > 0.0);
             let (rest, shut) = (self.pool.book().out(endpoint, now), endpoint.shut_until(now));
             if let Some(until) = shut.max(rest.map(|resting| resting.until)) {
@@ -168,4 +195,9 @@ impl<S> Lanes<S> {
         let (lanes, out, prepared) = (lanes.into(), out.into(), OnceLock::new());
         Snapshot { endpoints, lanes, out, prepared, _forced: forced, version, next_return }
     }
+}
+
+fn lane<S>(endpoint: &Endpoint, service: Box<S>) -> Arc<Lane<S>> {
+    let (spare, contended) = (Mutex::new(None), AtomicU64::new(u64::MAX));
+    Arc::new(Lane { endpoint: endpoint.clone(), spare, contended, service })
 }

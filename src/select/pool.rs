@@ -12,7 +12,7 @@ use tokio::{sync::watch, time::Instant};
 
 use super::cooldown::{Book, Resting};
 use crate::{
-    endpoint::{Endpoint, PoolState, Prices},
+    endpoint::{Endpoint, PoolState, Prices, Profile},
     key::{ApiKey, KeyError},
     outcome::{Cause, Fault},
     request::{Priority, RequestContext},
@@ -108,14 +108,18 @@ impl Pool {
     fn of(keys: impl IntoIterator<Item = ApiKey>, old: &[Endpoint], known: Arc<Known>) -> Result<Self, KeyError> {
         let old: HashMap<_, _> = old.iter().map(|endpoint| (endpoint.key().hash(), endpoint)).collect();
         let mut seen = HashSet::new();
-        let endpoints: Vec<_> = keys
+        let profiles: Vec<_> = keys
             .into_iter()
             .filter(|key| seen.insert(key.hash().to_owned()))
             .map(|key| match old.get(key.hash()) {
-                Some(endpoint) if *endpoint.key() == key && !endpoint.is_removed() => (*endpoint).clone(),
-                _ => Endpoint::in_pool(key, known.state.clone()),
+                Some(endpoint) if *endpoint.key() == key && !endpoint.is_removed() => Ok((*endpoint).clone()),
+                _ => Err(Profile::new(key)),
             })
             .collect();
+        // one right after the other, so that what requests touch of many keys lies close together
+        known.state.expect(profiles.iter().filter(|known| known.is_err()).count());
+        let endpoint = |profile: Box<Profile>| profile.into_endpoint(known.state.clone());
+        let endpoints: Vec<_> = profiles.into_iter().map(|known| known.unwrap_or_else(endpoint)).collect();
         if endpoints.is_empty() {
             return Err(KeyError::NoKeys);
         }

@@ -1,6 +1,7 @@
 use fastrand::Rng;
 
-use super::{Candidates, Pick, cheaper_of_two};
+use super::{Candidates, Pick, Prepared, cheaper_of_two};
+use crate::endpoint::{Endpoint, Loads};
 
 /// The less loaded of two endpoints chosen at random (the power of two choices, Mitzenmacher 2001).
 ///
@@ -19,9 +20,17 @@ pub struct LeastInFlight;
 
 impl Pick for LeastInFlight {
     fn propose(&self, candidates: &Candidates<'_>, _turn: usize, rng: &mut Rng) -> usize {
-        let load =
-            |index: usize| candidates.note("load", index, candidates.endpoints[index].figures().load(candidates.now));
+        let (loads, now) = (candidates.prepared::<Loads>(), candidates.now);
+        let load = |index: usize| {
+            let load = loads.and_then(|loads| loads.load(index, now));
+            let load = load.unwrap_or_else(|| candidates.endpoints[index].figures().load(now));
+            candidates.note("load", index, load)
+        };
         cheaper_of_two(candidates.endpoints.len(), rng, load)
+    }
+
+    fn prepare(&self, endpoints: &[Endpoint]) -> Option<Prepared> {
+        Some(Box::new(Loads::of(endpoints)?))
     }
 }
 

@@ -1,10 +1,9 @@
 use std::time::Duration;
 
 use fastrand::Rng;
-use tokio::time::Instant;
 
-use super::{Candidates, Pick, cheaper_of_two};
-use crate::endpoint::Endpoint;
+use super::{Candidates, Pick, Prepared, cheaper_of_two};
+use crate::endpoint::{Endpoint, Loads};
 
 /// What a request under way on a key of which nothing is known counts as: worse than any key that is known.
 const UNKNOWN: Duration = Duration::from_secs(3600);
@@ -51,16 +50,27 @@ pub struct PeakEwma;
 
 impl Pick for PeakEwma {
     fn propose(&self, candidates: &Candidates<'_>, _turn: usize, rng: &mut Rng) -> usize {
-        let cost = |index: usize| candidates.note("cost_s", index, cost(&candidates.endpoints[index], candidates.now));
+        let (loads, now) = (candidates.prepared::<Loads>(), candidates.now);
+        let figures = |index: usize| candidates.endpoints[index].figures();
+        let cost = |index: usize| {
+            let load = loads.and_then(|loads| loads.load(index, now)).unwrap_or_else(|| figures(index).load(now));
+            let time = match loads {
+                Some(loads) => loads.recent_first_byte(index, now),
+                None => figures(index).recent_first_byte(now),
+            };
+            candidates.note("cost_s", index, cost(load, time))
+        };
         cheaper_of_two(candidates.endpoints.len(), rng, cost)
+    }
+
+    fn prepare(&self, endpoints: &[Endpoint]) -> Option<Prepared> {
+        Some(Box::new(Loads::of(endpoints)?))
     }
 }
 
 /// The cost of one more request, in seconds.
-fn cost(endpoint: &Endpoint, now: Instant) -> f64 {
-    let figures = endpoint.figures();
-    let load = figures.load(now);
-    match figures.recent_first_byte(now) {
+fn cost(load: f64, recent_first_byte: Option<Duration>) -> f64 {
+    match recent_first_byte {
         Some(time) => time.as_secs_f64() * (load + 1.0),
         None => UNKNOWN.as_secs_f64() * load,
     }
@@ -72,6 +82,7 @@ mod tests {
 
     use http::HeaderMap;
     use proptest::prelude::{prop_assert, proptest};
+    use tokio::time::Instant;
 
     use super::*;
     use crate::{

@@ -72,8 +72,8 @@ struct Names {
 impl Names {
     fn score(&self, index: usize, session: u64) -> u64 {
         let (account, key) = self.hashes[index];
-        // the account above, so that its keys stand together
-        mix(account ^ session) & !KEY_BITS | mix(key ^ session) & KEY_BITS
+        // the account above, so that its keys stand together; 53 bits in all, which a rank holds to the last
+        mix(account ^ session) >> 31 << 20 | mix(key ^ session) & KEY_BITS
     }
 }
 

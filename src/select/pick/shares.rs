@@ -55,6 +55,60 @@ impl Shares {
     }
 }
 
+/// Whom chance falls to, by one look into one table (Walker's alias method, 1974): as many columns as there are endpoints,
+/// each of one's own part and another's that fills it up.
+#[derive(Debug)]
+pub(super) struct Odds(Box<[Column]>);
+
+#[derive(Debug, Clone, Copy)]
+struct Column {
+    /// How much of it is its own, as a part of 2³².
+    own: u32,
+    other: u32,
+}
+
+impl Odds {
+    /// The odds of these endpoints, by their weights as they are; `None` when none has a weight.
+    pub(super) fn of(endpoints: &[Endpoint]) -> Option<Self> {
+        let weights = || endpoints.iter().map(|endpoint| endpoint.key().weight_of());
+        let (heaviest, most) = weights().enumerate().reduce(|one, other| if other.1 > one.1 { other } else { one })?;
+        if most <= 0.0 {
+            return None;
+        }
+        // parts of the heaviest, so that no sum of weights overflows
+        let total: f64 = weights().map(|weight| weight / most).sum();
+        let mut left: Vec<f64> = weights().map(|weight| weight / most / total * endpoints.len() as f64).collect();
+        let full = |index: usize| Column { own: u32::MAX, other: index as u32 };
+        let mut columns: Box<[Column]> = (0..left.len()).map(full).collect();
+        let (mut low, mut high): (Vec<_>, Vec<_>) = (0..left.len()).partition(|index| left[*index] < 1.0);
+        while let Some(one) = low.pop() {
+            let Some(other) = high.last().copied() else {
+                // full but for what was rounded off
+                if left[one] == 0.0 {
+                    columns[one] = Column { own: 0, other: heaviest as u32 };
+                }
+                continue;
+            };
+            // a cast from f64 saturates
+            columns[one] = Column { own: (left[one] * 2_f64.powi(32)) as u32, other: other as u32 };
+            left[other] -= 1.0 - left[one];
+            if left[other] < 1.0 {
+                low.extend(high.pop());
+            }
+        }
+        Some(Self(columns))
+    }
+
+    /// Whom a random number falls to.
+    pub(super) fn at(&self, number: u64) -> usize {
+        let product = u128::from(number) * self.0.len() as u128;
+        let (column, part) = ((product >> 64) as usize, (product as u64 >> 32) as u32);
+        let Column { own, other } = self.0[column];
+        // no branch, since nobody could foretell it
+        [other as usize, column][usize::from(part < own)]
+    }
+}
+
 /// An order in which each endpoint comes first as often as its weight says (Efraimidis and Spirakis 2006). `random` in 0..1.
 pub(super) fn order(endpoint: &Endpoint, random: f64) -> f64 {
     -(1.0 - random).ln() / endpoint.key().weight_of()
@@ -90,6 +144,23 @@ mod tests {
         assert!(shares(&[0.0, 0.0]).is_none());
     }
 
+    #[test]
+    fn odds_are_as_the_weights() {
+        for weights in [&[1.0, 1.0][..], &[3.0, 1.0], &[0.0, 5.0, 0.0], &[98.0, 1.0, 3.0], &[f64::MAX, f64::MAX, 0.0]] {
+            let odds = Odds::of(&endpoints(weights.len(), |index, key| key.weight(weights[index]).unwrap())).unwrap();
+            let total: f64 = weights.iter().map(|weight| weight / weights.iter().copied().fold(0.0, f64::max)).sum();
+            let most = weights.iter().copied().fold(0.0, f64::max);
+            let mut counts = vec![0; weights.len()];
+            // all numbers, in even steps
+            (0..100_000_u64).for_each(|step| counts[odds.at(step * (u64::MAX / 100_000))] += 1);
+            for (count, weight) in counts.into_iter().zip(weights) {
+                let due = weight / most / total * 100_000.0;
+                assert!((f64::from(count) - due).abs() <= 3.0, "{count} of {due} in {weights:?}");
+            }
+        }
+        assert!(Odds::of(&endpoints(2, |_, key| key.weight(0.0).unwrap())).is_none());
+    }
+
     proptest! {
         #[test]
         fn every_number_falls_to_somebody_with_a_weight(
@@ -97,8 +168,10 @@ mod tests {
         ) {
             let weights: Vec<_> = weights.into_iter().map(f64::from).collect();
             if let Some(shares) = shares(&weights) {
+                let odds = Odds::of(&endpoints(weights.len(), |index, key| key.weight(weights[index]).unwrap())).unwrap();
                 for number in [number, u64::MAX - u64::from(tail)] {
                     prop_assert!(weights[shares.at(number)] > 0.0);
+                    prop_assert!(weights[odds.at(number)] > 0.0);
                 }
             }
         }

@@ -1,6 +1,6 @@
 use std::{
     cmp::Reverse,
-    collections::BinaryHeap,
+    collections::{BTreeMap, BinaryHeap},
     sync::atomic::{AtomicU64, Ordering},
 };
 
@@ -12,7 +12,7 @@ use super::{
 };
 use crate::endpoint::Endpoint;
 
-/// Longest sequence written out, 64 KiB.
+/// Longest sequence written out, 64 KiB; and the largest whole number that is made of a weight.
 const SLOTS: f64 = 16_384.0;
 /// Most parts into which the least weight is cut to make whole numbers of all: 1 to 1.015625 is 64 to 65.
 const CUTS: u32 = 64;
@@ -26,8 +26,9 @@ const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 ///
 /// Weights in the ratio of small whole numbers are written out as a sequence of as many slots, which is repeated: 3:2:1 is
 /// `A B A B A C`, so any six picks in a row are exactly three, two and one, and no key is ever a full turn ahead of or
-/// behind its due (earliest deadline first over the slots' windows, as in Pfair scheduling). Whole numbers are found by
-/// cutting the least weight into up to 64 parts; their sum must be at most 16,384. Other weights, such as 1:π, are not
+/// behind its due (earliest deadline first over the slots' windows, as in Pfair scheduling). Keys of one weight share slots
+/// and take turns in them, so ten thousand keys of three weights need no more slots than three kinds of key do. Whole
+/// numbers are found by cutting the least weight into up to 64 parts; the slots must be at most 16,384. Other weights, such as 1:π, are not
 /// rounded: the counter walks by the golden ratio through parts as large as the weights, which keeps each key within a few
 /// picks of its due.
 ///
@@ -61,7 +62,7 @@ pub struct SmoothWeighted(AtomicU64);
 
 #[derive(Debug)]
 enum Plan {
-    Sequence(Box<[u32]>),
+    Sequence(Sequence),
     Golden(Shares),
 }
 
@@ -70,14 +71,14 @@ impl Pick for SmoothWeighted {
         let Some(plan) = candidates.prepared::<Plan>() else { return usize::MAX };
         let turn = self.0.fetch_add(1, Ordering::Relaxed);
         match plan {
-            Plan::Sequence(slots) => slots[(turn % slots.len() as u64) as usize] as usize,
+            Plan::Sequence(sequence) => sequence.at(turn),
             Plan::Golden(shares) => shares.at(turn.wrapping_mul(GOLDEN)),
         }
     }
 
     fn prepare(&self, endpoints: &[Endpoint]) -> Option<Prepared> {
-        let plan = match whole(endpoints) {
-            Some(counts) => Plan::Sequence(interleave(&counts)),
+        let plan = match whole(endpoints).and_then(|counts| Sequence::of(&counts)) {
+            Some(sequence) => Plan::Sequence(sequence),
             None => Plan::Golden(Shares::of(endpoints)?),
         };
         Some(Box::new(plan))
@@ -88,30 +89,116 @@ impl Pick for SmoothWeighted {
     }
 }
 
-/// The least whole numbers in the ratio of the weights, if they are few enough in all.
+/// The least whole numbers in the ratio of the weights, if they are small enough.
 fn whole(endpoints: &[Endpoint]) -> Option<Vec<u32>> {
     let weights = || endpoints.iter().map(|endpoint| endpoint.key().weight_of());
     let least = weights().filter(|weight| *weight > 0.0).reduce(f64::min)?;
     (1..=CUTS).find_map(|cuts| {
-        let mut sum = 0.0;
         weights()
             .map(|weight| {
                 let exact = weight / least * f64::from(cuts);
                 let count = exact.round();
-                sum += count;
                 // only what the division itself may have rounded off
                 let is_whole = (exact - count).abs() <= exact * 4.0 * f64::EPSILON;
-                (is_whole && sum <= SLOTS).then_some(count as u32)
+                (is_whole && count <= SLOTS).then_some(count as u32)
             })
             .collect()
     })
+}
+
+/// Slots that are repeated, each for keys of one weight, which take turns in theirs.
+#[derive(Debug)]
+struct Sequence {
+    slots: Box<[Slot]>,
+    classes: Box<[Class]>,
+}
+
+/// A slot's class, and how many slots before it are that class's too.
+#[derive(Debug, Clone, Copy)]
+struct Slot {
+    class: u16,
+    before: u16,
+}
+
+/// Keys of one weight.
+#[derive(Debug)]
+struct Class {
+    slots: u64,
+    size: u64,
+    members: Members,
+}
+
+#[derive(Debug)]
+enum Members {
+    /// Every so manyth from this one on.
+    Stride(usize, usize),
+    Listed(Box<[u32]>),
+}
+
+impl Sequence {
+    /// The sequence in which each index comes as often as its count says; `None` when it is too long.
+    fn of(counts: &[u32]) -> Option<Self> {
+        let mut by_count = BTreeMap::<u32, Vec<u32>>::new();
+        for (index, count) in counts.iter().enumerate().filter(|(_, count)| **count > 0) {
+            by_count.entry(*count).or_default().push(index as u32);
+        }
+        let mut classes: Vec<_> = by_count.into_iter().collect();
+        // so that of two that are due at once the one with the earlier key comes first
+        classes.sort_by_key(|(_, members)| members[0]);
+        let turns = |(count, members): &(u32, Vec<u32>)| u64::from(*count) * members.len() as u64;
+        let common = classes.iter().map(turns).fold(0, gcd);
+        let slots: Vec<_> = classes.iter().map(|class| turns(class) / common).collect();
+        if classes.len() > usize::from(u16::MAX) || slots.iter().sum::<u64>() > SLOTS as u64 {
+            return None;
+        }
+        let slots: Vec<_> = slots.into_iter().map(|slots| slots as u32).collect();
+        let mut before = vec![0; slots.len()];
+        let sequence = interleave(&slots).into_iter().map(|class| {
+            before[class as usize] += 1;
+            Slot { class: class as u16, before: before[class as usize] - 1 }
+        });
+        let sequence = sequence.collect();
+        let class = |(slots, (_, members)): (&u32, (u32, Vec<u32>))| Class {
+            slots: u64::from(*slots),
+            size: members.len() as u64,
+            members: Members::of(members),
+        };
+        Some(Self { slots: sequence, classes: slots.iter().zip(classes).map(class).collect() })
+    }
+
+    fn at(&self, turn: u64) -> usize {
+        let length = self.slots.len() as u64;
+        let slot = self.slots[(turn % length) as usize];
+        let class = &self.classes[usize::from(slot.class)];
+        let turn = (turn / length).wrapping_mul(class.slots) + u64::from(slot.before);
+        class.members.at((turn % class.size) as usize)
+    }
+}
+
+impl Members {
+    fn of(members: Vec<u32>) -> Self {
+        let stride = members.get(1).map_or(1, |second| second - members[0]);
+        let is_even = members.windows(2).all(|pair| pair[1] - pair[0] == stride);
+        if is_even { Self::Stride(members[0] as usize, stride as usize) } else { Self::Listed(members.into()) }
+    }
+
+    fn at(&self, at: usize) -> usize {
+        match self {
+            Self::Stride(first, stride) => first + at * stride,
+            Self::Listed(members) => members[at] as usize,
+        }
+    }
+}
+
+fn gcd(one: u64, other: u64) -> u64 {
+    if other == 0 { one } else { gcd(other, one % other) }
 }
 
 /// A sequence in which each index comes as often as its count says, as evenly as can be.
 ///
 /// The `k`th turn of an index has a window from `k` to `k + 1` times the mean distance of its turns. In each slot goes, of
 /// those whose window has begun, the one whose window ends first; then none misses its window.
-fn interleave(counts: &[u32]) -> Box<[u32]> {
+fn interleave(counts: &[u32]) -> Vec<u32> {
     let slots: u64 = counts.iter().map(|count| u64::from(*count)).sum();
     let opens = |index: usize, turn: u64| turn * slots / u64::from(counts[index]);
     let closes = |index: usize, turn: u64| ((turn + 1) * slots).div_ceil(u64::from(counts[index]));
@@ -139,7 +226,7 @@ fn interleave(counts: &[u32]) -> Box<[u32]> {
 mod tests {
     use std::{f64::consts::PI, sync::Arc};
 
-    use proptest::prelude::{prop_assert, prop_assert_eq, proptest};
+    use proptest::prelude::{prop_assert, proptest};
 
     use super::*;
     use crate::select::pick::support::{endpoints, picks, shares};
@@ -159,10 +246,22 @@ mod tests {
             (&[0.0, 2.0], &[1]),
             (&[5e300, 5e300], &[0, 1]),
         ] {
-            let counts = whole(&weighted(weights)).expect("small numbers");
-            assert_eq!(*interleave(&counts), *expected, "{weights:?}");
+            let sequence = Sequence::of(&whole(&weighted(weights)).expect("small numbers")).expect("few slots");
+            let twice = expected.iter().chain(expected);
+            assert!((0..).map(|turn| sequence.at(turn)).zip(twice).all(|(found, due)| found == *due), "{weights:?}");
         }
         assert!(whole(&weighted(&[1.0, PI])).is_none() && whole(&weighted(&[1.0, 1e9])).is_none());
+    }
+
+    #[test]
+    fn ten_thousand_keys_of_three_weights_are_as_exact_as_three() {
+        let counts: Vec<_> = (0..10_000).map(|index| [3, 2, 1][(index / 7) % 3]).collect();
+        let sequence = Sequence::of(&counts).expect("few slots");
+        let total = counts.iter().sum::<u32>() as usize;
+        let taken: Vec<_> = (0..2 * total as u64).map(|turn| sequence.at(turn)).collect();
+        for (index, share) in shares(&taken[total / 3..][..total], counts.len()).into_iter().enumerate() {
+            assert_eq!(share, counts[index] as usize, "of key {index}");
+        }
     }
 
     #[test]
@@ -218,13 +317,15 @@ mod tests {
         #[test]
         fn nobody_is_a_full_turn_from_its_due(counts in proptest::collection::vec(0..40_u32, 1..30)) {
             let total: u32 = counts.iter().sum();
-            let sequence = interleave(&counts);
-            prop_assert_eq!(sequence.len(), total as usize);
+            let Some(sequence) = Sequence::of(&counts).filter(|_| total > 0) else {
+                prop_assert!(total == 0);
+                return Ok(());
+            };
             let mut taken = vec![0; counts.len()];
-            for (slot, index) in sequence.iter().enumerate() {
-                taken[*index as usize] += 1;
+            for slot in 0..2 * total {
+                taken[sequence.at(u64::from(slot))] += 1;
                 for (taken, count) in taken.iter().zip(&counts) {
-                    let due = (slot as f64 + 1.0) * f64::from(*count) / f64::from(total);
+                    let due = (f64::from(slot) + 1.0) * f64::from(*count) / f64::from(total);
                     prop_assert!((f64::from(*taken) - due).abs() < 1.0 + 1e-9, "{taken} of {due} at {slot}");
                 }
             }

@@ -2,7 +2,7 @@ use fastrand::Rng;
 
 use super::{
     Candidates, Pick, Prepared, Rank,
-    shares::{self, Shares},
+    shares::{self, Odds},
 };
 use crate::endpoint::Endpoint;
 
@@ -40,11 +40,11 @@ pub struct WeightedRandom;
 
 impl Pick for WeightedRandom {
     fn propose(&self, candidates: &Candidates<'_>, _turn: usize, rng: &mut Rng) -> usize {
-        candidates.prepared::<Shares>().map_or(usize::MAX, |shares| shares.at(rng.u64(..)))
+        candidates.prepared::<Odds>().map_or(usize::MAX, |odds| odds.at(rng.u64(..)))
     }
 
     fn prepare(&self, endpoints: &[Endpoint]) -> Option<Prepared> {
-        Some(Box::new(Shares::of(endpoints)?))
+        Some(Box::new(Odds::of(endpoints)?))
     }
 
     fn rank(&self, candidates: &Candidates<'_>, index: usize, rng: &mut Rng) -> Option<Rank> {

@@ -104,7 +104,7 @@ impl<S: Send + Sync + 'static, P: Pick> Ticket<S, P> {
                 }
                 Prospect::Now => {
                     if shared.take_in_hand(lane) {
-                        match self.try_instance(lane, lane.service.clone(), request) {
+                        match self.try_instance(lane, lane.clone_of_prototype(), request) {
                             Ok(Some(found)) => return Ok(found),
                             Ok(None) => {}
                             Err(error) => {
@@ -201,7 +201,7 @@ impl<S: Send + Sync + 'static, P: Pick> Ticket<S, P> {
         if service.is_none() {
             self.shared.explain_wait(request, Some(&lane.endpoint), now);
         }
-        let service = service.unwrap_or_else(|| lane.service.clone());
+        let service = service.unwrap_or_else(|| lane.clone_of_prototype());
         match self.try_instance(lane, service, request) {
             Ok(Some(found)) => Heard::Found(found),
             Ok(None) => Heard::Nothing,
@@ -264,7 +264,7 @@ impl<S: Send + Sync + 'static, P: Pick> Ticket<S, P> {
             // one made in its place may do better
             lane = self.shared.lanes.rebuild(&lane.endpoint);
             self.shared.room.replace(&lane);
-            service = lane.service.clone();
+            service = lane.clone_of_prototype();
             result = service.poll_ready(cx);
         }
         match result {
@@ -296,7 +296,7 @@ impl<S: Send + Sync + 'static, P: Pick> Ticket<S, P> {
             return;
         }
         if self.shared.is_wanted(&lane.endpoint, now) {
-            match self.poll_instance(lane, lane.service.clone()) {
+            match self.poll_instance(lane, lane.clone_of_prototype()) {
                 // there is room for one more
                 Polled::Ready(lane, service) => self.put_down(&lane, service),
                 Polled::Pending(lane, service) => {
