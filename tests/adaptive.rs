@@ -142,7 +142,7 @@ fn limited(
 {
     let layer = AdaptiveConcurrencyLimitLayer::new(policy).wait(10_000, Duration::MAX);
     let handle = layer.handle();
-    let erase = |answer: Response<_>| answer.map(|body| BodyExt::boxed_unsync(body));
+    let erase = |answer: Response<_>| answer.map(BodyExt::boxed_unsync);
     (layer.layer(upstream.service()).map_response(erase), handle)
 }
 

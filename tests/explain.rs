@@ -122,6 +122,7 @@ async fn a_plain_success_is_told_whole() {
             }],
             "looked": 1,
             "key": "a",
+            "hedge": false,
             "by": "pick",
             "rejected": null,
             "waited_ms": 0,
@@ -195,7 +196,7 @@ async fn who_waited_is_told_how_long_and_for_whom() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_waits_for_a_rest_to_end_sees_the_pool_before_and_after() {
+async fn who_waits_for_a_rest_to_end_sees_why_and_who_gave_it_the_key() {
     let (simulator, pool) = upstream(&["a"]);
     simulator.inject(Fault::new(What::PoolFull { retry_after: Some(2) }).times(1)).unwrap();
     let stack = in_turn(&simulator, pool);
@@ -211,13 +212,16 @@ async fn who_waits_for_a_rest_to_end_sees_the_pool_before_and_after() {
         tokio::time::sleep(Duration::from_millis(100)).await;
         ask(&stack).await
     });
-    assert!(header.ends_with("s") && header.starts_with("1:a=200 wait="), "{header} {one:?}");
+    assert!(header.starts_with("1:a=200 wait="), "{header} {one:?}");
     let (attempt, looks) = (&told["attempts"][0], told["attempts"][0]["looks"].as_array().unwrap());
     assert_eq!(looks[0]["refused"][0]["reason"], "upstream_resting");
     assert_eq!(looks[0]["refused"][0]["cause"], "provider_limit");
-    assert_eq!((looks.len(), &looks[1]["refused"]), (2, &json!([])), "{told:#}");
-    assert_eq!(looks[1]["at_ms"], attempt["waited_ms"]);
+    // the line hands the key out; only who was to be told the end of the rest looks once more
+    for again in &looks[1..] {
+        assert_eq!((&again["refused"], &again["at_ms"]), (&json!([]), &attempt["waited_ms"]), "{told:#}");
+    }
     assert_eq!(attempt["by"], "line");
+    assert!((1900..=2600).contains(&attempt["waited_ms"].as_u64().unwrap()), "{told:#}");
 }
 
 #[tokio::test(start_paused = true)]

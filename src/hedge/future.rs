@@ -30,8 +30,10 @@ where
     S: Service<Request<B>, Response = Response<ResB>>,
 {
     // boxed, since it holds two exchanges and a request
-    run: Pin<Box<Run<S, B, S::Future, ResB>>>,
+    run: Pin<Box<RunOf<S, B, ResB>>>,
 }
+
+type RunOf<S, B, ResB> = Run<S, B, <S as Service<Request<B>>>::Future, ResB>;
 
 /// A second attempt that may come.
 pub(super) struct Plan<S, B> {

@@ -25,7 +25,7 @@ use crate::pace::Rate;
 /// [`refuse`](Self::refuse) it is an error at once. A slot is taken when the service becomes ready; an instance dropped
 /// without a call gives it back.
 ///
-/// Five requests per second, evenly spaced:
+/// Two requests per second, evenly spaced:
 ///
 /// ```
 /// use http::{Request, Response};
@@ -35,9 +35,9 @@ use crate::pace::Rate;
 /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
 /// # async fn main() -> Result<(), BoxError> {
 /// let hello = tower::service_fn(async |_: Request<()>| Ok::<_, BoxError>(Response::new("hello")));
-/// let mut service = ServiceBuilder::new().layer(RateLimitLayer::new(Rate::per_second(5.0)?)).service(hello);
+/// let mut service = ServiceBuilder::new().layer(RateLimitLayer::new(Rate::per_second(2.0)?)).service(hello);
 /// let start = tokio::time::Instant::now();
-/// for _ in 0..11 {
+/// for _ in 0..5 {
 ///     service.ready().await?.call(Request::new(())).await?;
 /// }
 /// assert_eq!(start.elapsed().as_secs(), 2);

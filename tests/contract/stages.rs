@@ -309,7 +309,7 @@ pub fn quick() -> Backoff {
 
 /// A rate that a storm meets now and then.
 pub fn rate() -> RateLimitLayer {
-    RateLimitLayer::new(Rate::per_second(200.0).unwrap().burst(4).unwrap())
+    RateLimitLayer::new(Rate::per_second(1000.0).unwrap().burst(4).unwrap())
 }
 
 /// Limits that a storm's hanging calls and bodies meet.
