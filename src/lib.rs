@@ -15,6 +15,7 @@
 //! buffer        the body in memory, so that it can be sent again
 //! retry         on another key at once, or after a wait, or not at all
 //! provider      which providers may serve, for requests that do not say
+//! hedge         where it is asked for: a second attempt beside one that is late
 //! commit gate   the head of a 200, held until there is output behind it
 //! select        filter the keys, pick one, wait when none can serve
 //!   ╎ for each key:
