@@ -334,3 +334,36 @@ async fn a_successor_heeds_its_own_caps() {
     assert_eq!((running.status(), second.status()), (StatusCode::OK, StatusCode::OK));
     assert_eq!(send(&wider, MODEL, 1, 1).await, BTreeMap::from([(429, 1)]), "two run");
 }
+
+thread_local! {
+    /// When the simulator started, and what its clock showed.
+    static START: std::cell::Cell<Option<(Instant, Duration)>> = const { std::cell::Cell::new(None) };
+}
+
+/// The simulator's own time, by which it names resets.
+fn wall_clock() -> std::time::SystemTime {
+    let (start, shown) = START.get().unwrap();
+    std::time::UNIX_EPOCH + shown + start.elapsed()
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_meets_a_limit_of_the_only_account_waits_for_it_as_those_who_come_later_do() {
+    for (limit, least) in [(Reason::PlatformLimit, 59), (Reason::InFlightBudget, 3)] {
+        let (simulator, pool) = upstream(five_keys());
+        START.set(Some((Instant::now(), Duration::from_millis(simulator.wall_clock_ms() as u64))));
+        for label in ["b-1", "b-2", "c-1"] {
+            pool.remove(label);
+        }
+        let leaf = OpenRouter::builder().wall_clock(wall_clock).build(simulator.service()).unwrap();
+        let stack: Stack = Balancer::builder(pool).max_wait(Duration::from_secs(90)).build(leaf);
+        simulator.inject(Fault::new(What::Refuse { reason: limit }).times(1)).unwrap();
+        let start = Instant::now();
+        let (first, second) = tokio::join!(stack.clone().oneshot(chat(MODEL)), async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            stack.clone().oneshot(chat(MODEL)).await
+        });
+        assert_eq!((first.unwrap().status(), second.unwrap().status()), (StatusCode::OK, StatusCode::OK), "{limit:?}");
+        assert!(start.elapsed() >= Duration::from_secs(least), "{limit:?}: {:?}", start.elapsed());
+        assert_eq!(simulator.counts().attempts, 3, "{limit:?}");
+    }
+}

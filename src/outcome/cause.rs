@@ -116,6 +116,11 @@ impl Cause {
         Self::GapTimeout,
     ];
 
+    /// Whether it is an account's limit that has room again in a moment, so that who met it may wait like those who come later.
+    pub(crate) fn is_momentary(self) -> bool {
+        matches!(self, Self::InFlightBudget | Self::FreeTierMinute | Self::PlatformLimit)
+    }
+
     /// Position in [`ALL`](Self::ALL), for tables of counters.
     pub(crate) fn index(self) -> usize {
         self as usize

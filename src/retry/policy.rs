@@ -164,7 +164,7 @@ pub(super) fn decide(
         Retry::Elsewhere => match keys {
             Keys::Many { elsewhere: false, .. } if is_of_size(fault.cause) => return give_up(GiveUp::NoOtherKey),
             // what fills an account for a moment may do so again: then it is a wait like any other
-            Keys::Many { again: true, .. } if fault.cause == Cause::InFlightBudget => {}
+            Keys::Many { again: true, .. } if fault.cause.is_momentary() => {}
             Keys::Many { again: true, .. } => return give_up(GiveUp::Attempts),
             Keys::Many { .. } if progress.failovers >= MOST_FAILOVERS => return give_up(GiveUp::Attempts),
             Keys::Many { .. } => return Failover,

@@ -3,7 +3,7 @@ use tokio::time::Instant;
 use super::{Fit, tags};
 use crate::{
     endpoint::Endpoint,
-    outcome::{Cause, Outcome, Scope},
+    outcome::{Outcome, Scope},
     request::{Attempt, RequestContext},
     select::cooldown::{AccountId, Book, Resting},
 };
@@ -78,7 +78,7 @@ fn ruled_out(earlier: &[Attempt], endpoint: &Endpoint) -> bool {
         }
         let Some(Outcome::Fault(fault)) = attempt.outcome else { return false };
         // it passes in a moment, and until then its rest, or whoever counts what is in flight, holds the account back
-        if fault.cause == Cause::InFlightBudget {
+        if fault.cause.is_momentary() {
             return false;
         }
         match fault.scope {
