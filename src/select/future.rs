@@ -326,8 +326,8 @@ where
 fn too_many(start: Instant, now: Instant) -> Rejected {
     let after = start.saturating_duration_since(now);
     let detail = format!(
-        "so many requests wait for a key that the turn of this one would come in about {} s, later than it may wait: send \
-         fewer, or add keys",
+        "so many requests wait for a key that the turn of this one would come in about {} s, which is more than it can count \
+         on: send fewer, or add keys",
         whole_seconds(after)
     );
     Rejected::new(Why::NoKey, detail).retry_after(after)

@@ -15,8 +15,9 @@ const SPAN: usize = 30;
 const WARM: Duration = Duration::from_secs(10);
 /// Nor with fewer served.
 const LEAST: u32 = 10;
-/// A rate of the last half minute is off by some hundredths in the next, so who comes must have so much more patience.
-const DOUBT: f64 = 0.1;
+/// A rate of the last half minute is off by up to a tenth in the next (quotas of 20 to 80 per 10 s without hints, 20 seeds), so who
+/// comes must have so much more patience.
+const DOUBT: f64 = 0.15;
 /// Who stands already is refused for a prediction only if that is longer than its patience by this share, so that a rate that
 /// wavers does not thin out the line.
 const SLACK: f64 = 0.25;
