@@ -135,6 +135,7 @@ mod compact;
 mod layer;
 mod record;
 mod trace;
+mod written;
 
 pub use layer::{Explain, ExplainFuture, ExplainLayer, HEADER};
 pub use record::{Attempt, By, Compared, Explanation, Finish, Found, Gate, Keys, Look, Next, Reason, Refused};

@@ -91,6 +91,7 @@ mod lanes;
 mod order;
 mod pick;
 mod pool;
+mod record;
 mod swap;
 mod waiting;
 
@@ -101,13 +102,14 @@ pub use fastrand::Rng;
 pub use filter::{
     AdaptiveLimit, CreditFloor, CreditLimit, Ended, Filter, FilterFn, Fit, Pacing, RequireTags, filter_fn,
 };
-pub use future::{KeySelectFuture, Record};
+pub use future::KeySelectFuture;
 pub use pick::{
     Candidates, LeastInFlight, MostCredit, PeakEwma, Pick, PickFn, Prepared, PriorityTiers, Rank, Rendezvous,
     RoundRobin, SmoothWeighted, Sticky, WeightedRandom, pick_fn,
 };
 pub use pool::Pool;
 pub(crate) use pool::WeakPool;
+pub use record::Record;
 
 use crate::{
     body::Guarded,

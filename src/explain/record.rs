@@ -2,13 +2,14 @@
 
 use std::{fmt, time::Duration};
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 use tokio::time::Instant;
 
+use super::written;
 use crate::{
     body::Ending,
     error::Why,
-    outcome::{Cause, Outcome, Scope, Usage},
+    outcome::{Cause, Outcome, Usage},
 };
 
 /// The most names that are kept of any group of keys.
@@ -49,7 +50,7 @@ pub struct Attempt {
     /// How that key was found.
     pub by: Option<By>,
     /// Why selection gave up the search.
-    #[serde(serialize_with = "why")]
+    #[serde(serialize_with = "written::why")]
     pub rejected: Option<Why>,
     /// How long it stood in line for a key.
     pub waited_ms: u64,
@@ -60,17 +61,17 @@ pub struct Attempt {
     /// What a [`CommitGateLayer`](crate::CommitGateLayer) found behind the head.
     pub gate: Option<Gate>,
     /// What became of it, as known last: an answer may still fail in its body.
-    #[serde(serialize_with = "outcome")]
+    #[serde(serialize_with = "written::outcome")]
     pub outcome: Option<Outcome>,
     /// The provider that failed, where the answer names it.
     pub provider: Option<Box<str>>,
     /// How the exchange ended. `None` while it goes on, and for a failure that was known before.
-    #[serde(serialize_with = "ending")]
+    #[serde(serialize_with = "written::ending")]
     pub ending: Option<Ending>,
     /// From sending to the end of the body, or to the failure.
     pub took_ms: Option<u64>,
     /// Tokens and money the answer reported.
-    #[serde(serialize_with = "usage")]
+    #[serde(serialize_with = "written::usage")]
     pub usage: Option<Usage>,
     /// What was done about a failure. `None` after a success, and where no [`RetryLayer`](crate::RetryLayer) or
     /// [`ModelRouter`](crate::ModelRouter) decides.
@@ -135,7 +136,7 @@ pub enum Reason {
     /// It rests, or its account or workspace does, for this cause.
     Resting {
         /// What it rests for.
-        #[serde(serialize_with = "name_of_cause")]
+        #[serde(serialize_with = "written::name_of_cause")]
         cause: Cause,
     },
     /// Its breaker is open.
@@ -143,7 +144,7 @@ pub enum Reason {
     /// The providers of the model, or the way to them, rest for this cause.
     UpstreamResting {
         /// What they rest for.
-        #[serde(serialize_with = "name_of_cause")]
+        #[serde(serialize_with = "written::name_of_cause")]
         cause: Cause,
     },
     /// A [filter](crate::select::Filter) refused it.
@@ -251,7 +252,7 @@ pub enum Finish {
         /// The status of the answer made of it; `None` where no [`RespondLayer`](crate::RespondLayer) made one.
         status: Option<u16>,
         /// Why.
-        #[serde(serialize_with = "name_of_why")]
+        #[serde(serialize_with = "written::name_of_why")]
         why: Why,
         /// What was wrong, in a sentence.
         detail: Box<str>,
@@ -355,71 +356,6 @@ impl Found {
             Self::Bytes => "bytes",
         }
     }
-}
-
-pub(super) fn name_of_ending(ending: Ending) -> &'static str {
-    match ending {
-        Ending::Complete => "complete",
-        Ending::HeadOnly => "head_only",
-        Ending::Failed => "failed",
-        Ending::Dropped => "dropped",
-        Ending::FutureDropped => "future_dropped",
-        Ending::NoResponse => "no_response",
-    }
-}
-
-fn name_of_cause<S: Serializer>(cause: &Cause, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(cause.as_str())
-}
-
-fn name_of_why<S: Serializer>(why: &Why, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(why.as_str())
-}
-
-fn why<S: Serializer>(why: &Option<Why>, serializer: S) -> Result<S::Ok, S::Error> {
-    why.map(|why| why.as_str()).serialize(serializer)
-}
-
-fn ending<S: Serializer>(ending: &Option<Ending>, serializer: S) -> Result<S::Ok, S::Error> {
-    ending.map(name_of_ending).serialize(serializer)
-}
-
-fn usage<S: Serializer>(usage: &Option<Usage>, serializer: S) -> Result<S::Ok, S::Error> {
-    #[derive(Serialize)]
-    struct Fields {
-        prompt_tokens: u64,
-        completion_tokens: u64,
-        cost_usd: f64,
-    }
-    let fields = |usage: &Usage| Fields {
-        prompt_tokens: usage.prompt_tokens,
-        completion_tokens: usage.completion_tokens,
-        cost_usd: usage.cost,
-    };
-    usage.as_ref().map(fields).serialize(serializer)
-}
-
-fn outcome<S: Serializer>(outcome: &Option<Outcome>, serializer: S) -> Result<S::Ok, S::Error> {
-    #[derive(Serialize)]
-    struct Fields {
-        success: bool,
-        cause: Option<&'static str>,
-        scope: Option<&'static str>,
-        rest_ms: Option<u64>,
-        hinted: Option<bool>,
-    }
-    let fields = |outcome: &Outcome| {
-        let fault = outcome.fault();
-        let rest = fault.and_then(|fault| fault.rest);
-        Fields {
-            success: outcome.is_success(),
-            cause: fault.map(|fault| fault.cause.as_str()),
-            scope: fault.map(|fault| Scope::as_str(&fault.scope)),
-            rest_ms: rest.map(|rest| super::millis(rest.duration)),
-            hinted: rest.map(|rest| rest.hinted),
-        }
-    };
-    outcome.as_ref().map(fields).serialize(serializer)
 }
 
 #[cfg(test)]

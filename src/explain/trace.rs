@@ -13,7 +13,8 @@ use tokio::time::Instant;
 
 use super::{
     TARGET, compact, millis,
-    record::{Attempt, By, Compared, Explanation, Finish, Found, Gate, Look, Next, name_of_ending},
+    record::{Attempt, By, Compared, Explanation, Finish, Found, Gate, Look, Next},
+    written::name_of_ending,
 };
 use crate::{
     body::Ending,

@@ -1,10 +1,8 @@
 use std::{
-    fmt,
     future::Future,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use http::{Request, Response};
@@ -15,22 +13,17 @@ use tower::{BoxError, Service};
 
 use super::{
     choose::{Choice, Found, Outlook, Selection, Shared},
-    claims::Claims,
     pick::Pick,
+    record::Record,
     waiting::{Heard, Others, Ticket},
 };
 use crate::{
-    body::{Ending, Guard, Guarded},
+    body::Guarded,
     clock,
-    endpoint::{Endpoint, Route},
     error::{Rejected, Why, whole_seconds},
-    explain::Entry,
-    outcome::{Classify, Outcome, OutcomeCell, Rest, Retry, Scope, Verdict},
+    outcome::OutcomeCell,
     request::{Attempting, RequestContext},
 };
-
-/// First rest of an upstream that fails for most keys; it doubles while that goes on.
-const FAILING_POOL: Duration = Duration::from_secs(1);
 
 pin_project! {
     /// Response future of [`KeySelect`](super::KeySelect).
@@ -141,7 +134,7 @@ where
                 this.shared.pool.state().count_panic_pick();
             }
             let selection: Arc<dyn Selection> = this.shared.clone();
-            let record = Some(Record { selection, endpoint, attempt, cell: None, awaits: false, claims, entry });
+            let record = Some(Record::new(selection, endpoint, attempt, claims, entry));
             let call = service.call(request);
             lane.keep(service);
             this.state.set(State::Calling { call, record });
@@ -153,7 +146,7 @@ where
                 let record = record.take().expect("a future is not polled after it resolved");
                 if response.extensions().get::<OutcomeCell>().is_none() {
                     // whoever judges it further out knows by this which attempt it was
-                    response.extensions_mut().insert(record.attempt.id());
+                    response.extensions_mut().insert(record.attempt());
                 }
                 let record = record.answered(&response, &*this.shared.classify);
                 Poll::Ready(Ok(response.map(|body| Guarded::new(body, record))))
@@ -337,136 +330,5 @@ impl Outlook {
     /// Whether nobody comes back, or free, before `give_up`.
     fn is_hopeless(&self, give_up: Instant) -> bool {
         !self.busy && self.earliest.is_none_or(|earliest| earliest > give_up)
-    }
-}
-
-/// Writes an attempt's outcome into the ledger and the book of rests: at the head, or when the body tells. A failure is
-/// written as soon as it is known, so that whoever looks into the body above finds it there.
-pub struct Record {
-    selection: Arc<dyn Selection>,
-    endpoint: Endpoint,
-    attempt: Attempting,
-    cell: Option<OutcomeCell>,
-    /// Whether the outcome is yet to be written.
-    awaits: bool,
-    claims: Claims,
-    /// The attempt in the request's trace, if it is explained.
-    entry: Option<Box<Entry>>,
-}
-
-impl Record {
-    /// Takes in the head; the guard goes on with the body while that may still tell more.
-    fn answered<B>(mut self, response: &Response<B>, classify: &dyn Classify) -> Option<Self> {
-        if let Some(entry) = &self.entry {
-            entry.head(response.status().as_u16());
-        }
-        let verdict = Verdict::of(response, classify);
-        self.cell = response.extensions().get().cloned();
-        match verdict {
-            Verdict::Known(outcome) => self.known(outcome),
-            Verdict::AtCommit(_) => self.awaits = true,
-            // what a foreign stream says in its trailers, the breaker and the monitor read; until then it runs
-            Verdict::AtEnd => return Some(self),
-        }
-        (self.awaits || !self.claims.is_empty() || self.entry.is_some()).then_some(self)
-    }
-
-    fn learn(&self) {
-        let Some(cell) = &self.cell else { return };
-        if let Some(account) = cell.account() {
-            self.endpoint.learn_account(account);
-        }
-        if let Some(provider) = cell.provider() {
-            self.attempt.blame(provider);
-        }
-    }
-
-    /// The outcome is known. A fault is the end of it; what a success cost is known when its body is over.
-    fn known(&mut self, outcome: Outcome) {
-        if outcome.is_success() {
-            return self.book(outcome, false);
-        }
-        let seen_to = self.settle(Some(outcome));
-        self.book(outcome, seen_to);
-        if let Some(entry) = self.entry.take() {
-            entry.judge(outcome, self.cell.as_ref().and_then(OutcomeCell::provider));
-        }
-    }
-
-    fn settle(&mut self, outcome: Option<Outcome>) -> bool {
-        let cell = self.cell.as_ref();
-        self.claims.settle(outcome, cell.and_then(OutcomeCell::usage), cell.and_then(OutcomeCell::limit))
-    }
-
-    /// Writes the outcome down; a fault that a filter has `seen_to` asks for no rest.
-    fn book(&mut self, outcome: Outcome, seen_to: bool) {
-        self.learn();
-        self.attempt.end(outcome, false);
-        let context = self.attempt.context();
-        let pool = self.selection.pool();
-        match outcome {
-            Outcome::Success => {
-                pool.state().warm_up();
-                let book = pool.book();
-                if !book.is_blank() {
-                    book.succeed(&self.endpoint, context, Instant::now());
-                }
-            }
-            Outcome::Fault(mut fault) => {
-                let (now, scope) = (Instant::now(), fault.scope);
-                fault.rest = fault.rest.filter(|_| !seen_to);
-                let suspects = self.endpoint.suspects();
-                if fault.is_suspect()
-                    && fault.rest.is_none()
-                    && suspects.watching()
-                    && suspects.pool_failing(Route::of(&self.endpoint, Some(context)), now)
-                {
-                    (fault.scope, fault.rest) = (Scope::Pool, Some(Rest::guessed(FAILING_POOL)));
-                }
-                pool.record(&self.endpoint, context, &fault, now);
-                if fault.retry == Retry::Elsewhere && self.selection.has_elsewhere(scope, context, now) {
-                    self.attempt.end(outcome, true);
-                }
-            }
-        }
-    }
-}
-
-impl Guard for Record {
-    fn data(&mut self, chunk: &[u8]) {
-        if let Some(entry) = &self.entry {
-            entry.speaks();
-        }
-        let commit = self.cell.as_ref().map(OutcomeCell::at_commit);
-        if self.awaits
-            && let Some(Some(outcome @ Outcome::Fault(_))) = commit
-        {
-            self.awaits = false;
-            self.known(outcome);
-        } else if self.claims.awaits_output() && !chunk.is_empty() && commit != Some(None) {
-            self.claims.output(Instant::now());
-        }
-    }
-
-    fn finish(mut self, ending: Ending) {
-        let whole = matches!(ending, Ending::Complete | Ending::HeadOnly).then_some(Outcome::Success);
-        let (commit, end) = match &self.cell {
-            Some(cell) => (cell.at_commit(), cell.at_end()),
-            None => (None, whole),
-        };
-        // what a caller that left early will be billed nobody knows, unless the model never ran
-        let seen_to = self.settle(end.or(commit.filter(|outcome| !outcome.is_success())));
-        if let Some(outcome) = end.or(commit).filter(|_| self.awaits) {
-            self.book(outcome, seen_to);
-        }
-        if let Some(entry) = self.entry.take() {
-            entry.end(ending, end.or(commit), self.cell.as_ref().and_then(OutcomeCell::usage));
-        }
-    }
-}
-
-impl fmt::Debug for Record {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Record").field("endpoint", &self.endpoint).finish_non_exhaustive()
     }
 }

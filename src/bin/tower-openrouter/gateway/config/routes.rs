@@ -4,7 +4,7 @@ use serde::{Deserialize, Deserializer, de};
 use tower_openrouter::{ApiKey, key::ModelPattern, openrouter::ProviderPreferences};
 
 use super::{
-    settings::{PickName, Select, Waiting},
+    stages::{PickName, Select, Waiting},
     trouble::Trouble,
     values::Span,
 };
