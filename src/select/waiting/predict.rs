@@ -163,7 +163,7 @@ mod tests {
         for (start, late) in [(20.0, false), (25.9, false), (26.1, true)] {
             assert_eq!(is_too_late(at(now, start), give_up, now), late);
         }
-        for (start, hopeless) in [(0.0, false), (18.1, false), (18.3, true), (21.0, true)] {
+        for (start, hopeless) in [(0.0, false), (17.3, false), (17.5, true), (21.0, true)] {
             assert_eq!(is_hopeless(at(now, start), give_up, now), hopeless, "{start}");
         }
     }
