@@ -217,6 +217,24 @@ async fn who_cannot_wait_gets_the_failing_upstreams_own_answer() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn r022_who_cannot_wait_longer_tries_a_key_it_has_not_met_before_one_that_failed_it() {
+    for _ in 0..300 {
+        let (simulator, pool) = upstream(five_keys());
+        for label in ["b-2", "c-1"] {
+            pool.remove(label);
+        }
+        for label in ["a-1", "a-2"] {
+            let mut fault = Fault::new(What::Status { status: 502, retry_after: None });
+            fault.key = Some(label.into());
+            simulator.inject(fault).unwrap();
+        }
+        let builder = Balancer::builder(pool).pick(RoundRobin::default()).max_wait(Duration::from_millis(200));
+        // the pool of the provider rests when the third attempt begins, and the wait for it may end just after it does
+        assert_eq!(send(&stack(&simulator, builder), MODEL, 1, 1).await, BTreeMap::from([(200, 1)]));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_platform_incident_of_401_on_every_key_kills_none() {
     let (simulator, pool) = upstream(five_keys());
     let stack = stack(&simulator, Balancer::builder(pool.clone()));

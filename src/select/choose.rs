@@ -20,7 +20,7 @@ use super::{
     order::{self, Asked, Turn},
     pick::{Candidates, Pick},
     pool::Pool,
-    waiting::Room,
+    waiting::{Room, Ticket},
 };
 use crate::{
     endpoint::Endpoint,
@@ -170,16 +170,18 @@ impl<S, P: Pick> Shared<S, P> {
         })
     }
 
-    /// Looks for an endpoint that can serve now. Who is not `patient` tries an upstream that fails rather than none.
+    /// Looks for an endpoint that can serve now. Who is not `patient` tries an upstream that fails rather than none; what
+    /// those in line wait for is theirs, unless one of them asks.
     pub(super) fn choose<B>(
         &self,
         request: &RequestContext,
         headers: &HeaderMap,
         now: Instant,
         patient: bool,
+        ticket: Option<&Ticket<S, P>>,
     ) -> Choice<S>
     where
-        S: Service<http::Request<B>> + Clone,
+        S: Service<http::Request<B>> + Clone + Send + Sync + 'static,
         S::Error: Into<BoxError>,
     {
         let snapshot = self.lanes.current(now);
@@ -189,6 +191,7 @@ impl<S, P: Pick> Shared<S, P> {
             earlier: Vec::new(),
             now,
             patient,
+            ticket,
             outlook: Outlook::default(),
             findings: request.trace().map(|_| Box::default()),
         };
@@ -270,21 +273,22 @@ impl<S, P> Shared<S, P> {
     }
 }
 
-struct Search<'a, S, P> {
+struct Search<'a, S: Send + Sync + 'static, P: Pick> {
     shared: &'a Shared<S, P>,
     request: &'a RequestContext,
     earlier: Vec<Attempt>,
     now: Instant,
     patient: bool,
+    ticket: Option<&'a Ticket<S, P>>,
     outlook: Outlook,
     /// Kept when the request is explained.
     findings: Option<Box<Findings>>,
 }
 
-impl<S, P: Pick> Search<'_, S, P> {
+impl<S: Send + Sync + 'static, P: Pick> Search<'_, S, P> {
     fn run<B>(&mut self, snapshot: &Snapshot<S>, headers: &HeaderMap) -> Option<Found<S>>
     where
-        S: Service<http::Request<B>> + Clone,
+        S: Service<http::Request<B>> + Clone + Send + Sync + 'static,
         S::Error: Into<BoxError>,
     {
         let pick = &*self.shared.pick;
@@ -318,7 +322,7 @@ impl<S, P: Pick> Search<'_, S, P> {
     /// The lane's endpoint, if it may and can serve.
     fn try_lane<B>(&mut self, lane: &Arc<Lane<S>>) -> Option<Found<S>>
     where
-        S: Service<http::Request<B>> + Clone,
+        S: Service<http::Request<B>> + Clone + Send + Sync + 'static,
         S::Error: Into<BoxError>,
     {
         let endpoint = &lane.endpoint;
@@ -342,7 +346,7 @@ impl<S, P: Pick> Search<'_, S, P> {
             }
             Fit::Yes => {}
         }
-        if lane.is_contended(self.now) {
+        if lane.is_contended(self.now) && self.ticket.is_none_or(|ticket| !ticket.may_have(lane, self.now)) {
             self.outlook.is_busy(endpoint);
             self.unready(lane, Reason::Busy);
             return None;

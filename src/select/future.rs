@@ -198,7 +198,7 @@ where
         }
         shared.explain_wait(context, None, now);
     } else {
-        let outlook = match shared.choose(context, request.headers(), now, true) {
+        let outlook = match shared.choose(context, request.headers(), now, true, None) {
             Choice::Ready(found) => return Poll::Ready(Ok(found)),
             Choice::Nobody(outlook) => outlook,
         };
@@ -269,7 +269,7 @@ where
                     shared.explain_wait(context, None, now);
                     outlook
                 }
-                None => match shared.choose(context, request.headers(), now, true) {
+                None => match shared.choose(context, request.headers(), now, true, Some(ticket)) {
                     Choice::Ready(found) => return Poll::Ready(Ok(found)),
                     Choice::Nobody(outlook) => {
                         ticket.tell(&outlook, now);
@@ -304,7 +304,7 @@ where
 {
     if outlook.soft
         && context.deadline().is_none_or(|deadline| deadline > now)
-        && let Choice::Ready(found) = shared.choose(context, request.headers(), now, false)
+        && let Choice::Ready(found) = shared.choose(context, request.headers(), now, false, ticket)
     {
         return Ok(found);
     }

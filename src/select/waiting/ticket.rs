@@ -11,7 +11,7 @@ use http::Request;
 use tokio::time::Instant;
 use tower::{BoxError, Service};
 
-use super::{Call, JUST_NOW, REVIEW, Waiter, kind::Kind, line::Place, spread};
+use super::{Call, JUST_NOW, REVIEW, Waiter, desk::Desk, kind::Kind, line::Place, spread};
 use crate::{
     endpoint::EndpointId,
     error::Rejected,
@@ -126,6 +126,14 @@ impl<S: Send + Sync + 'static, P: Pick> Ticket<S, P> {
             }
         }
         Err(outlook)
+    }
+
+    /// Whether what those in line wait for may go to this one, since it is offered to nobody else and nobody stands before it.
+    pub(in crate::select) fn may_have(&self, lane: &Lane<S>, now: Instant) -> bool {
+        let id = lane.endpoint.id();
+        let others = |desk: &Desk<S>| desk.out || desk.offered.is_some_and(|number| number != self.place.number);
+        let taken = self.shared.room.lock().desks.get(&id).is_some_and(others);
+        !taken && !self.shared.is_wanted_before(&lane.endpoint, self.place, now)
     }
 
     /// Notes what a look came to, for all of the group; those for whom it leaves no hope are told.
