@@ -9,9 +9,11 @@ mod run;
 mod scenario;
 mod stack;
 pub mod stacks;
+pub mod sweep;
 mod upstream;
 
 pub use run::{Ending, Run, Sample, Watched, WatchedKey, run, run_asks};
 pub use scenario::{Ask, Patience, Scenario, ScenarioError};
 pub use stack::{Built, LabBody, LabService, Stack, StackFn, World, stack_fn};
+pub use sweep::{Sweep, SweepError, Swept};
 pub use upstream::{Sent, Upstream, UpstreamFuture};

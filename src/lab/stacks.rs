@@ -1,5 +1,7 @@
 //! The stacks that come with the lab: the default one, the recipes people write themselves, and an oracle as the mark.
 
 mod balancer;
+pub mod composed;
 
 pub use balancer::DefaultStack;
+pub use composed::Composed;

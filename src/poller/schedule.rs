@@ -36,6 +36,8 @@ pub(super) enum Reply {
 pub(super) struct Schedule<T> {
     interval: Duration,
     questions: HashMap<T, Question>,
+    /// How many there have been.
+    added: u64,
     running: usize,
     /// When the next question may be asked at the earliest.
     next: Instant,
@@ -43,6 +45,8 @@ pub(super) struct Schedule<T> {
 
 #[derive(Debug, Clone, Copy)]
 struct Question {
+    /// Its place among those that are due at once, the same in every run.
+    number: u64,
     due: Instant,
     /// Not before this, whatever happens.
     earliest: Instant,
@@ -55,13 +59,16 @@ struct Question {
 impl<T: Clone + Eq + Hash> Schedule<T> {
     /// Nothing to ask yet. `interval` is the time between two questions about the same.
     pub(super) fn new(interval: Duration, now: Instant) -> Self {
-        Self { interval, questions: HashMap::new(), running: 0, next: now }
+        Self { interval, questions: HashMap::new(), added: 0, running: 0, next: now }
     }
 
     /// Asks about it from now on.
     pub(super) fn add(&mut self, about: T, now: Instant) {
-        let question = Question { due: now, earliest: now, asked: None, urgent: false, running: false, failures: 0 };
+        let number = self.added;
+        let question =
+            Question { number, due: now, earliest: now, asked: None, urgent: false, running: false, failures: 0 };
         self.questions.entry(about).or_insert(question);
+        self.added += 1;
     }
 
     /// Asks only about these any more.
@@ -90,7 +97,7 @@ impl<T: Clone + Eq + Hash> Schedule<T> {
             return None;
         }
         let due = self.questions.iter_mut().filter(|(_, question)| !question.running && question.due <= now);
-        let (about, question) = due.min_by_key(|(_, question)| (!question.urgent, question.due))?;
+        let (about, question) = due.min_by_key(|(_, question)| (!question.urgent, question.due, question.number))?;
         (question.running, question.asked, question.urgent) = (true, Some(now), false);
         let about = about.clone();
         self.running += 1;
