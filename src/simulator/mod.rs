@@ -79,7 +79,11 @@ mod attempt;
 mod body;
 mod clock;
 mod control;
+mod delays;
+pub(crate) mod draw;
 mod faults;
+#[cfg(any(feature = "lab", test))]
+mod foresight;
 mod generation;
 mod ids;
 mod inference;
@@ -99,6 +103,9 @@ mod ticket;
 mod trace;
 mod world;
 
+#[cfg(any(feature = "lab", test))]
+#[cfg_attr(not(feature = "lab"), expect(unused_imports, reason = "the lab's oracle asks"))]
+pub(crate) use foresight::Foresight;
 pub use body::SimulatorBody;
 pub use control::{SimulatedKey, Simulator, utc_date};
 pub use scenario::{

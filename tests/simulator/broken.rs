@@ -106,7 +106,7 @@ async fn json_bodies_can_be_broken_padded_empty_or_huge() {
 
 #[tokio::test(start_paused = true)]
 async fn slowness_delays_acceptance_and_the_first_token() {
-    let simulator = struck(What::Slow { accept_ms: 2_000.0, first_token_ms: 3_000.0 });
+    let simulator = struck(What::Slow { factor: 1.0, accept_ms: 2_000.0, first_token_ms: 3_000.0 });
     let start = tokio::time::Instant::now();
     let response = stream(&simulator, "a1", PAID).await;
     assert_eq!(start.elapsed(), seconds(2));
