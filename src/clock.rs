@@ -40,3 +40,7 @@ static ORIGIN: LazyLock<std::time::Instant> = LazyLock::new(|| {
 
 /// Reads the wall clock; injected where a test or a simulator keeps its own.
 pub type WallClock = fn() -> SystemTime;
+
+/// A run of the lab begins on this thread.
+#[cfg(feature = "lab")]
+pub(crate) fn begin_run(_now: Instant) {}

@@ -53,6 +53,7 @@
 //! - [`poller`]: asks what keys and accounts may still spend, beside the traffic.
 //! - [`batch`]: many requests through it, or through any other service, so many at once.
 //! - [`simulator`] (feature `simulator`): an upstream that behaves like OpenRouter.
+//! - [`lab`] (feature `lab`): whole stacks compared on it, in virtual time.
 //!
 //! What they share:
 //!
@@ -252,6 +253,8 @@ pub mod batch;
 
 #[cfg(feature = "simulator")]
 pub mod simulator;
+#[cfg(feature = "lab")]
+pub mod lab;
 
 pub use batch::Batch;
 pub use breaker::CircuitBreakerLayer;

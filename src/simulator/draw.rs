@@ -37,6 +37,6 @@ mod tests {
         let mut rng = fastrand::Rng::with_seed(1);
         assert_eq!((spread(&mut rng, 0.0), rng.get_seed()), (1.0, fastrand::Rng::with_seed(1).get_seed()));
         let bits: Vec<u64> = (0..3).map(|_| normal(&mut rng).to_bits()).collect();
-        assert_eq!(bits, [0, 0, 0]);
+        assert_eq!(bits, [0, 0, 0], "{bits:?}");
     }
 }
