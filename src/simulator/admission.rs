@@ -147,7 +147,13 @@ impl World {
     }
 
     /// What such a request would hold, and the budget it must fit; none when no hold is asked of it. In USD.
-    pub(super) fn weigh(&self, key: usize, asked: &Asked, (prompt, completion): Prices, now: Now) -> Option<(f64, f64)> {
+    pub(super) fn weigh(
+        &self,
+        key: usize,
+        asked: &Asked,
+        (prompt, completion): Prices,
+        now: Now,
+    ) -> Option<(f64, f64)> {
         let account = &self.accounts[self.keys[key].account];
         let balance = account.balance(now.wall);
         let rule = account.in_flight.as_ref().filter(|rule| balance < rule.below_balance)?;

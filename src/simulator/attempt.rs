@@ -110,12 +110,7 @@ impl Attempt<'_> {
             served.huge = Some(bytes);
             served.completion_tokens = 1;
         }
-        Accepted {
-            served,
-            twist: twist.filter(|what| !matches!(what, What::Huge { .. })),
-            at: now.instant,
-            delays,
-        }
+        Accepted { served, twist: twist.filter(|what| !matches!(what, What::Huge { .. })), at: now.instant, delays }
     }
 }
 

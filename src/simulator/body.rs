@@ -127,7 +127,8 @@ impl Play {
         if self.step == Step::Opening && self.served.streamed {
             return None;
         }
-        let spoken = if self.served.streamed { self.sent + self.next_event().max(1) } else { self.served.completion_tokens };
+        let spoken =
+            if self.served.streamed { self.sent + self.next_event().max(1) } else { self.served.completion_tokens };
         let tokens = spoken.max(1) - 1;
         let per_token = self.per_token.checked_mul(u32::try_from(tokens).unwrap_or(u32::MAX));
         let after = self.first_token + per_token.unwrap_or(Duration::MAX / 4);

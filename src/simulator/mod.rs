@@ -103,11 +103,11 @@ mod ticket;
 mod trace;
 mod world;
 
-#[cfg(any(feature = "lab", test))]
-#[cfg_attr(not(feature = "lab"), expect(unused_imports, reason = "the lab's oracle asks"))]
-pub(crate) use foresight::Foresight;
 pub use body::SimulatorBody;
 pub use control::{SimulatedKey, Simulator, utc_date};
+#[cfg(any(feature = "lab", test))]
+#[allow(unused_imports, reason = "the lab's oracle asks")]
+pub(crate) use foresight::Foresight;
 pub use scenario::{
     Account, Budget, Fault, InBand, InFlight, Keep, Model, Pool, PoolKind, ProviderEndpoint, Quota, Reason, Reply,
     Reset, RetryAfter, Scenario, ScenarioError, SimKey, Stale, What, Wire, Workspace,
