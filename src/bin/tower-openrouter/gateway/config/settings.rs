@@ -1,6 +1,6 @@
 //! What can be set, and what holds where nothing is: the shape of the configuration file.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, path::PathBuf};
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, de};
@@ -29,6 +29,8 @@ pub(crate) struct Settings {
     pub(crate) drain_timeout: Span,
     pub(crate) balancer_headers: bool,
     pub(crate) explain: Explained,
+    /// Where requests are recorded, if at all.
+    pub(crate) record: Option<PathBuf>,
     /// `None`: OpenRouter, or the simulator when there is no key either.
     pub(crate) upstream: Option<String>,
     pub(crate) deadline: Time,
@@ -59,6 +61,7 @@ impl Default for Settings {
             drain_timeout: Span::seconds(30),
             balancer_headers: true,
             explain: Explained::default(),
+            record: None,
             upstream: None,
             deadline: Time::seconds(600),
             timeouts: Timeouts::default(),
