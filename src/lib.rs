@@ -53,6 +53,7 @@
 //! - [`poller`]: asks what keys and accounts may still spend, beside the traffic.
 //! - [`batch`]: many requests through it, or through any other service, so many at once.
 //! - [`simulator`] (feature `simulator`): an upstream that behaves like OpenRouter.
+//! - [`lab`] (feature `lab`): whole stacks compared on it, in virtual time.
 //!
 //! What they share:
 //!
@@ -207,12 +208,14 @@
 //! - `hyper` (default): [`HyperTransport`](openrouter::HyperTransport), with rustls.
 //! - `reqwest`: [`ReqwestTransport`](openrouter::ReqwestTransport).
 //! - `simulator`: the [`simulator`].
+//! - `settings`: [`stack::settings`], the stack's policies as they stand in a file.
+//! - `lab`: whole stacks of policies compared on the simulator.
 //! - `cli`: the binary; of no use to a library.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // the pages are written for all features, as docs.rs shows them
 #![cfg_attr(
-    not(all(feature = "hyper", feature = "reqwest", feature = "simulator")),
+    not(all(feature = "hyper", feature = "reqwest", feature = "settings", feature = "simulator")),
     allow(rustdoc::broken_intra_doc_links)
 )]
 
@@ -252,6 +255,8 @@ pub mod batch;
 
 #[cfg(feature = "simulator")]
 pub mod simulator;
+#[cfg(feature = "lab")]
+pub mod lab;
 
 pub use batch::Batch;
 pub use breaker::CircuitBreakerLayer;
