@@ -36,7 +36,7 @@ pub(super) enum Reply {
 pub(super) struct Schedule<T> {
     interval: Duration,
     questions: HashMap<T, Question>,
-    /// How many there have been.
+    /// How many there ever were.
     added: u64,
     running: usize,
     /// When the next question may be asked at the earliest.
@@ -45,7 +45,7 @@ pub(super) struct Schedule<T> {
 
 #[derive(Debug, Clone, Copy)]
 struct Question {
-    /// Its place among those that are due at once, the same in every run.
+    /// Which it was: of those due at once the first is asked first.
     number: u64,
     due: Instant,
     /// Not before this, whatever happens.
@@ -64,11 +64,12 @@ impl<T: Clone + Eq + Hash> Schedule<T> {
 
     /// Asks about it from now on.
     pub(super) fn add(&mut self, about: T, now: Instant) {
-        let number = self.added;
-        let question =
-            Question { number, due: now, earliest: now, asked: None, urgent: false, running: false, failures: 0 };
-        self.questions.entry(about).or_insert(question);
-        self.added += 1;
+        let Self { questions, added: number, .. } = self;
+        questions.entry(about).or_insert_with(|| {
+            *number += 1;
+            let (number, due, earliest) = (*number, now, now);
+            Question { number, due, earliest, asked: None, urgent: false, running: false, failures: 0 }
+        });
     }
 
     /// Asks only about these any more.
