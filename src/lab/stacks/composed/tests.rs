@@ -67,6 +67,7 @@ fn ran(stack: &dyn Stack, faults: &str, number: u64) -> Run {
         stream: number % 2 == 0,
         session: None,
         priority: Priority::Normal,
+        deadline: None,
     };
     run_asks(&scenario, stack, 1, (0..number).map(ask).collect()).unwrap()
 }
