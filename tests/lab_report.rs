@@ -5,7 +5,7 @@ use std::{fs, path::Path, sync::OnceLock, time::Duration};
 use tower_openrouter::{
     Balancer,
     lab::{
-        self, Ask, Built, Comparison, Digest, METRICS, Metric, Scenario, Setting, Stack, Grid, World,
+        self, Ask, Built, Comparison, Digest, Grid, METRICS, Metric, Scenario, Setting, Stack, World,
         stacks::DefaultStack,
     },
     request::Priority,

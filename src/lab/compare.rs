@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 pub use metric::{Better, METRICS, Metric};
 pub use ranking::{Difference, Standing};
 pub use statistics::Spread;
-pub use sweep::{Setting, Grid};
+pub use sweep::{Grid, Setting};
 
 use super::{Figures, Run, Scenario, Stack, figures::Trouble, report, series::Series};
 

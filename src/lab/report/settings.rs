@@ -12,7 +12,7 @@ use super::{
     palette,
 };
 use crate::lab::{
-    Comparison, Setting, Spread, Grid,
+    Comparison, Grid, Setting, Spread,
     written::{short, shortened},
 };
 
