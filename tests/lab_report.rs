@@ -70,6 +70,7 @@ fn asks(scenario: &Scenario, per_second: f64, seed: u64) -> Vec<Ask> {
         stream: number % 3 != 0,
         session: None,
         priority: Priority::Normal,
+        deadline: None,
     };
     (0..count).map(ask).collect()
 }
