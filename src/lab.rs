@@ -5,12 +5,14 @@
 //! for what; a [`Stack`] is what would be deployed, literally; [`run`] puts the one before the other under a clock that waits
 //! for nobody, and keeps everything both sides saw in a [`Run`]. A seed makes a run repeatable to the byte.
 
+mod matrix;
 mod run;
 mod scenario;
 mod stack;
 pub mod stacks;
 mod upstream;
 
+pub use matrix::Matrix;
 pub use run::{Ending, Run, Sample, Watched, WatchedKey, run, run_asks};
 pub use scenario::{Ask, Patience, Scenario, ScenarioError};
 pub use stack::{Built, LabBody, LabService, Stack, StackFn, World, stack_fn};

@@ -41,7 +41,7 @@ pub(crate) mod stack;
 mod traces;
 mod upstream;
 
-pub(crate) use config::{Arguments, Configuration, Span, Trouble};
+pub(crate) use config::{Arguments, Configuration, Trouble};
 pub(crate) use upstream::{Transport, Upstream, leaf};
 
 use access::Access;
@@ -138,7 +138,7 @@ async fn gateway<T: Transport>(
             Some(hear_out) => hear_out.watch(response).map(Either::Right),
         });
         // above all that waits, and below what writes on heads
-        Ok(app::app(stack::keep_alive(&settings.stream)?.layer(service), shared))
+        Ok(app::app(settings.stream.keep_alive()?.layer(service), shared))
     };
     let mut runner = Runner::new(arguments, configuration, make, drain.clone(), traces, is_simulated)?;
     let listener = bind(listen, "listen").await?;

@@ -8,12 +8,12 @@ use std::{
 
 use clap::{Args, Command, FromArgMatches, builder::BoolishValueParser};
 use secrecy::{ExposeSecret, SecretString};
+use tower_openrouter::stack::settings::{Span, Time};
 
 use super::{
     super::traces::Explained,
     settings::{Settings, Token},
     trouble::Trouble,
-    values::{Span, Time},
 };
 
 /// What the help shows of the configuration file.
