@@ -23,8 +23,16 @@ pub struct Scenario {
     /// How long clients wait.
     #[serde(default)]
     pub patience: Patience,
+    /// How long a request and its answer are under way between caller and platform, ms, before anything is looked at. Default
+    /// 40.
+    #[serde(default = "round_trip_ms")]
+    pub round_trip_ms: f64,
     /// Accounts, keys, models, providers, and what goes wrong.
     pub world: simulator::Scenario,
+}
+
+fn round_trip_ms() -> f64 {
+    40.0
 }
 
 /// How long clients wait, seconds.
@@ -75,6 +83,9 @@ impl Scenario {
     pub fn from_toml(text: &str) -> Result<Self, ScenarioError> {
         let scenario: Self = toml::from_str(text).map_err(|error| ScenarioError(error.to_string()))?;
         scenario.world.validate().map_err(|error| ScenarioError(format!("world: {error}")))?;
+        if !(0.0..=60_000.0).contains(&scenario.round_trip_ms) {
+            return Err(ScenarioError(format!("round_trip_ms: {} is not within 0 to 60000", scenario.round_trip_ms)));
+        }
         Ok(scenario)
     }
 
