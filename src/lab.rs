@@ -5,14 +5,20 @@
 //! for what; a [`Stack`] is what would be deployed, literally; [`run`] puts the one before the other under a clock that waits
 //! for nobody, and keeps everything both sides saw in a [`Run`]. A seed makes a run repeatable to the byte.
 
+mod arrivals;
 mod matrix;
+mod mix;
 mod run;
 mod scenario;
+mod scenarios;
 mod stack;
 pub mod stacks;
+pub mod trace;
 mod upstream;
 
+pub use arrivals::{Arrivals, Burst, Gaps, Rate};
 pub use matrix::Matrix;
+pub use mix::{Entry, Size};
 pub use run::{Ending, Run, Sample, Watched, WatchedKey, run, run_asks};
 pub use scenario::{Ask, Patience, Scenario, ScenarioError};
 pub use stack::{Built, LabBody, LabService, Stack, StackFn, World, stack_fn};

@@ -53,6 +53,9 @@ impl fmt::Display for Plan<'_> {
             Explained::All => "every request",
         };
         line("explain", format_args!("{explained}"))?;
+        if let Some(file) = &settings.record {
+            line("record", format_args!("every request, in {}", file.display()))?;
+        }
         outer(settings, &mut line)?;
         routes(settings, keys, &mut line)?;
         line("select", format_args!("{}", Selecting(&settings.select, settings.waiting, keys)))?;

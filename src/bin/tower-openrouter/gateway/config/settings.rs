@@ -1,6 +1,6 @@
 //! What can be set, and what holds where nothing is: the shape of the configuration file.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, path::PathBuf};
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, de};
@@ -26,6 +26,8 @@ pub(crate) struct Settings {
     pub(crate) drain_timeout: Span,
     pub(crate) balancer_headers: bool,
     pub(crate) explain: Explained,
+    /// Where requests are recorded, if at all.
+    pub(crate) record: Option<PathBuf>,
     /// `None`: OpenRouter, or the simulator when there is no key either.
     pub(crate) upstream: Option<String>,
     pub(crate) deadline: Time,
@@ -57,6 +59,7 @@ impl Default for Settings {
             drain_timeout: Span::seconds(30),
             balancer_headers: true,
             explain: Explained::default(),
+            record: None,
             upstream: None,
             deadline: policies.deadline,
             timeouts: policies.timeouts,
