@@ -6,6 +6,7 @@
 mod balancer;
 mod cooldown;
 mod first_healthy;
+mod oracle;
 mod rotation;
 mod round_robin;
 mod shuffle;
@@ -15,6 +16,7 @@ mod wait_then_all;
 pub use balancer::DefaultStack;
 pub use cooldown::CooldownRecipe;
 pub use first_healthy::FirstHealthyRecipe;
+pub use oracle::OracleStack;
 pub use round_robin::RoundRobinRecipe;
 pub use shuffle::ShuffleRecipe;
 pub use tower_balance::TowerBalanceRecipe;
@@ -32,6 +34,7 @@ pub fn all() -> Vec<Box<dyn Stack>> {
         Box::new(ShuffleRecipe),
         Box::new(WaitThenAllRecipe),
         Box::new(TowerBalanceRecipe),
+        Box::new(OracleStack),
     ]
 }
 
