@@ -72,7 +72,7 @@ fn policies() -> Vec<Policy> {
 async fn measure(pick: Box<dyn Pick>) -> Result<[f64; 3], BoxError> {
     let simulator = Simulator::new(Scenario::from_toml(PLATFORM)?)?;
     for (key, more) in [("b", 100.0), ("c", 300.0)] {
-        simulator.inject(Fault::new(What::Slow { accept_ms: 0.0, first_token_ms: more }).key(key))?;
+        simulator.inject(Fault::new(What::Slow { factor: 1.0, accept_ms: 0.0, first_token_ms: more }).key(key))?;
     }
     let mut keys = Vec::new();
     for ((key, weight), tier) in simulator.keys().into_iter().zip([3.0, 2.0, 1.0]).zip([1, 1, 2]) {

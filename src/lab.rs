@@ -8,6 +8,7 @@
 mod compare;
 mod figures;
 mod report;
+mod matrix;
 mod run;
 mod scenario;
 mod series;
@@ -18,6 +19,7 @@ mod written;
 
 pub use compare::{Better, Comparison, Difference, Digest, METRICS, Metric, Setting, Spread, Standing, Sweep};
 pub use figures::{Errors, Figures, Latency, Reaction, Trouble};
+pub use matrix::Matrix;
 pub use run::{Ending, Run, Sample, Watched, WatchedKey, run, run_asks};
 pub use scenario::{Ask, Patience, Scenario, ScenarioError};
 pub use stack::{Built, LabBody, LabService, Stack, StackFn, World, stack_fn};

@@ -208,12 +208,14 @@
 //! - `hyper` (default): [`HyperTransport`](openrouter::HyperTransport), with rustls.
 //! - `reqwest`: [`ReqwestTransport`](openrouter::ReqwestTransport).
 //! - `simulator`: the [`simulator`].
+//! - `settings`: [`stack::settings`], the stack's policies as they stand in a file.
+//! - `lab`: whole stacks of policies compared on the simulator.
 //! - `cli`: the binary; of no use to a library.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // the pages are written for all features, as docs.rs shows them
 #![cfg_attr(
-    not(all(feature = "hyper", feature = "reqwest", feature = "simulator")),
+    not(all(feature = "hyper", feature = "reqwest", feature = "settings", feature = "simulator")),
     allow(rustdoc::broken_intra_doc_links)
 )]
 

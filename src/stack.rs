@@ -54,6 +54,8 @@ use crate::{
 
 mod builder;
 mod handle;
+#[cfg(feature = "settings")]
+pub mod settings;
 
 pub use builder::BalancerBuilder;
 pub use handle::BalancerHandle;

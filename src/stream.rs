@@ -18,7 +18,7 @@ pub mod timeouts;
 
 pub use gate::{CommitGate, CommitGateBody, CommitGateFuture, CommitGateLayer};
 pub use hear_out::HearOutLayer;
-pub use keep_alive::{KeepAlive, KeepAliveBody, KeepAliveFuture, KeepAliveLayer};
+pub use keep_alive::{KeepAlive, KeepAliveBody, KeepAliveFuture, KeepAliveLayer, Later};
 pub use timeouts::TimeoutsLayer;
 
 /// What is wrong with the configuration of a layer of this module.

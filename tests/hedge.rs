@@ -65,13 +65,13 @@ fn pool(simulator: &Simulator, which: impl Fn(&str) -> bool) -> Pool {
 
 /// From now on this part of the requests has its first token late.
 fn slow(simulator: &Simulator, part: f64, late: Duration) {
-    let what = What::Slow { accept_ms: 0.0, first_token_ms: late.as_secs_f64() * 1e3 };
+    let what = What::Slow { factor: 1.0, accept_ms: 0.0, first_token_ms: late.as_secs_f64() * 1e3 };
     simulator.inject(Fault::new(what).probability(part)).unwrap();
 }
 
 /// The next so many requests have their first token late.
 fn slow_next(simulator: &Simulator, times: u64, late: Duration) {
-    let what = What::Slow { accept_ms: 0.0, first_token_ms: late.as_secs_f64() * 1e3 };
+    let what = What::Slow { factor: 1.0, accept_ms: 0.0, first_token_ms: late.as_secs_f64() * 1e3 };
     simulator.inject(Fault::new(what).times(times)).unwrap();
 }
 
@@ -340,7 +340,7 @@ async fn when_the_first_fails_the_second_is_the_attempt_and_nothing_is_tried_bes
     warm_up(&stack).await;
     // the first fails after 2 s, when the second has long begun, and that one takes 4 s
     let before = simulator.counts().attempts;
-    simulator.inject(Fault::new(What::Slow { accept_ms: 2_000.0, first_token_ms: 0.0 }).times(1)).unwrap();
+    simulator.inject(Fault::new(What::Slow { factor: 1.0, accept_ms: 2_000.0, first_token_ms: 0.0 }).times(1)).unwrap();
     simulator.inject(Fault::new(What::ProviderFails { status: 503 }).times(1)).unwrap();
     slow_next(&simulator, 2, 4 * SECOND);
     let (request, context) = watched();
@@ -358,7 +358,7 @@ async fn r051_all_attempts_of_a_request_together_stay_within_the_cap() {
         let stack = stack_of(&simulator, builder, Some(eager()));
         warm_up(&stack).await;
         let before = simulator.counts().attempts;
-        simulator.inject(Fault::new(What::Slow { accept_ms: 3_000.0, first_token_ms: 0.0 })).unwrap();
+        simulator.inject(Fault::new(What::Slow { factor: 1.0, accept_ms: 3_000.0, first_token_ms: 0.0 })).unwrap();
         simulator.inject(Fault::new(What::ProviderFails { status: 503 })).unwrap();
         let (request, context) = watched();
         let response = stack.clone().oneshot(request).await.unwrap();

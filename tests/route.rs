@@ -336,7 +336,7 @@ async fn the_failed_answer_is_gone_before_the_next_model_is_asked() {
 #[tokio::test(start_paused = true)]
 async fn one_deadline_holds_for_all_models_that_are_tried() {
     let simulator = simulator();
-    let slow = What::Slow { accept_ms: 4000.0, first_token_ms: 0.0 };
+    let slow = What::Slow { factor: 1.0, accept_ms: 4000.0, first_token_ms: 0.0 };
     simulator.inject(Fault::new(slow)).unwrap();
     simulator.inject(Fault::new(What::PoolFull { retry_after: None }).model("acme/one")).unwrap();
     let limit = tower_openrouter::DeadlineLayer::new(Duration::from_secs(6)).unwrap();

@@ -56,7 +56,7 @@ fn mean(word: u64) -> f64 {
 /// What is left of the old mean. A time before it, as threads may see it, counts as its own.
 fn remaining(word: u64, now: u32) -> f64 {
     let elapsed = (now.wrapping_sub(word as u32) as i32).max(0);
-    if elapsed == 0 { 1.0 } else { (-f64::from(elapsed) / DECAY_MS).exp() }
+    if elapsed == 0 { 1.0 } else { libm::exp(-f64::from(elapsed) / DECAY_MS) }
 }
 
 #[cfg(test)]

@@ -51,7 +51,7 @@ pub enum Blame {
 }
 
 /// The same model at the same base URL: what endpoints must share for the luck of one to say something about another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Route(u64);
 
 impl Route {
@@ -177,7 +177,7 @@ impl Suspects {
         if routes.len() >= ROUTES && !routes.contains_key(&route) {
             routes.retain(|_, seen| seen.last_fault.saturating_add(WINDOW) > nanos);
             if routes.len() >= ROUTES
-                && let Some(oldest) = routes.iter().min_by_key(|(_, seen)| seen.last_fault).map(|(route, _)| *route)
+                && let Some((_, oldest)) = routes.iter().map(|(route, seen)| (seen.last_fault, *route)).min()
             {
                 routes.remove(&oldest);
             }

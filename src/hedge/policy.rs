@@ -162,7 +162,7 @@ impl Default for Times {
 
 impl Times {
     fn add(&mut self, span: Duration) {
-        let eighths = (span.as_secs_f64() * 1e3).max(1.0).log2() * 8.0;
+        let eighths = libm::log2((span.as_secs_f64() * 1e3).max(1.0)) * 8.0;
         // a cast from f64 saturates
         let bucket = (eighths as usize).min(BUCKETS - 1);
         self.buckets[bucket] = self.buckets[bucket].saturating_add(1);
@@ -172,7 +172,7 @@ impl Times {
 
 /// The longest time that falls into a bucket.
 fn longest_in(bucket: usize) -> Duration {
-    Duration::from_secs_f64(((bucket + 1) as f64 / 8.0).exp2() / 1e3)
+    Duration::from_secs_f64(libm::exp2((bucket + 1) as f64 / 8.0) / 1e3)
 }
 
 #[cfg(test)]

@@ -58,9 +58,10 @@ impl Digest {
 /// Many runs, compared.
 ///
 /// ```
-/// use tower_openrouter::lab::{self, Comparison, Digest, Scenario, Stack, stacks::DefaultStack};
+/// use std::num::NonZeroUsize;
+/// use tower_openrouter::lab::{Comparison, Digest, Matrix, Scenario, Stack, stacks::DefaultStack};
 ///
-/// let scenario = Scenario::from_toml(
+/// let scenarios = [Scenario::from_toml(
 ///     r#"
 ///     name = "two keys"
 ///     length_s = 60.0
@@ -69,14 +70,14 @@ impl Digest {
 ///     keys = [{ label = "a-1", account = "a" }, { label = "a-2", account = "a" }]
 ///     models = [{ id = "acme/swift-1" }]
 ///     "#,
-/// )?;
-/// let mut comparison = Comparison::new([&scenario], [&DefaultStack as &dyn Stack]);
-/// for seed in 1..=3 {
-///     let run = lab::run(&scenario, &DefaultStack, seed)?;
-///     comparison.add(Digest::of(&run, &scenario));
-/// }
+/// )?];
+/// let stacks: [Box<dyn Stack>; 1] = [Box::new(DefaultStack)];
+/// let mut comparison = Comparison::new(&scenarios, &stacks);
+/// let matrix = Matrix { scenarios: &scenarios, stacks: &stacks, seeds: 3 };
+/// matrix.run(NonZeroUsize::MIN, |_, run| comparison.add(Digest::of(&run, &scenarios[0])))?;
+/// assert_eq!(comparison.standings(0)[0].rank, Some(1));
 /// println!("{}", comparison.table());
-/// # Ok::<(), Box<dyn std::error::Error + Send + Sync>>(())
+/// # Ok::<(), tower::BoxError>(())
 /// ```
 #[derive(Debug, Clone)]
 pub struct Comparison {
@@ -106,10 +107,7 @@ pub(super) struct Cell {
 
 impl Comparison {
     /// Of these stacks in these scenarios; they stand in this order wherever rank does not decide.
-    pub fn new<'a>(
-        scenarios: impl IntoIterator<Item = &'a Scenario>,
-        stacks: impl IntoIterator<Item = &'a dyn Stack>,
-    ) -> Self {
+    pub fn new(scenarios: &[Scenario], stacks: &[Box<dyn Stack>]) -> Self {
         let about = |scenario: &Scenario| About {
             name: scenario.name.clone(),
             about: scenario.about.clone(),
@@ -119,8 +117,8 @@ impl Comparison {
             troubles: scenario.troubles(),
         };
         Self {
-            scenarios: scenarios.into_iter().map(about).collect(),
-            stacks: stacks.into_iter().map(|stack| (stack.name().to_owned(), stack.about().to_owned())).collect(),
+            scenarios: scenarios.iter().map(about).collect(),
+            stacks: stacks.iter().map(|stack| (stack.name().to_owned(), stack.about().to_owned())).collect(),
             cells: BTreeMap::new(),
             sweep: None,
         }

@@ -14,7 +14,7 @@ use tokio::{
 use tower::{BoxError, ServiceExt};
 
 use super::{Ask, Built, LabService, Scenario, Sent, Stack, World, upstream::REQUEST};
-use crate::{breaker::BreakerState, clock, stack::BalancerHandle};
+use crate::{breaker::BreakerState, stack::BalancerHandle};
 
 /// How often a run looks at keys, breakers and those who wait: this many times in its length.
 const LOOKS: u32 = 240;
@@ -116,7 +116,6 @@ fn here(scenario: &Scenario, stack: &dyn Stack, seed: u64, asks: Vec<Ask>) -> Re
     fastrand::seed(seed);
     let runtime = runtime::Builder::new_current_thread().enable_time().start_paused(true).build()?;
     runtime.block_on(async {
-        clock::begin_run(Instant::now());
         let world = World::new(scenario, seed)?;
         let built = stack.build(&world)?;
         let (samples, watched) = drive(scenario, &world, built, asks).await;

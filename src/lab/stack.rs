@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tower::{BoxError, Service, ServiceExt, util::BoxCloneSyncService};
 
 use super::{Patience, Scenario, Upstream};
-use crate::{ApiKey, OpenRouter, key::KeyError, select::Pool, simulator::Simulator, stack::BalancerHandle};
+use crate::{ApiKey, OpenRouter, clock, key::KeyError, select::Pool, simulator::Simulator, stack::BalancerHandle};
 
 /// A response's body, with its type erased.
 pub type LabBody = UnsyncBoxBody<Bytes, BoxError>;
@@ -134,7 +134,9 @@ impl World {
         let mut world = scenario.world.clone();
         world.seed = seed;
         let simulator = Simulator::new(world)?;
-        WALL.set(Some((Instant::now(), simulator.wall_clock_ms())));
+        // what reads dates reads them by the simulator's calendar, in whatever stack it stands
+        let calendar = Duration::from_millis(simulator.wall_clock_ms().unsigned_abs());
+        clock::begin_run(Instant::now(), UNIX_EPOCH + calendar);
         let upstream = Upstream::new(&simulator);
         let keys = simulator
             .keys()
@@ -162,9 +164,9 @@ impl World {
         self.upstream.clone()
     }
 
-    /// The leaf: OpenRouter over that transport, reading dates by the simulator's calendar.
+    /// The leaf: OpenRouter over that transport.
     pub fn leaf(&self) -> OpenRouter<Upstream> {
-        OpenRouter::builder().wall_clock(wall_clock).build(self.upstream()).expect("the defaults are valid")
+        OpenRouter::new(self.upstream())
     }
 
     /// How long requests may wait and last, so that all stacks have the same patience.
@@ -180,18 +182,5 @@ impl World {
     /// The other side, for who knows more than a stack can.
     pub(super) fn simulator(&self) -> &Simulator {
         &self.simulator
-    }
-}
-
-thread_local! {
-    /// The present run's start, and what the simulator's calendar showed then. A run has a thread of its own.
-    static WALL: std::cell::Cell<Option<(Instant, i64)>> = const { std::cell::Cell::new(None) };
-}
-
-/// The calendar of the present run.
-fn wall_clock() -> SystemTime {
-    match WALL.get() {
-        Some((start, millis)) => UNIX_EPOCH + Duration::from_millis(millis.unsigned_abs()) + start.elapsed(),
-        None => UNIX_EPOCH,
     }
 }

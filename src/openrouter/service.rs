@@ -4,7 +4,6 @@ use std::{
     fmt,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::SystemTime,
 };
 
 use bytes::Bytes;
@@ -20,7 +19,10 @@ use super::{
     future::{Asked, OpenRouterFuture, wrap_error},
     headers::{self, Attribution},
 };
-use crate::{clock::WallClock, key::KeyError};
+use crate::{
+    clock::{self, WallClock},
+    key::KeyError,
+};
 
 /// The root of OpenRouter's API.
 pub const BASE_URL: &str = "https://openrouter.ai/api/v1";
@@ -133,7 +135,7 @@ impl Default for OpenRouterBuilder {
             referer: None,
             title: None,
             categories: Vec::new(),
-            wall_clock: SystemTime::now,
+            wall_clock: clock::wall,
         }
     }
 }
@@ -171,7 +173,7 @@ impl OpenRouterBuilder {
         self
     }
 
-    /// Sets the wall clock by which dates and epoch resets are read; default [`SystemTime::now`].
+    /// Sets the wall clock by which dates and epoch resets are read; default [`SystemTime::now`](std::time::SystemTime::now).
     pub fn wall_clock(mut self, clock: WallClock) -> Self {
         self.wall_clock = clock;
         self

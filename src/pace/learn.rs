@@ -176,14 +176,14 @@ impl Learner {
         };
         let rate = within(rate);
         self.rate = Some(rate);
-        let guess = (f64::from(self.in_a_row.saturating_sub(1).min(16)).exp2() / rate).min(LONGEST_GUESS);
+        let guess = (f64::from(1_u32 << self.in_a_row.saturating_sub(1).min(16)) / rate).min(LONGEST_GUESS);
         self.closed = clock::after(now, reset.unwrap_or_else(|| span(guess)));
         self.due = self.closed;
     }
 
     /// The rate after a refusal that came `time` seconds after the one before.
     fn adjust(&mut self, rate: f64, time: f64) -> f64 {
-        let keep = (-self.taken / MEMORY).exp();
+        let keep = libm::exp(-self.taken / MEMORY);
         let (requests, span) = self.measured;
         self.measured = (requests * keep + self.taken, span * keep + time);
         let measure = self.measured.0 / self.measured.1;

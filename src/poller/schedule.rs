@@ -36,6 +36,8 @@ pub(super) enum Reply {
 pub(super) struct Schedule<T> {
     interval: Duration,
     questions: HashMap<T, Question>,
+    /// How many there ever were.
+    added: u64,
     running: usize,
     /// When the next question may be asked at the earliest.
     next: Instant,
@@ -43,6 +45,8 @@ pub(super) struct Schedule<T> {
 
 #[derive(Debug, Clone, Copy)]
 struct Question {
+    /// Which it was: of those due at once the first is asked first.
+    number: u64,
     due: Instant,
     /// Not before this, whatever happens.
     earliest: Instant,
@@ -55,13 +59,17 @@ struct Question {
 impl<T: Clone + Eq + Hash> Schedule<T> {
     /// Nothing to ask yet. `interval` is the time between two questions about the same.
     pub(super) fn new(interval: Duration, now: Instant) -> Self {
-        Self { interval, questions: HashMap::new(), running: 0, next: now }
+        Self { interval, questions: HashMap::new(), added: 0, running: 0, next: now }
     }
 
     /// Asks about it from now on.
     pub(super) fn add(&mut self, about: T, now: Instant) {
-        let question = Question { due: now, earliest: now, asked: None, urgent: false, running: false, failures: 0 };
-        self.questions.entry(about).or_insert(question);
+        let Self { questions, added: number, .. } = self;
+        questions.entry(about).or_insert_with(|| {
+            *number += 1;
+            let (number, due, earliest) = (*number, now, now);
+            Question { number, due, earliest, asked: None, urgent: false, running: false, failures: 0 }
+        });
     }
 
     /// Asks only about these any more.
@@ -90,7 +98,7 @@ impl<T: Clone + Eq + Hash> Schedule<T> {
             return None;
         }
         let due = self.questions.iter_mut().filter(|(_, question)| !question.running && question.due <= now);
-        let (about, question) = due.min_by_key(|(_, question)| (!question.urgent, question.due))?;
+        let (about, question) = due.min_by_key(|(_, question)| (!question.urgent, question.due, question.number))?;
         (question.running, question.asked, question.urgent) = (true, Some(now), false);
         let about = about.clone();
         self.running += 1;

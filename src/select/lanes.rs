@@ -190,6 +190,8 @@ impl<S> Lanes<S> {
                 }
                 stays
             });
+            // what is dropped first may wake somebody first
+            gone.sort_unstable_by_key(|lane| lane.endpoint.id());
         }
         let endpoints = lanes.iter().map(|lane| lane.endpoint.clone()).collect();
         let (lanes, out, prepared) = (lanes.into(), out.into(), OnceLock::new());

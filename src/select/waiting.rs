@@ -22,7 +22,7 @@
 //! A release wakes the one it is for, and the timer's keeper where that must be set anew. There is no task.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -76,7 +76,7 @@ struct State<S> {
     all_changed: bool,
     waiters: BTreeMap<u64, Waiter>,
     line: Line,
-    desks: HashMap<EndpointId, Desk<S>>,
+    desks: BTreeMap<EndpointId, Desk<S>>,
     alarms: Alarms,
 }
 
@@ -124,7 +124,7 @@ impl<S> Default for Room<S> {
             all_changed: false,
             waiters: BTreeMap::new(),
             line: Line::default(),
-            desks: HashMap::new(),
+            desks: BTreeMap::new(),
             alarms: Alarms::default(),
         };
         Self { standing: AtomicUsize::new(0), kinds: Kinds::default(), state: Mutex::new(state) }
@@ -201,7 +201,7 @@ impl<S> State<S> {
     }
 
     /// When nobody waits any more: gives out what is left, to be dropped without the lock.
-    fn close(&mut self) -> HashMap<EndpointId, Desk<S>> {
+    fn close(&mut self) -> BTreeMap<EndpointId, Desk<S>> {
         self.alarms = Alarms::default();
         self.all_changed = false;
         let desks = std::mem::take(&mut self.desks);
@@ -240,6 +240,8 @@ impl<S> State<S> {
         if let Some(again) = again {
             self.alarms.review_by(again);
         }
+        // groups come in no order, and who is woken first may go first
+        calls.sort_unstable_by_key(|(_, place, _)| *place);
         calls
     }
 }

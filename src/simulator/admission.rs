@@ -11,8 +11,15 @@ use super::refusal::{
 };
 use super::request::{Asked, Dialect};
 use super::routing;
-use super::scenario::{Model, Scenario};
+use super::scenario::{Model, ProviderEndpoint, Scenario};
 use super::world::{FreeVerdict, Hold, World};
+
+/// USD per token of prompt and completion.
+pub(super) type Prices = (f64, f64);
+
+pub(super) fn prices(endpoint: &ProviderEndpoint) -> Prices {
+    (endpoint.prompt_price / 1e6, endpoint.completion_price / 1e6)
+}
 
 /// Leave to ask the providers.
 #[derive(Debug)]
@@ -59,13 +66,13 @@ impl World {
         let Some(first) = providers.first().map(|index| &scenario.endpoints[*index]) else {
             return Err(not_found(format!("No endpoints found for {}.", model.id)));
         };
-        let prices = (first.prompt_price / 1e6, first.completion_price / 1e6);
+        let prices = prices(first);
         self.check_affordable(key, asked, model, prices, now)?;
         let hold = if free { None } else { self.take_hold(key, asked, prices, now)? };
         Ok(Admission { model, providers, hold })
     }
 
-    fn check_budgets(&self, key: usize, now: Now) -> Result<(), Refusal> {
+    pub(super) fn check_budgets(&self, key: usize, now: Now) -> Result<(), Refusal> {
         let key = &self.keys[key];
         let workspace = &self.workspaces[key.workspace];
         for budget in &workspace.budgets {
@@ -79,7 +86,7 @@ impl World {
         }
     }
 
-    fn check_balance(&self, key: usize, free: bool, now: Now) -> Result<(), Refusal> {
+    pub(super) fn check_balance(&self, key: usize, free: bool, now: Now) -> Result<(), Refusal> {
         let account = &self.accounts[self.keys[key].account];
         let balance = account.balance(now.wall);
         // A negative balance closes free models too.
@@ -111,12 +118,12 @@ impl World {
     }
 
     /// The worst case: the whole prompt and as many completion tokens as may come.
-    fn check_affordable(
+    pub(super) fn check_affordable(
         &self,
         key: usize,
         asked: &Asked,
         model: &Model,
-        (prompt, completion): (f64, f64),
+        (prompt, completion): Prices,
         now: Now,
     ) -> Result<(), Refusal> {
         let wanted = match asked.dialect {
@@ -139,30 +146,37 @@ impl World {
         Ok(())
     }
 
-    fn take_hold(
-        &mut self,
+    /// What such a request would hold, and the budget it must fit; none when no hold is asked of it. In USD.
+    pub(super) fn weigh(
+        &self,
         key: usize,
         asked: &Asked,
-        (prompt, completion): (f64, f64),
+        (prompt, completion): Prices,
         now: Now,
-    ) -> Result<Option<u64>, Refusal> {
-        let number = self.next_hold;
-        let account = self.keys[key].account;
-        let account = &mut self.accounts[account];
+    ) -> Option<(f64, f64)> {
+        let account = &self.accounts[self.keys[key].account];
         let balance = account.balance(now.wall);
-        let Some(rule) = account.in_flight.as_ref().filter(|rule| balance < rule.below_balance) else {
-            return Ok(None);
-        };
+        let rule = account.in_flight.as_ref().filter(|rule| balance < rule.below_balance)?;
         let tokens = asked.max_tokens.unwrap_or(rule.completion_cap).min(rule.completion_cap);
         let estimate = asked.prompt_tokens as f64 * prompt + tokens as f64 * completion;
-        let budget = (rule.fraction * balance).min(rule.ceiling);
+        Some((estimate, (rule.fraction * balance).min(rule.ceiling)))
+    }
+
+    fn take_hold(&mut self, key: usize, asked: &Asked, prices: Prices, now: Now) -> Result<Option<u64>, Refusal> {
+        let Some((estimate, budget)) = self.weigh(key, asked, prices, now) else {
+            return Ok(None);
+        };
         if estimate > budget + DUST {
             return Err(weight_exceeds_budget());
         }
+        let number = self.next_hold;
+        let account = self.keys[key].account;
+        let account = &mut self.accounts[account];
         account.holds.retain(|hold| hold.until.is_none_or(|until| now.elapsed < until));
         let held: f64 = account.holds.iter().map(|hold| hold.amount).sum();
         if held + estimate > budget + DUST {
-            return Err(in_flight_exhausted(rule.retry_after_s));
+            let retry_after_s = account.in_flight.as_ref().map_or(0, |rule| rule.retry_after_s);
+            return Err(in_flight_exhausted(retry_after_s));
         }
         account.holds.push(Hold { number, amount: estimate, until: None });
         self.next_hold += 1;

@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::admission::Admission;
 use super::body::{KeepAlive, Play};
+use super::delays::{Delays, millis};
 use super::faults::{Stage, Target};
 use super::generation::Served;
 use super::refusal::{self, Refusal};
@@ -47,18 +48,17 @@ impl Attempt<'_> {
         for index in &admission.providers {
             let endpoint = &shared.scenario.endpoints[*index];
             let mut rng = self.draw.1.clone();
-            let factor = 1.0 + endpoint.jitter * (rng.f64() * 2.0 - 1.0);
-            let slow = self.slow(&endpoint.provider);
+            let slow = self.strike(Stage::Delay, &endpoint.provider);
+            let delays = Delays::drawn(endpoint, &mut rng, slow.as_ref());
             let draw = (self.draw.0.to_owned(), rng);
             let of = (admission.model, endpoint);
             ticket.ask(Served::new(draw, shared.clock.now().wall, self.asked, of, &shared.scenario.reply));
-            wait(millis(endpoint.accept_ms * factor + slow.0)).await;
+            wait(delays.accept).await;
             let served = ticket.answer();
             match (self.ask_provider(*index, &admission), served) {
                 (None, Some(served)) => {
                     trace.asked(&endpoint.provider, &endpoint.model, 200);
-                    let times = (endpoint.first_token_ms * factor + slow.1, endpoint.tokens_per_second);
-                    return Ok(self.accept(*served, times, factor));
+                    return Ok(self.accept(*served, delays));
                 }
                 (None, None) => unreachable!("it was given in above"),
                 (Some((refusal, hint)), _) => {
@@ -72,13 +72,6 @@ impl Attempt<'_> {
             }
         }
         Err(all_failed(failures))
-    }
-
-    fn slow(&self, provider: &str) -> (f64, f64) {
-        match self.strike(Stage::Delay, provider) {
-            Some(What::Slow { accept_ms, first_token_ms }) => (accept_ms, first_token_ms),
-            _ => (0.0, 0.0),
-        }
     }
 
     fn strike(&self, stage: Stage, provider: &str) -> Option<What> {
@@ -109,7 +102,7 @@ impl Attempt<'_> {
         refused
     }
 
-    fn accept(&self, served: Served, (first_token_ms, tokens_per_second): (f64, f64), factor: f64) -> Accepted {
+    fn accept(&self, served: Served, delays: Delays) -> Accepted {
         let now = self.shared.clock.now();
         let mut served = Served { created: now.wall, ..served };
         let twist = self.strike(Stage::Body, &served.provider);
@@ -117,14 +110,7 @@ impl Attempt<'_> {
             served.huge = Some(bytes);
             served.completion_tokens = 1;
         }
-        let each = if tokens_per_second > 0.0 { factor * 1e3 / tokens_per_second } else { 0.0 };
-        Accepted {
-            served,
-            twist: twist.filter(|what| !matches!(what, What::Huge { .. })),
-            at: now.instant,
-            first_token: millis(first_token_ms),
-            per_token: millis(each),
-        }
+        Accepted { served, twist: twist.filter(|what| !matches!(what, What::Huge { .. })), at: now.instant, delays }
     }
 }
 
@@ -133,8 +119,7 @@ pub(super) struct Accepted {
     served: Served,
     twist: Option<What>,
     at: tokio::time::Instant,
-    first_token: Duration,
-    per_token: Duration,
+    delays: Delays,
 }
 
 impl Accepted {
@@ -142,7 +127,8 @@ impl Accepted {
     pub(super) fn response(self, shared: &Shared, mut ticket: Ticket, trace: &Trace) -> Response<SimulatorBody> {
         let served = Arc::new(Served { routing: trace.member(), ..self.served });
         let tokens = u32::try_from(served.completion_tokens.saturating_sub(1)).unwrap_or(u32::MAX);
-        ticket.bill(&served, self.first_token.saturating_add(self.per_token.saturating_mul(tokens)));
+        let Delays { first_token, per_token, .. } = self.delays;
+        ticket.bill(&served, first_token.saturating_add(per_token.saturating_mul(tokens)));
         ticket.answered(200);
         let wire = &shared.scenario.wire;
         let (content_type, first, every) = if served.streamed {
@@ -154,8 +140,7 @@ impl Accepted {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
         common(shared, &mut headers, Some(&served.id));
-        let times = (self.first_token, self.per_token);
-        let play = Play::new(served, ticket, self.twist, keep_alive, self.at, times);
+        let play = Play::new(served, ticket, self.twist, keep_alive, self.at, (first_token, per_token));
         let mut response = Response::new(SimulatorBody::play(play));
         *response.headers_mut() = headers;
         response
@@ -179,10 +164,6 @@ fn all_failed(failures: Vec<(Refusal, Option<f64>, &str)>) -> Refusal {
     };
     let last = refusal::hinted(last, hint);
     if previous.is_empty() || last.status == 500 { last } else { last.with("previous_errors", previous) }
-}
-
-fn millis(value: f64) -> Duration {
-    Duration::try_from_secs_f64(value.max(0.0) / 1e3).unwrap_or(Duration::MAX / 8)
 }
 
 async fn wait(time: Duration) {

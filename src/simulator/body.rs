@@ -127,11 +127,24 @@ impl Play {
         if self.step == Step::Opening && self.served.streamed {
             return None;
         }
-        let tokens = if self.served.streamed { self.sent } else { self.served.completion_tokens.max(1) - 1 };
+        let spoken =
+            if self.served.streamed { self.sent + self.next_event().max(1) } else { self.served.completion_tokens };
+        let tokens = spoken.max(1) - 1;
         let per_token = self.per_token.checked_mul(u32::try_from(tokens).unwrap_or(u32::MAX));
         let after = self.first_token + per_token.unwrap_or(Duration::MAX / 4);
         let last = self.served.streamed && self.sent == self.served.completion_tokens;
         (!after.is_zero() && !last).then(|| self.accepted + after)
+    }
+
+    /// How many tokens the next event of a stream carries: one at first, so that the first token is not late, and never
+    /// some that a twist keeps back.
+    fn next_event(&self) -> u64 {
+        let most = if self.sent == 0 { 1 } else { self.served.per_event };
+        let end = match self.twist.as_ref().and_then(interruption) {
+            Some((after, _)) => after.min(self.served.completion_tokens),
+            None => self.served.completion_tokens,
+        };
+        most.min(end.saturating_sub(self.sent))
     }
 
     /// Waits until `due`; a keep-alive may be due before.
@@ -181,9 +194,10 @@ impl Play {
                     return self.interrupt(last);
                 }
                 if self.sent < self.served.completion_tokens {
-                    self.queue.push_back(reply::token(&self.served, self.sent));
-                    self.sent += 1;
-                    self.ticket.token_sent();
+                    let tokens = self.next_event();
+                    self.queue.push_back(reply::tokens(&self.served, self.sent, tokens));
+                    self.sent += tokens;
+                    self.ticket.sent(tokens);
                     if self.keep_alive.every.is_zero() {
                         return;
                     }
@@ -213,7 +227,7 @@ impl Play {
             }
             Some(What::PaddingOnly) => self.queue.extend(vec![self.filler(); 3]),
             Some(What::Cut { half: true, .. }) => {
-                let next = reply::token(&self.served, self.sent);
+                let next = reply::tokens(&self.served, self.sent, 1);
                 self.queue.push_back(next.slice(..next.len() / 2));
             }
             _ => {}

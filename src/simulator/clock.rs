@@ -161,6 +161,16 @@ impl Clock {
     }
 }
 
+impl Now {
+    /// What `elapsed` will be when the calendar shows this, exactly.
+    #[cfg(any(feature = "lab", test))]
+    pub(super) fn elapsed_at(&self, wall: Wall) -> std::time::Duration {
+        let passed = i64::try_from(self.elapsed.as_millis()).unwrap_or(i64::MAX);
+        let millis = wall.millis() - (self.wall.millis() - passed);
+        std::time::Duration::from_millis(u64::try_from(millis).unwrap_or(0))
+    }
+}
+
 /// One reading of the clock, in the three forms the simulator needs.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Now {

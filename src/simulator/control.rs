@@ -21,7 +21,7 @@ pub fn utc_date(millis: i64) -> String {
 /// A simulated OpenRouter. Clones share one state.
 #[derive(Clone)]
 pub struct Simulator {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 impl fmt::Debug for Simulator {

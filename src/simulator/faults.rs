@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::scenario::{Fault, What};
-use super::world::World;
+use super::world::{AccountState, KeyState, World};
 
 /// A fault with its window as times since the simulator's start, and how often it struck.
 #[derive(Clone, Debug)]
@@ -22,6 +22,42 @@ impl FaultState {
         let from = after(base, fault.at_s).unwrap_or(Duration::MAX);
         let until = fault.for_s.and_then(|seconds| after(from, seconds));
         Self { fault, from, until, struck: 0 }
+    }
+
+    /// Whether it may strike now, whatever its probability.
+    fn meets(&self, stage: Stage, names: Names<'_>, elapsed: Duration) -> bool {
+        let fault = &self.fault;
+        let meant =
+            |wanted: &Option<String>, found: Option<&str>| wanted.as_deref().is_none_or(|wanted| found == Some(wanted));
+        fault.what.stage() == stage
+            && elapsed >= self.from
+            && self.until.is_none_or(|until| elapsed < until)
+            && fault.times.is_none_or(|times| self.struck < times)
+            && meant(&fault.key, names.label)
+            && meant(&fault.account, names.account)
+            && meant(&fault.provider, names.provider)
+            && fault.model.as_ref().is_none_or(|model| names.models.contains(model))
+    }
+}
+
+/// A [`Target`] by the names that faults know.
+#[derive(Clone, Copy)]
+struct Names<'a> {
+    label: Option<&'a str>,
+    account: Option<&'a str>,
+    models: &'a [String],
+    provider: Option<&'a str>,
+}
+
+impl<'a> Names<'a> {
+    fn of(target: Target<'a>, keys: &'a [KeyState], accounts: &'a [AccountState]) -> Self {
+        let key = target.key.map(|index| &keys[index]);
+        Self {
+            label: key.map(|key| &*key.label),
+            account: key.map(|key| &*accounts[key.account].name),
+            models: target.models,
+            provider: target.provider,
+        }
     }
 }
 
@@ -75,27 +111,27 @@ impl World {
         if self.faults.is_empty() {
             return None;
         }
-        let key = target.key.map(|index| &self.keys[index]);
-        let label = key.map(|key| &*key.label);
-        let account = key.map(|key| &*self.accounts[key.account].name);
+        let names = Names::of(target, &self.keys, &self.accounts);
         let rng = &mut self.rng;
         let state = self.faults.iter_mut().find(|state| {
-            let fault = &state.fault;
-            let meant = |wanted: &Option<String>, found: Option<&str>| {
-                wanted.as_deref().is_none_or(|wanted| found == Some(wanted))
-            };
-            fault.what.stage() == stage
-                && elapsed >= state.from
-                && state.until.is_none_or(|until| elapsed < until)
-                && fault.times.is_none_or(|times| state.struck < times)
-                && meant(&fault.key, label)
-                && meant(&fault.account, account)
-                && meant(&fault.provider, target.provider)
-                && fault.model.as_ref().is_none_or(|model| target.models.contains(model))
-                // Drawn last, so a fault that cannot strike does not move the random sequence.
-                && (fault.probability >= 1.0 || rng.f64() < fault.probability)
+            // Drawn last, so a fault that cannot strike does not move the random sequence.
+            state.meets(stage, names, elapsed)
+                && (state.fault.probability >= 1.0 || rng.f64() < state.fault.probability)
         })?;
         state.struck += 1;
         Some(state.fault.what.clone())
+    }
+
+    /// The first fault of `stage` that would strike such a request for sure, and when its window ends.
+    #[cfg(any(feature = "lab", test))]
+    pub(super) fn sure(
+        &self,
+        stage: Stage,
+        target: Target<'_>,
+        elapsed: Duration,
+    ) -> Option<(&What, Option<Duration>)> {
+        let names = Names::of(target, &self.keys, &self.accounts);
+        let sure = |state: &&FaultState| state.fault.probability >= 1.0 && state.meets(stage, names, elapsed);
+        self.faults.iter().find(sure).map(|state| (&state.fault.what, state.until))
     }
 }

@@ -1,5 +1,6 @@
 //! One accepted inference: what it will say, what it costs, and who pays when it ends early.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +27,8 @@ pub(super) struct Served {
     pub(super) prices: (f64, f64),
     pub(super) cancel: bool,
     pub(super) text_seed: u64,
+    /// Tokens in one event of a stream.
+    pub(super) per_event: u64,
     /// A text of this many bytes instead of words.
     pub(super) huge: Option<usize>,
     /// `openrouter_metadata`, when asked for.
@@ -58,6 +61,7 @@ impl Served {
             prices: (endpoint.prompt_price / 1e6, endpoint.completion_price / 1e6),
             cancel: endpoint.cancel,
             text_seed: rng.u64(..),
+            per_event: reply.tokens_per_event,
             huge: None,
             routing: None,
         }
@@ -101,8 +105,13 @@ impl Served {
         }
     }
 
+    /// How many events have carried the first `tokens` tokens: the first one, the others as many as go in.
+    pub(super) fn events(&self, tokens: u64) -> u64 {
+        if tokens == 0 { 0 } else { 1 + (tokens - 1).div_ceil(self.per_event) }
+    }
+
     /// The text of one token.
-    pub(super) fn piece(&self, index: u64) -> &'static str {
+    fn piece(&self, index: u64) -> &'static str {
         let mut rng = ids::rng(self.text_seed, "word", index);
         let word = WORDS[rng.usize(..WORDS.len())];
         if index == 0 { word.trim_start() } else { word }
@@ -110,10 +119,16 @@ impl Served {
 
     /// The first `tokens` tokens.
     pub(super) fn text(&self, tokens: u64) -> String {
-        if let Some(bytes) = self.huge {
-            return "a".repeat(bytes);
+        self.part(0, tokens).into_owned()
+    }
+
+    /// So many tokens from this one on.
+    pub(super) fn part(&self, from: u64, tokens: u64) -> Cow<'static, str> {
+        match (self.huge, tokens) {
+            (Some(bytes), _) => "a".repeat(bytes).into(),
+            (None, 1) => self.piece(from).into(),
+            (None, _) => (from..from + tokens).map(|index| self.piece(index)).collect(),
         }
-        (0..tokens).map(|index| self.piece(index)).collect()
     }
 }
 

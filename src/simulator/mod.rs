@@ -79,7 +79,11 @@ mod attempt;
 mod body;
 mod clock;
 mod control;
+mod delays;
+pub(crate) mod draw;
 mod faults;
+#[cfg(any(feature = "lab", test))]
+mod foresight;
 mod generation;
 mod ids;
 mod inference;
@@ -101,6 +105,9 @@ mod world;
 
 pub use body::SimulatorBody;
 pub use control::{SimulatedKey, Simulator, utc_date};
+#[cfg(any(feature = "lab", test))]
+#[allow(unused_imports, reason = "the lab's oracle asks")]
+pub(crate) use foresight::Foresight;
 pub use scenario::{
     Account, Budget, Fault, InBand, InFlight, Keep, Model, Pool, PoolKind, ProviderEndpoint, Quota, Reason, Reply,
     Reset, RetryAfter, Scenario, ScenarioError, SimKey, Stale, What, Wire, Workspace,

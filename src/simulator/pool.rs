@@ -51,6 +51,12 @@ impl PoolState {
         }
     }
 
+    /// How many seconds after `elapsed` there will be room, as far as time alone brings it: 0 for at once, none for never.
+    #[cfg(any(feature = "lab", test))]
+    pub(super) fn opens(&self, elapsed: Duration) -> Option<f64> {
+        (self.rule.requests > 0).then(|| self.clone().take(elapsed).err().unwrap_or(0.0))
+    }
+
     /// The hint this provider gives for a true wait.
     pub(super) fn hint(&self, wait: f64) -> Option<f64> {
         match self.rule.retry_after {
@@ -77,7 +83,17 @@ impl QuotaState {
 
     /// Takes one request, or says after how many seconds there is room.
     pub(super) fn take(&mut self, elapsed: Duration) -> Result<(), f64> {
-        self.pool.take(elapsed + Duration::try_from_secs_f64(self.rule.phase_s).unwrap_or_default())
+        self.pool.take(self.shifted(elapsed))
+    }
+
+    /// As [`PoolState::opens`].
+    #[cfg(any(feature = "lab", test))]
+    pub(super) fn opens(&self, elapsed: Duration) -> Option<f64> {
+        self.pool.opens(self.shifted(elapsed))
+    }
+
+    fn shifted(&self, elapsed: Duration) -> Duration {
+        elapsed + Duration::try_from_secs_f64(self.rule.phase_s).unwrap_or_default()
     }
 }
 

@@ -12,7 +12,7 @@ use super::scenario::{Model, ProviderEndpoint, Scenario};
 use super::world::World;
 
 /// How long a failure lowers a provider.
-const OUTAGE: Duration = Duration::from_secs(30);
+pub(super) const OUTAGE: Duration = Duration::from_secs(30);
 
 /// Resolves a requested id: the entry itself, or its base under a variant suffix, with the implied sort.
 pub(super) fn resolve<'a>(scenario: &'a Scenario, id: &'a str) -> Option<(&'a Model, Option<&'static str>)> {

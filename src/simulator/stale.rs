@@ -38,6 +38,12 @@ impl<T: Copy> Delayed<T> {
         due.checked_sub(1).map_or(self.seen, |last| self.coming[last].1)
     }
 
+    /// When the edge will see it change next.
+    #[cfg(any(feature = "lab", test))]
+    pub(super) fn changes(&self, now: Wall) -> Option<Wall> {
+        self.coming.iter().map(|(from, _)| *from).find(|from| *from > now)
+    }
+
     /// As the database has it.
     pub(super) fn latest(&self) -> T {
         self.coming.back().map_or(self.seen, |(_, value)| *value)

@@ -116,8 +116,8 @@ impl Ticket {
         self.shared.lock().ledger.answered(self.number, self.owner, status, now.elapsed);
     }
 
-    pub(super) fn token_sent(&mut self) {
-        self.sent += 1;
+    pub(super) fn sent(&mut self, tokens: u64) {
+        self.sent += tokens;
     }
 
     /// The end, as the simulator decided it.

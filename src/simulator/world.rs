@@ -113,6 +113,19 @@ impl FreeQuota {
         FreeVerdict::Granted
     }
 
+    /// When one more is granted, as far as time alone brings it; none for never.
+    #[cfg(any(feature = "lab", test))]
+    pub(super) fn opens(&self, daily: u64, now: Wall) -> Option<Wall> {
+        if self.per_minute == 0 || daily == 0 {
+            return None;
+        }
+        let (day, asked) = self.day.latest();
+        let minute_full = self.minute.0 == now.minute() && self.minute.1 >= self.per_minute;
+        let day_full = day == now.day() && asked >= daily;
+        let minute = if minute_full { now.next_minute() } else { now };
+        Some(minute.max(if day_full { now.next_day() } else { now }))
+    }
+
     /// As the counter shows it.
     pub(super) fn used_today(&self, now: Wall) -> u64 {
         let (day, asked) = self.day.seen(now);
@@ -147,7 +160,7 @@ pub(super) struct KeyState {
     pub(super) disabled: bool,
     pub(super) deleted: bool,
     /// Whether the edge knows it as a key that works.
-    known: Delayed<bool>,
+    pub(super) known: Delayed<bool>,
     pub(super) management: bool,
     pub(super) allowed_models: Vec<String>,
     pub(super) created: Wall,

@@ -1,10 +1,12 @@
 use std::{
+    mem,
+    sync::{Arc, OnceLock},
     task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
-use http::{Method, Request, Response, header::ACCEPT};
+use http::{Extensions, Method, Request, Response, header::ACCEPT};
 use http_body::Body;
 use tower::BoxError;
 use tower_layer::Layer;
@@ -36,6 +38,7 @@ const INTERVAL: Duration = Duration::from_secs(15);
 /// With the 200 the status is spent: a refusal or a failure from then on is one event in the body, in the shape of the path
 /// that was asked ([`ErrorAnswer`](crate::answer::ErrorAnswer)), which then ends. So are the headers: those of the inner
 /// response are dropped, and what a layer above puts on the head must not count on an attempt being over.
+/// What stages below have put into its extensions is to be had by the [`Later`] in those of the early head.
 /// [`RequestContext::is_kept_alive`] tells it, and tells a [`CommitGateLayer`](super::CommitGateLayer) below that it has time.
 ///
 /// It goes outside of everything that waits or decides, so above [`RespondLayer`](crate::RespondLayer), which has made
@@ -149,6 +152,24 @@ impl<S> KeepAlive<S> {
     /// The service inside.
     pub fn get_ref(&self) -> &S {
         &self.inner
+    }
+}
+
+/// What will be in the extensions of an answer whose head was sent ahead of it; it is in the extensions of that head. Clones
+/// are the same.
+#[derive(Debug, Clone, Default)]
+pub struct Later(Arc<OnceLock<Extensions>>);
+
+impl Later {
+    /// The extensions, once there is an answer. In the place of an error that stages below gave, there are none.
+    pub fn extensions(&self) -> Option<&Extensions> {
+        self.0.get()
+    }
+
+    /// There is an answer now.
+    fn fill<B>(&self, mut answer: Response<B>) -> Response<B> {
+        let _ = self.0.set(mem::take(answer.extensions_mut()));
+        answer
     }
 }
 

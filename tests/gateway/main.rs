@@ -8,6 +8,8 @@ mod keep_alive;
 mod leaving;
 mod polls;
 mod process;
+#[cfg(unix)]
+mod record;
 mod reload;
 mod secrets;
 mod support;

@@ -43,10 +43,30 @@ pub(crate) fn refused(flags: &[&str], variables: &[(&str, &str)]) -> String {
 impl Gateway {
     /// Starts one on free ports.
     pub(crate) fn start(flags: &[&str], variables: &[(&str, &str)]) -> Self {
+        Self::up(flags, variables, |command| command)
+    }
+
+    /// The same within limits that a shell sets.
+    #[cfg(unix)]
+    pub(crate) fn within(limits: &str, flags: &[&str], variables: &[(&str, &str)]) -> Self {
+        Self::up(flags, variables, |command| {
+            let mut shell = Command::new("sh");
+            shell
+                .args(["-c", &format!("{limits}; exec \"$@\""), "sh"])
+                .arg(command.get_program())
+                .args(command.get_args());
+            shell.env_clear().envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+            shell.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            shell
+        })
+    }
+
+    fn up(flags: &[&str], variables: &[(&str, &str)], around: impl Fn(Command) -> Command) -> Self {
         let ports = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
         // asking about the keys is no part of what most tests count; a variable of the test's own beats this one
         let quiet = [("TOWER_OPENROUTER_POLL_INTERVAL", "0s")];
-        let mut child = command(&[&ports, flags].concat(), &[&quiet, variables].concat()).spawn().unwrap();
+        let command = command(&[&ports, flags].concat(), &[&quiet, variables].concat());
+        let mut child = around(command).spawn().unwrap();
         let log = Arc::<Mutex<String>>::default();
         let errors = BufReader::new(child.stderr.take().unwrap());
         let written = log.clone();

@@ -3,7 +3,7 @@
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tokio::time::timeout;
-use tower_openrouter::simulator::{InBand, What};
+use tower_openrouter::simulator::{Fault, InBand, What};
 
 use crate::support::*;
 
@@ -106,10 +106,26 @@ async fn json_bodies_can_be_broken_padded_empty_or_huge() {
 
 #[tokio::test(start_paused = true)]
 async fn slowness_delays_acceptance_and_the_first_token() {
-    let simulator = struck(What::Slow { accept_ms: 2_000.0, first_token_ms: 3_000.0 });
+    let simulator = struck(What::Slow { factor: 1.0, accept_ms: 2_000.0, first_token_ms: 3_000.0 });
     let start = tokio::time::Instant::now();
     let response = stream(&simulator, "a1", PAID).await;
     assert_eq!(start.elapsed(), seconds(2));
     response.into_body().frame().await.expect("a frame").expect("no failure");
     assert_eq!(start.elapsed(), seconds(5));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_brown_out_multiplies_every_time_of_whom_it_strikes() {
+    let mut scenario = scenario();
+    let endpoint = &mut scenario.endpoints[0];
+    (endpoint.accept_ms, endpoint.first_token_ms, endpoint.tokens_per_second) = (100.0, 1_000.0, 10.0);
+    (scenario.reply.min_tokens, scenario.reply.max_tokens) = (11, 11);
+    let simulator = simulator(scenario);
+    let slow = What::Slow { factor: 4.0, accept_ms: 50.0, first_token_ms: 0.0 };
+    simulator.inject(Fault::new(slow).key("a1")).expect("a fault");
+    for (key, millis) in [("a1", 450 + 4_000 + 4_000), ("a2", 100 + 1_000 + 1_000)] {
+        let start = tokio::time::Instant::now();
+        read(stream(&simulator, key, PAID).await).await;
+        assert_eq!(start.elapsed().as_millis(), millis, "{key}");
+    }
 }

@@ -2,6 +2,7 @@
 
 use http_body_util::BodyExt;
 use tokio::time::Instant;
+use tower_openrouter::simulator::{Fault, What};
 
 use crate::support::*;
 
@@ -52,4 +53,71 @@ async fn status_precedes_the_first_token_and_comments_fill_the_wait() {
     let tokens = [3_100, 3_200, 3_300, 3_400, 3_500].map(|at| (at, "data"));
     let end = [(3_500, "data"); 3];
     assert_eq!(seen, [&comments[..], &tokens[..], &end[..]].concat());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_may_carry_several_tokens_and_comes_with_the_last_of_them() {
+    let mut scenario = scenario();
+    let endpoint = &mut scenario.endpoints[0];
+    (endpoint.first_token_ms, endpoint.tokens_per_second) = (1_000.0, 10.0);
+    (scenario.reply.min_tokens, scenario.reply.max_tokens, scenario.reply.tokens_per_event) = (12, 12, 5);
+    let simulator = simulator(scenario);
+    let start = Instant::now();
+    let mut body = stream(&simulator, "a1", PAID).await.into_body();
+    let mut seen = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let data = frame.expect("no failure").into_data().expect("data");
+        let words = events(&data).first().map_or(0, |event| {
+            let text = event["choices"][0]["delta"]["content"].as_str().expect("text");
+            text.split_ascii_whitespace().count()
+        });
+        seen.push((start.elapsed().as_millis(), words));
+    }
+    assert_eq!(seen, [(1_000, 1), (1_500, 5), (2_000, 5), (2_100, 1), (2_100, 0), (2_100, 0), (2_100, 0)]);
+    let mut text = chat_body(PAID);
+    text["stream"] = true.into();
+    text["input"] = text["messages"][0]["content"].take();
+    let answer = call(&simulator, post(&simulator, "a1", "responses", &text)).await;
+    let numbers: Vec<_> = events(&answer.body).iter().map(|event| event["sequence_number"].as_u64()).collect();
+    assert_eq!(numbers, (0..12).map(Some).collect::<Vec<_>>(), "four to open, four of text, four to close");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cut_comes_after_its_tokens_however_many_an_event_carries() {
+    let mut scenario = scenario();
+    (scenario.reply.min_tokens, scenario.reply.max_tokens, scenario.reply.tokens_per_event) = (100, 100, 50);
+    let simulator = simulator(scenario);
+    simulator.inject(Fault::new(What::Cut { after_tokens: 7, reset: false, half: false })).expect("a fault");
+    let mut body = stream(&simulator, "a1", PAID).await.into_body();
+    let mut words = 0;
+    while let Some(Ok(frame)) = body.frame().await {
+        let events = events(&frame.into_data().expect("data"));
+        let text = events[0]["choices"][0]["delta"]["content"].as_str().expect("text");
+        words += text.split_ascii_whitespace().count();
+    }
+    assert_eq!(words, 7);
+}
+
+#[tokio::test(start_paused = true)]
+async fn first_tokens_come_log_normally_late_and_the_seed_says_when() {
+    let late = || async {
+        let mut scenario = scenario();
+        let endpoint = &mut scenario.endpoints[0];
+        (endpoint.first_token_ms, endpoint.first_token_sigma) = (1_000.0, 0.8);
+        let simulator = simulator(scenario);
+        let mut seen = Vec::new();
+        for _ in 0..999 {
+            let start = Instant::now();
+            let mut body = stream(&simulator, "a1", PAID).await.into_body();
+            body.frame().await.expect("a frame").expect("no failure");
+            seen.push(start.elapsed().as_secs_f64());
+        }
+        seen
+    };
+    let mut seen = late().await;
+    assert_eq!(seen, late().await);
+    seen.sort_by(f64::total_cmp);
+    for (place, wanted) in [(99, 0.359), (499, 1.0), (899, 2.788)] {
+        assert!((seen[place] / wanted - 1.0).abs() < 0.1, "{place}: {} for {wanted}", seen[place]);
+    }
 }

@@ -113,7 +113,7 @@ async fn r077_a_client_that_leaves_a_kept_alive_stream_is_seen_upstream() {
 
 #[tokio::test(start_paused = true)]
 async fn slow_models_are_waited_for_in_the_open() {
-    let slow = What::Slow { accept_ms: 20_000.0, first_token_ms: 60_000.0 };
+    let slow = What::Slow { factor: 1.0, accept_ms: 20_000.0, first_token_ms: 60_000.0 };
     for (path, end) in ENDS {
         let (_, balancer) = world(&slow);
         let Ok(response) = KeepAliveLayer::new().layer(balancer).oneshot(ask(path, true)).await;

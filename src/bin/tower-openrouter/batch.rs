@@ -17,7 +17,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval},
 };
 use tower::service_fn;
-use tower_openrouter::Batch;
+use tower_openrouter::{Batch, stack::settings::Span};
 use tracing_subscriber::EnvFilter;
 
 mod arguments;
@@ -34,7 +34,7 @@ mod summary;
 
 pub(crate) use arguments::Arguments;
 
-use crate::gateway::{Signals, Span};
+use crate::gateway::Signals;
 use ask::{Answer, Desk, Held, Stop};
 use input::{Input, Rows};
 use journal::Journal;

@@ -33,6 +33,7 @@ mod headers;
 mod live;
 pub(crate) mod poll;
 mod proxy;
+mod record;
 mod refusal;
 mod reload;
 pub(crate) mod routed;
@@ -41,7 +42,7 @@ pub(crate) mod stack;
 mod traces;
 mod upstream;
 
-pub(crate) use config::{Arguments, Configuration, Span, Trouble};
+pub(crate) use config::{Arguments, Configuration, Trouble};
 pub(crate) use upstream::{Transport, Upstream, leaf};
 
 use access::Access;
@@ -50,6 +51,7 @@ use banner::Banner;
 use check::Plan;
 use drain::Drain;
 use proxy::Shared;
+use record::Recorder;
 use reload::Runner;
 use routed::Routed;
 use server::Server;
@@ -117,6 +119,8 @@ async fn gateway<T: Transport>(
     let (listen, admin_listen, asks_token) = (settings.listen, settings.admin_listen, settings.access_token.is_some());
     let (draining, is_simulated, polling) = (drain.clone(), simulated.is_some(), Mutex::new(None));
     let keeping = traces.clone();
+    let recorder = settings.record.as_deref().map(Recorder::start).transpose()?;
+    let recording = recorder.clone();
     let make = move |Configuration { settings, .. }: &Configuration, stack: &Stack| {
         let shared = Shared {
             access: Access(settings.access_token.clone()),
@@ -124,6 +128,7 @@ async fn gateway<T: Transport>(
             balancer_headers: settings.balancer_headers,
             explain: settings.explain,
             traces: keeping.clone(),
+            recorder: recording.clone(),
             simulated: is_simulated,
         };
         let leaf = leaf(settings, transport.clone())?;
@@ -138,7 +143,7 @@ async fn gateway<T: Transport>(
             Some(hear_out) => hear_out.watch(response).map(Either::Right),
         });
         // above all that waits, and below what writes on heads
-        Ok(app::app(stack::keep_alive(&settings.stream)?.layer(service), shared))
+        Ok(app::app(settings.stream.keep_alive()?.layer(service), shared))
     };
     let mut runner = Runner::new(arguments, configuration, make, drain.clone(), traces, is_simulated)?;
     let listener = bind(listen, "listen").await?;
@@ -186,13 +191,24 @@ async fn gateway<T: Transport>(
     let drain_timeout = runner.configuration().settings.drain_timeout.0;
     info!(for_at_most = ?drain_timeout, "stopping: nothing new is taken, what runs is finished; a second signal ends it at once");
     drain.start();
-    tokio::select! {
-        _ = ended.recv() => return Ok(()),
-        () = sleep(drain_timeout) => warn!("the drain timeout has passed: what still runs is cut"),
-        () = signals.stop() => warn!("second signal: what still runs is cut"),
+    let ended_in_time = tokio::select! {
+        _ = ended.recv() => true,
+        () = sleep(drain_timeout) => {
+            warn!("the drain timeout has passed: what still runs is cut");
+            false
+        }
+        () = signals.stop() => {
+            warn!("second signal: what still runs is cut");
+            false
+        }
+    };
+    if !ended_in_time {
+        drain.cut();
+        let _ = timeout(LAST_WORDS, ended.recv()).await;
     }
-    drain.cut();
-    let _ = timeout(LAST_WORDS, ended.recv()).await;
+    if let Some(recorder) = recorder {
+        recorder.flush();
+    }
     Ok(())
 }
 

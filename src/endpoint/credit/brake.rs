@@ -112,7 +112,7 @@ impl Brake {
     pub(super) fn served(&mut self, amount: Money, in_flight: Money) {
         let Some(cap) = &mut self.cap else { return };
         if in_flight >= cap.share(PRESSED) {
-            let haste = (f64::from(self.since_cut) / PATIENCE).exp2();
+            let haste = libm::exp2(f64::from(self.since_cut) / PATIENCE);
             self.since_cut = self.since_cut.saturating_add(1);
             *cap = *cap + amount.share((STEP * haste).min(1.0));
         }

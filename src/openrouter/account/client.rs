@@ -1,9 +1,6 @@
 //! Asking.
 
-use std::{
-    fmt,
-    time::{Duration, SystemTime},
-};
+use std::{fmt, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode, header::ACCEPT};
@@ -13,7 +10,7 @@ use tower::{BoxError, Layer, Service, ServiceExt};
 
 use super::{Credits, KeyInfo, ModelInfo};
 use crate::{
-    clock::WallClock,
+    clock::{self, WallClock},
     key::ApiKey,
     openrouter::AuthorizeLayer,
     outcome::{Fault, OutcomeCell},
@@ -53,7 +50,7 @@ pub struct AccountClient<S> {
 impl<S> AccountClient<S> {
     /// Asks over `leaf`, which puts paths below the API root; keys are put on here.
     pub fn new(leaf: S) -> Self {
-        Self { leaf, timeout: TIMEOUT, wall_clock: SystemTime::now }
+        Self { leaf, timeout: TIMEOUT, wall_clock: clock::wall }
     }
 
     /// Sets the longest wait for one answer; default 10 s.
@@ -63,7 +60,7 @@ impl<S> AccountClient<S> {
         self
     }
 
-    /// Sets the wall clock by which resets and dates are read; default [`SystemTime::now`].
+    /// Sets the wall clock by which resets and dates are read; default [`SystemTime::now`](std::time::SystemTime::now).
     #[must_use]
     pub fn wall_clock(mut self, clock: WallClock) -> Self {
         self.wall_clock = clock;

@@ -19,6 +19,8 @@ use crate::{
 
 /// The most caps that are kept. Models are named by requests, which may name anything.
 const MOST_PLACES: usize = 4_096;
+/// So few are not looked through for those that are forgotten.
+const FEWEST_PLACES: usize = 8;
 /// How long a cap is remembered that nobody uses.
 const REMEMBERED: Duration = Duration::from_secs(600);
 
@@ -70,6 +72,9 @@ struct Places {
     at: HashMap<u64, usize>,
     all: Vec<Place>,
     free: Vec<usize>,
+    /// How many there may be before those that are forgotten are looked for: a count of ours, since that at which a map
+    /// grows differs from process to process once something was taken out of it.
+    room: usize,
 }
 
 struct Place {
@@ -141,9 +146,9 @@ impl Places {
         if let Some(at) = self.at.get(&number) {
             return Some(*at);
         }
-        // before it would grow, so that looking for what is forgotten costs next to no time
-        if self.at.len() == self.at.capacity() || self.at.len() >= most {
-            let Self { at, all, free } = self;
+        // at each doubling, so that looking for what is forgotten costs next to no time
+        if self.at.len() >= self.room.min(most) {
+            let Self { at, all, free, room } = self;
             at.retain(|_, at| {
                 let place = &all[*at];
                 let kept = place.in_flight > 0 || now.saturating_duration_since(place.used) < REMEMBERED;
@@ -152,6 +157,7 @@ impl Places {
                 }
                 kept
             });
+            *room = (2 * at.len()).max(FEWEST_PLACES);
             if self.at.len() >= most {
                 return None;
             }

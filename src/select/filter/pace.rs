@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::{Ended, Filter, Fit};
 use crate::{
+    clock,
     endpoint::{Endpoint, EndpointId},
     outcome::{Cause, Fault, Outcome, Scope},
     pace::{Pace, PacePolicy, PaceScope, Refusal},
@@ -21,6 +22,8 @@ use crate::{
 
 /// A quota that asks for a longer pause than this is not one to keep pace with: whoever met it rests.
 const LONGEST_WINDOW: Duration = Duration::from_secs(10 * 60);
+/// So few keys are not looked through for those that are gone.
+const FEWEST: usize = 8;
 /// An answer that says nothing of its length counts with so many tokens until it is over.
 const UNSAID: u64 = 1_000;
 
@@ -57,8 +60,16 @@ struct Inner {
     scope: PaceScope,
     learn: bool,
     counts_tokens: AtomicBool,
-    paces: RwLock<HashMap<EndpointId, Arc<Paces>>>,
+    known: RwLock<Known>,
     wall_clock: fn() -> SystemTime,
+}
+
+#[derive(Default)]
+struct Known {
+    paces: HashMap<EndpointId, Arc<Paces>>,
+    /// How many there may be before those of keys that are gone are looked for: a count of ours, since that at which a map
+    /// grows differs from process to process once something was taken out of it.
+    room: usize,
 }
 
 /// What paces one endpoint, in part or in whole together with others.
@@ -74,14 +85,14 @@ struct Paces {
 impl Pacing {
     /// Paces by `policy`.
     pub fn new(policy: PacePolicy) -> Self {
-        Self::with_wall_clock(policy, SystemTime::now)
+        Self::with_wall_clock(policy, clock::wall)
     }
 
     /// The same with another wall clock, which says when the day of a daily limit ends.
     pub fn with_wall_clock(policy: PacePolicy, wall_clock: fn() -> SystemTime) -> Self {
         let (scope, learn, counts_tokens) = (policy.scope, policy.learn, AtomicBool::new(policy.tokens.is_some()));
         let policy = Mutex::new(policy);
-        Self(Arc::new(Inner { policy, scope, learn, counts_tokens, paces: RwLock::default(), wall_clock }))
+        Self(Arc::new(Inner { policy, scope, learn, counts_tokens, known: RwLock::default(), wall_clock }))
     }
 
     /// Changes the limits while requests run: what is owed stays owed, and what was learned stays known. Whose they are, and
@@ -91,9 +102,9 @@ impl Pacing {
         let mut held = lock_std(&self.0.policy);
         self.0.counts_tokens.store(policy.tokens.is_some(), Ordering::Relaxed);
         *held = PacePolicy { scope: self.0.scope, learn: self.0.learn, ..policy };
-        let paces = self.0.paces.read().unwrap_or_else(PoisonError::into_inner);
+        let known = self.0.known.read().unwrap_or_else(PoisonError::into_inner);
         let mut done = Vec::new();
-        for paces in paces.values() {
+        for paces in known.paces.values() {
             if !done.contains(&Arc::as_ptr(&paces.given)) {
                 done.push(Arc::as_ptr(&paces.given));
                 lock_std(&paces.given).set(&held, self.0.wall_clock, now);
@@ -112,18 +123,20 @@ impl Pacing {
 impl Inner {
     fn paces(&self, endpoint: &Endpoint, now: Instant) -> Arc<Paces> {
         {
-            let paces = self.paces.read().unwrap_or_else(PoisonError::into_inner);
-            if let Some(found) = paces.get(&endpoint.id())
+            let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+            if let Some(found) = known.paces.get(&endpoint.id())
                 && found.named == endpoint.account().is_some()
             {
                 return found.clone();
             }
         }
         let policy = lock_std(&self.policy).clone();
-        let mut paces = self.paces.write().unwrap_or_else(PoisonError::into_inner);
-        // before it would grow, so that keys that are gone cost no room
-        if paces.len() == paces.capacity() {
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let Known { paces, room } = &mut *known;
+        // at each doubling, so that keys that are gone cost no room, and looking for them next to no time
+        if paces.len() >= *room {
             paces.retain(|_, paces| !paces.endpoint.is_removed());
+            *room = (2 * paces.len()).max(FEWEST);
         }
         let account = endpoint.account();
         let kin = |paces: &&Arc<Paces>| account.is_some() && paces.endpoint.account() == account && paces.named;

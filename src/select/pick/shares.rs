@@ -111,7 +111,7 @@ impl Odds {
 
 /// An order in which each endpoint comes first as often as its weight says (Efraimidis and Spirakis 2006). `random` in 0..1.
 pub(super) fn order(endpoint: &Endpoint, random: f64) -> f64 {
-    -(1.0 - random).ln() / endpoint.key().weight_of()
+    -libm::log(1.0 - random) / endpoint.key().weight_of()
 }
 
 #[cfg(test)]

@@ -74,13 +74,12 @@ pub(super) fn opening(served: &Served) -> Vec<Bytes> {
     }
 }
 
-/// The event of one token; `index` 0 is the first.
-pub(super) fn token(served: &Served, index: u64) -> Bytes {
-    let huge = served.huge.map(|bytes| "a".repeat(bytes));
-    let piece = huge.as_deref().unwrap_or_else(|| served.piece(index));
+/// The event of so many tokens; `from` 0 is the first.
+pub(super) fn tokens(served: &Served, from: u64, tokens: u64) -> Bytes {
+    let piece = &*served.part(from, tokens);
     match served.dialect {
         Dialect::Completions => completions::token(served, piece),
-        Dialect::Responses => responses::token(served, index, piece),
+        Dialect::Responses => responses::token(served, served.events(from), piece),
         Dialect::Messages => messages::token(piece),
         Dialect::Chat | Dialect::Embeddings => chat::token(served, piece),
     }

@@ -117,7 +117,7 @@ pub(super) fn opening(served: &Served) -> Vec<Bytes> {
 
 const OPENING: u64 = 4;
 
-pub(super) fn token(served: &Served, index: u64, piece: &str) -> Bytes {
+pub(super) fn token(served: &Served, event_number: u64, piece: &str) -> Bytes {
     let event = json!({
         "type": "response.output_text.delta",
         "output_index": 0,
@@ -126,7 +126,7 @@ pub(super) fn token(served: &Served, index: u64, piece: &str) -> Bytes {
         "delta": piece,
         "logprobs": []
     });
-    numbered(OPENING + index, event)
+    numbered(OPENING + event_number, event)
 }
 
 pub(super) fn closing(served: &Served) -> Vec<Bytes> {
@@ -155,7 +155,7 @@ pub(super) fn closing(served: &Served) -> Vec<Bytes> {
         }),
         json!({"type": format!("response.{status}"), "response": done(served, &text)}),
     ];
-    let first = OPENING + served.completion_tokens;
+    let first = OPENING + served.events(served.completion_tokens);
     (first..).zip(events).map(|(number, event)| numbered(number, event)).collect()
 }
 
@@ -169,5 +169,5 @@ pub(super) fn failure(served: &Served, failure: Failure, sent: u64) -> Vec<Bytes
             json!({"type": "error", "code": failure.code.to_string(), "message": message, "param": null})
         }
     };
-    vec![numbered(OPENING + sent, event)]
+    vec![numbered(OPENING + served.events(sent), event)]
 }

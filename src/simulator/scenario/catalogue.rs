@@ -49,9 +49,13 @@ pub struct ProviderEndpoint {
     /// Until the provider accepts or refuses, which is when the status is sent; ms. Default 0.
     #[serde(default)]
     pub accept_ms: f64,
-    /// From acceptance to the first token, ms. Default 0.
+    /// From acceptance to the first token, ms; the median, where it varies. Default 0.
     #[serde(default)]
     pub first_token_ms: f64,
+    /// How much the time to the first token varies between requests: it is log-normal, and this the standard deviation of
+    /// its logarithm, 0 to 3. Of 0.5 every twentieth request takes 2.3 times the median, of 1 five times. Default 0: never.
+    #[serde(default)]
+    pub first_token_sigma: f64,
     /// Tokens per second after the first. Default 0, which means all at once.
     #[serde(default)]
     pub tokens_per_second: f64,

@@ -147,8 +147,11 @@ pub enum What {
         /// 400, 408, 500, 502, 503, 504, 529; a 400 is not tried elsewhere.
         status: u16,
     },
-    /// More time until the provider accepts, and between acceptance and first token.
+    /// More time until the provider accepts, between acceptance and first token, and between tokens.
     Slow {
+        /// All of the provider's times are multiplied by this, before what follows is added. Default 1.
+        #[serde(default = "unchanged")]
+        factor: f64,
         /// Added before acceptance, ms. Default 0.
         #[serde(default)]
         accept_ms: f64,
@@ -204,6 +207,10 @@ pub enum What {
 
 fn json() -> String {
     "application/json".to_owned()
+}
+
+const fn unchanged() -> f64 {
+    1.0
 }
 
 const fn bad_gateway() -> u16 {

@@ -54,6 +54,9 @@ impl Scenario {
         if self.reply.min_tokens == 0 || self.reply.min_tokens > self.reply.max_tokens {
             return fail("reply.min_tokens", "must be from 1 to reply.max_tokens");
         }
+        if self.reply.tokens_per_event == 0 {
+            return fail("reply.tokens_per_event", "must be at least 1");
+        }
         not_negative("wire.comment_first_ms", self.wire.comment_first_ms)?;
         not_negative("wire.comment_every_ms", self.wire.comment_every_ms)?;
         not_negative("wire.padding_every_ms", self.wire.padding_every_ms)?;
@@ -171,6 +174,9 @@ impl Scenario {
                 return fail(at("prompt_price"), "a free model costs nothing, so both prices must be 0");
             }
             part(at("jitter"), endpoint.jitter)?;
+            if !(0.0..=3.0).contains(&endpoint.first_token_sigma) {
+                return fail(at("first_token_sigma"), "must be between 0 and 3");
+            }
             let window = endpoint.pool.as_ref().map_or(1.0, |pool| pool.window_s);
             if !(window.is_finite() && window > 0.0) {
                 return fail(at("pool.window_s"), "must be above 0 seconds");
@@ -191,7 +197,8 @@ impl Scenario {
             What::ProviderFails { status } => (*status, 400..600),
             What::InBand { code, .. } => (*code, 400..600),
             What::Raw { status, .. } => (*status, 200..600),
-            What::Slow { accept_ms, first_token_ms } => {
+            What::Slow { factor, accept_ms, first_token_ms } => {
+                not_negative(format!("{at}.what.factor"), *factor)?;
                 not_negative(format!("{at}.what.accept_ms"), *accept_ms)?;
                 return not_negative(format!("{at}.what.first_token_ms"), *first_token_ms);
             }

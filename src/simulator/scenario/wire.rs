@@ -10,11 +10,14 @@ pub struct Reply {
     pub min_tokens: u64,
     /// Most completion tokens, before the request's own maximum. Default 32.
     pub max_tokens: u64,
+    /// Tokens that one event of a stream carries, once the first was sent alone; it is sent when the last of them is there.
+    /// More make long streams cheap to simulate. Default 1.
+    pub tokens_per_event: u64,
 }
 
 impl Default for Reply {
     fn default() -> Self {
-        Self { min_tokens: 8, max_tokens: 32 }
+        Self { min_tokens: 8, max_tokens: 32, tokens_per_event: 1 }
     }
 }
 

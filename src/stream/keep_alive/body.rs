@@ -15,7 +15,7 @@ use pin_project_lite::pin_project;
 use tokio::time::Instant;
 use tower::BoxError;
 
-use super::future::Watched;
+use super::{Later, future::Watched};
 use crate::{
     answer::{ErrorAnswer, Shape},
     clock,
@@ -39,7 +39,7 @@ pin_project! {
     #[project = StateProj]
     enum State<F, B> {
         Flowing { #[pin] body: B },
-        Waiting { watched: Box<Watched<F>> },
+        Waiting { watched: Box<Watched<F>>, later: Later },
         // an answer that is none is being read, to be told as an event
         Failed { status: StatusCode, body: Pin<Box<B>>, read: Vec<u8>, shape: Shape },
         Over,
@@ -52,8 +52,8 @@ impl<F, B> KeepAliveBody<F, B> {
     }
 
     /// Goes on with what runs; the timer has run out.
-    pub(super) fn waiting(watched: Watched<F>) -> Self {
-        Self { state: State::Waiting { watched: Box::new(watched) } }
+    pub(super) fn waiting(watched: Watched<F>, later: Later) -> Self {
+        Self { state: State::Waiting { watched: Box::new(watched), later } }
     }
 }
 
@@ -72,24 +72,28 @@ where
             let next = match state.as_mut().project() {
                 StateProj::Flowing { body } => return body.poll_frame(cx),
                 StateProj::Over => return Poll::Ready(None),
-                StateProj::Waiting { watched } => match watched.future.as_mut().poll(cx) {
-                    Poll::Pending => {
-                        let Some(timer) = &mut watched.timer else { return Poll::Pending };
-                        ready!(timer.as_mut().poll(cx));
-                        timer.as_mut().reset(clock::after(Instant::now(), watched.asked.times.interval));
-                        return Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(COMMENT.as_bytes())))));
+                StateProj::Waiting { watched, later } => {
+                    match watched.future.as_mut().poll(cx).map_ok(|it| later.fill(it)) {
+                        Poll::Pending => {
+                            let Some(timer) = &mut watched.timer else { return Poll::Pending };
+                            ready!(timer.as_mut().poll(cx));
+                            timer.as_mut().reset(clock::after(Instant::now(), watched.asked.times.interval));
+                            return Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(COMMENT.as_bytes())))));
+                        }
+                        Poll::Ready(Ok(response)) if is_stream(&response) => {
+                            State::Flowing { body: response.into_body() }
+                        }
+                        Poll::Ready(Ok(response)) => {
+                            let (status, shape) = (response.status(), watched.asked.shape);
+                            State::Failed { status, body: Box::pin(response.into_body()), read: Vec::new(), shape }
+                        }
+                        Poll::Ready(Err(error)) => {
+                            let event = ErrorAnswer::to(&*error.into()).event(watched.asked.shape);
+                            state.set(State::Over);
+                            return Poll::Ready(Some(Ok(Frame::data(event))));
+                        }
                     }
-                    Poll::Ready(Ok(response)) if is_stream(&response) => State::Flowing { body: response.into_body() },
-                    Poll::Ready(Ok(response)) => {
-                        let (status, shape) = (response.status(), watched.asked.shape);
-                        State::Failed { status, body: Box::pin(response.into_body()), read: Vec::new(), shape }
-                    }
-                    Poll::Ready(Err(error)) => {
-                        let event = ErrorAnswer::to(&*error.into()).event(watched.asked.shape);
-                        state.set(State::Over);
-                        return Poll::Ready(Some(Ok(Frame::data(event))));
-                    }
-                },
+                }
                 StateProj::Failed { status, body, read, shape } => {
                     while read.len() < ERROR_BODY {
                         match ready!(body.as_mut().poll_frame(cx)) {

@@ -15,7 +15,7 @@ use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tower::BoxError;
 
-use super::{Asked, KeepAliveBody};
+use super::{Asked, KeepAliveBody, Later};
 use crate::clock;
 
 pin_project! {
@@ -88,7 +88,9 @@ where
         }
         let Some(watched) = slot.take() else { unreachable!("it was there above") };
         watched.asked.context.keep_alive();
-        let mut response = Response::new(KeepAliveBody::waiting(watched));
+        let later = Later::default();
+        let mut response = Response::new(KeepAliveBody::waiting(watched, later.clone()));
+        response.extensions_mut().insert(later);
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));

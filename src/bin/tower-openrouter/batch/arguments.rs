@@ -3,9 +3,10 @@
 use std::{num::NonZeroUsize, path::PathBuf};
 
 use clap::Args;
+use tower_openrouter::stack::settings::Span;
 
 use super::input::Format;
-use crate::gateway::{self, Span};
+use crate::gateway;
 
 const HELP: &str = r#"A line of a JSONL input is one of
 

@@ -246,6 +246,7 @@ mod tests {
             balancer_headers: true,
             explain: Explained::Asked,
             traces: Traces::default(),
+            recorder: None,
             simulated: false,
         };
         let balancer = service_fn(async |request: Request<RequestBody<Body>>| {

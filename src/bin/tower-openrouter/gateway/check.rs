@@ -4,13 +4,15 @@ use std::fmt;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use tower_openrouter::{ApiKey, buffer::ReplayBody, openrouter::HyperTransport};
+use tower_openrouter::{
+    ApiKey,
+    buffer::ReplayBody,
+    openrouter::HyperTransport,
+    stack::settings::{Adaptive, AdaptivePer, PickName, Select, Stream, Timeouts, Unrouted, Waiting, WhenFull},
+};
 
 use super::{
-    config::{
-        Adaptive, AdaptivePer, Configuration, PickName, Select, Settings, Stream, Timeouts, Trouble, Unrouted, Waiting,
-        WhenFull,
-    },
+    config::{Configuration, Settings, Trouble},
     stack::Stack,
     traces::Explained,
     upstream,
@@ -51,6 +53,9 @@ impl fmt::Display for Plan<'_> {
             Explained::All => "every request",
         };
         line("explain", format_args!("{explained}"))?;
+        if let Some(file) = &settings.record {
+            line("record", format_args!("every request, in {}", file.display()))?;
+        }
         outer(settings, &mut line)?;
         routes(settings, keys, &mut line)?;
         line("select", format_args!("{}", Selecting(&settings.select, settings.waiting, keys)))?;
@@ -164,7 +169,7 @@ fn inner(settings: &Settings, line: &mut Line<'_>) -> fmt::Result {
         let tokens = credit.max_tokens_unsaid;
         line("", format_args!("only where the worst case can be paid; {tokens} tokens where a request sets no bound"))?;
     }
-    if credit.floor.0 > 0.0 {
+    if credit.floor.get() > 0.0 {
         line("", format_args!("a key with less than {} rests", credit.floor))?;
     }
     line(
@@ -240,10 +245,10 @@ impl fmt::Display for Selecting<'_> {
             write!(f, "; tiers {}", tiers.join(" before "))?;
         }
         write!(f, "; waits up to {}, {} requests at once", waiting.max_wait, waiting.max_waiters)?;
-        if select.max_ejected.0 < 1.0 {
+        if select.max_ejected.get() < 1.0 {
             write!(f, "; at most {} of the keys out for failing", select.max_ejected)?;
         }
-        if select.panic_below.0 > 0.0 {
+        if select.panic_below.get() > 0.0 {
             write!(f, "; all used again below {} of the keys", select.panic_below)?;
         }
         Ok(())

@@ -8,18 +8,11 @@ mod arguments;
 mod keys;
 mod routes;
 mod settings;
-mod stages;
 mod trouble;
-mod values;
 
 pub(crate) use arguments::Arguments;
 pub(crate) use settings::{Settings, Token};
-pub(crate) use stages::{
-    Adaptive, AdaptivePer, Breaker, Credit, Hedge, Limits, Pace, PaceScopeName, PickName, Retry, Select, Stream,
-    Timeouts, Unrouted, Waiting, WhenFull,
-};
 pub(crate) use trouble::Trouble;
-pub(crate) use values::{Dollars, Size, Span};
 
 use trouble::Source;
 

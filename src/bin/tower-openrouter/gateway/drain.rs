@@ -49,7 +49,7 @@ impl Drain {
         self.0.cut.notify_waiters();
     }
 
-    fn is_cut(&self) -> bool {
+    pub(super) fn is_cut(&self) -> bool {
         self.0.is_cut.load(Ordering::Acquire)
     }
 

@@ -11,16 +11,22 @@ use std::{
 
 use axum::body::Body;
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header::CONTENT_TYPE};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_TYPE};
 use http_body_util::Either;
 use pin_project_lite::pin_project;
 use tower::{BoxError, Service};
-use tower_openrouter::{RequestContext, answer::Shape, request::Priority};
+use tower_openrouter::{
+    RequestContext,
+    answer::Shape,
+    body::{Guarded, Held},
+    request::Priority,
+};
 
 use super::{
     access::Access,
     drain::{Cuttable, Drain, STOPPING, WhenCut},
     headers,
+    record::{Entry, Recorder},
     refusal::refuse,
     traces::{Explained, Traces},
 };
@@ -47,6 +53,7 @@ pub(super) struct Shared {
     pub(super) balancer_headers: bool,
     pub(super) explain: Explained,
     pub(super) traces: Traces,
+    pub(super) recorder: Option<Recorder>,
     pub(super) simulated: bool,
 }
 
@@ -56,8 +63,10 @@ impl<S> Proxy<S> {
     }
 }
 
-/// The body of an answer: the balancer's, an event stream of its that can be cut, or one of ours.
-pub(super) type ProxyBody<B> = Either<B, Either<Cuttable<B>, Body>>;
+/// The body of an answer, which may be recorded.
+pub(super) type ProxyBody<B> = Guarded<AnyBody<B>, Entry>;
+/// The balancer's, an event stream of its that can be cut, or one of ours.
+type AnyBody<B> = Either<B, Either<Cuttable<B>, Body>>;
 
 impl<S, ReqB, B> Service<Request<ReqB>> for Proxy<S>
 where
@@ -89,8 +98,10 @@ where
                 }
             },
         };
-        headers::to_upstream(request.headers_mut());
         let context = RequestContext::of(&mut request);
+        let recorder = self.shared.recorder.as_ref().filter(|_| request.method() == Method::POST);
+        let entry = recorder.map(|recorder| Held::new(Entry::new(recorder, &self.shared.drain, &request, &context)));
+        headers::to_upstream(request.headers_mut());
         if let Some(priority) = priority {
             context.set_priority(priority);
         }
@@ -103,6 +114,7 @@ where
             answer: self.balancer.call(request),
             cut: self.shared.drain.when_cut(),
             context,
+            entry,
             shape,
             shared: self.shared.clone(),
         }
@@ -122,6 +134,8 @@ pin_project! {
             #[pin]
             cut: WhenCut,
             context: RequestContext,
+            // below the answer: what is dropped with it has its say first
+            entry: Option<Held<Entry>>,
             shape: Shape,
             shared: Arc<Shared>,
         },
@@ -138,14 +152,33 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let response = match self.project() {
-            ProxyProj::Refused { response } => own(response.take().expect("polled after it was ready")),
-            ProxyProj::Running { answer, cut, context, shape, shared } => match answer.poll(cx) {
-                Poll::Ready(Ok(response)) => shared.finish(response, context, *shape),
-                Poll::Pending if cut.poll(cx).is_ready() => {
-                    own(refuse(*shape, StatusCode::SERVICE_UNAVAILABLE, STOPPING))
+            ProxyProj::Refused { response } => {
+                let response = response.take().expect("polled after it was ready");
+                own(response).map(|body| Guarded::new(body, None))
+            }
+            ProxyProj::Running { answer, cut, context, entry, shape, shared } => {
+                let mut noted = entry.as_mut().and_then(Held::get_mut);
+                let response = match answer.poll(cx) {
+                    Poll::Ready(Ok(response)) => {
+                        if let Some(entry) = &mut noted {
+                            entry.answered(&response);
+                        }
+                        shared.finish(response, context, *shape)
+                    }
+                    Poll::Pending if cut.poll(cx).is_ready() => {
+                        if let Some(entry) = &mut noted {
+                            entry.cut();
+                        }
+                        own(refuse(*shape, StatusCode::SERVICE_UNAVAILABLE, STOPPING))
+                    }
+                    Poll::Pending => return Poll::Pending,
+                };
+                if let Some(entry) = noted {
+                    entry.head(&response);
                 }
-                Poll::Pending => return Poll::Pending,
-            },
+                let entry = entry.as_mut().and_then(Held::take);
+                response.map(|body| Guarded::new(body, entry))
+            }
         };
         Poll::Ready(Ok(response))
     }
@@ -158,7 +191,7 @@ impl<F> fmt::Debug for ProxyFuture<F> {
 }
 
 impl Shared {
-    fn finish<B>(&self, mut response: Response<B>, context: &RequestContext, shape: Shape) -> Response<ProxyBody<B>> {
+    fn finish<B>(&self, mut response: Response<B>, context: &RequestContext, shape: Shape) -> Response<AnyBody<B>> {
         headers::to_client(response.headers_mut());
         let is_stream =
             response.headers().get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
@@ -190,7 +223,7 @@ impl Shared {
     }
 }
 
-fn own<B>(response: Response<Body>) -> Response<ProxyBody<B>> {
+fn own<B>(response: Response<Body>) -> Response<AnyBody<B>> {
     response.map(|body| Either::Right(Either::Right(body)))
 }
 

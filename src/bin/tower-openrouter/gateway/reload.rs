@@ -3,7 +3,7 @@
 //! The new stack is built in full beside the old one, which may fail and then changes nothing. Only then is it put in place,
 //! at once for all connections. A request ends on the stack it came in on; keys that have not changed are the same in both.
 
-use std::env;
+use std::{env, path::PathBuf};
 
 use tower_openrouter::ApiKey;
 use tracing::{info, warn};
@@ -100,6 +100,7 @@ where
             ("listen", old.listen.to_string(), new.listen.to_string()),
             ("admin_listen", old.admin_listen.to_string(), new.admin_listen.to_string()),
             ("header_timeout", old.header_timeout.to_string(), new.header_timeout.to_string()),
+            ("record", file(&old.record), file(&new.record)),
         ] {
             if runs != asked {
                 warn!(
@@ -110,6 +111,7 @@ where
         }
         // what runs is what the next reload is compared with
         (new.listen, new.admin_listen, new.header_timeout) = (old.listen, old.admin_listen, old.header_timeout);
+        new.record.clone_from(&old.record);
         let kept = |key: &&ApiKey| before.keys.contains(key);
         let keys = &self.configuration.keys;
         let gone = before.keys.iter().filter(|key| !keys.contains(key)).count();
@@ -138,6 +140,10 @@ where
             warn!(%listen, "whoever reaches this address can spend your keys: set --access-token");
         }
     }
+}
+
+fn file(path: &Option<PathBuf>) -> String {
+    path.as_ref().map_or_else(|| "none".into(), |path| path.display().to_string())
 }
 
 fn admin(settings: &Settings, stack: &Stack, drain: &Drain, traces: &Traces) -> Admin {

@@ -8,12 +8,12 @@ use std::{
 
 use clap::{Args, Command, FromArgMatches, builder::BoolishValueParser};
 use secrecy::{ExposeSecret, SecretString};
+use tower_openrouter::stack::settings::{Span, Time};
 
 use super::{
     super::traces::Explained,
     settings::{Settings, Token},
     trouble::Trouble,
-    values::{Span, Time},
 };
 
 /// What the help shows of the configuration file.
@@ -98,6 +98,13 @@ pub(crate) struct Arguments {
     #[arg(long, env = "TOWER_OPENROUTER_EXPLAIN", value_name = "WHICH", value_enum, help_heading = "Listeners")]
     explain: Option<Explained>,
 
+    /// Record each request in this file, a line of JSON each, to be played again by `tower-openrouter lab` [default: none]
+    ///
+    /// Times, sizes, models, causes and the labels of keys; never content, keys or tokens, and of a session a hash only.
+    /// The file is appended to; when the disk cannot keep up, lines are left out, and counted there.
+    #[arg(long, env = "TOWER_OPENROUTER_RECORD", value_name = "FILE.jsonl", help_heading = "Listeners")]
+    record: Option<PathBuf>,
+
     /// Configuration file (TOML), see the example in --help
     ///
     /// It is read again on SIGHUP: a good one replaces what runs, without dropping a request, and a bad one changes nothing.
@@ -180,6 +187,9 @@ impl Arguments {
         set(&mut settings.drain_timeout, &self.drain_timeout);
         settings.balancer_headers &= !self.no_balancer_headers;
         set(&mut settings.explain, &self.explain);
+        if self.record.is_some() {
+            settings.record.clone_from(&self.record);
+        }
         if self.upstream.is_some() {
             settings.upstream.clone_from(&self.upstream);
         }

@@ -1,13 +1,14 @@
 //! Routes: which keys serve which models, and how one of them is picked.
 
 use serde::{Deserialize, Deserializer, de};
-use tower_openrouter::{ApiKey, key::ModelPattern, openrouter::ProviderPreferences};
-
-use super::{
-    stages::{PickName, Select, Waiting},
-    trouble::Trouble,
-    values::Span,
+use tower_openrouter::{
+    ApiKey,
+    key::ModelPattern,
+    openrouter::ProviderPreferences,
+    stack::settings::{PickName, Select, Span, Waiting},
 };
+
+use super::trouble::Trouble;
 
 /// `[[routes]]`: models, and the keys that serve them. A key is in when every list that is given names it.
 #[derive(Debug, Clone, PartialEq, Deserialize)]

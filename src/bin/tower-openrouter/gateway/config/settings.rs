@@ -1,21 +1,18 @@
 //! What can be set, and what holds where nothing is: the shape of the configuration file.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, path::PathBuf};
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, de};
-use tower_openrouter::openrouter::{BASE_URL, ProviderPreferences};
-
-use super::{
-    super::traces::Explained,
-    keys::KeyEntry,
-    routes::RouteEntry,
-    stages::{
-        Breaker, Credit, Hedge, Limits, Models, Pace, Retry, Select, Stream, Timeouts, Unrouted, Waiting, WhenFull,
+use tower_openrouter::{
+    openrouter::{BASE_URL, ProviderPreferences},
+    stack::settings::{
+        Breaker, Credit, Hedge, Limits, Models, Pace, Retry, Select, Settings as Policies, Span, Stream, Time,
+        Timeouts, Unrouted, Waiting,
     },
-    trouble::Trouble,
-    values::{Span, Time},
 };
+
+use super::{super::traces::Explained, keys::KeyEntry, routes::RouteEntry, trouble::Trouble};
 
 /// Everything that can be set. Its default is what holds without a file.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -29,6 +26,8 @@ pub(crate) struct Settings {
     pub(crate) drain_timeout: Span,
     pub(crate) balancer_headers: bool,
     pub(crate) explain: Explained,
+    /// Where requests are recorded, if at all.
+    pub(crate) record: Option<PathBuf>,
     /// `None`: OpenRouter, or the simulator when there is no key either.
     pub(crate) upstream: Option<String>,
     pub(crate) deadline: Time,
@@ -50,6 +49,7 @@ pub(crate) struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
+        let policies = Policies::default();
         Self {
             listen: ([127, 0, 0, 1], 8080).into(),
             admin_listen: ([127, 0, 0, 1], 9090).into(),
@@ -59,20 +59,21 @@ impl Default for Settings {
             drain_timeout: Span::seconds(30),
             balancer_headers: true,
             explain: Explained::default(),
+            record: None,
             upstream: None,
-            deadline: Time::seconds(600),
-            timeouts: Timeouts::default(),
-            stream: Stream::default(),
-            select: Select::default(),
-            waiting: Waiting::default(),
-            models: Models::default(),
-            provider: ProviderPreferences::default(),
-            credit: Credit::default(),
-            breaker: Breaker::default(),
-            retry: Retry::default(),
-            hedge: Hedge::default(),
-            limits: Limits::default(),
-            pace: Pace::default(),
+            deadline: policies.deadline,
+            timeouts: policies.timeouts,
+            stream: policies.stream,
+            select: policies.select,
+            waiting: policies.waiting,
+            models: policies.models,
+            provider: policies.provider,
+            credit: policies.credit,
+            breaker: policies.breaker,
+            retry: policies.retry,
+            hedge: policies.hedge,
+            limits: policies.limits,
+            pace: policies.pace,
             keys: Vec::new(),
             routes: Vec::new(),
         }
@@ -83,6 +84,25 @@ impl Settings {
     /// Where requests are sent, unless to the simulator.
     pub(crate) fn upstream(&self) -> &str {
         self.upstream.as_deref().unwrap_or(BASE_URL)
+    }
+
+    /// What the stages are set to. They stand beside the rest here, since serde, when it flattens, forgets the lines.
+    pub(crate) fn policies(&self) -> Policies {
+        Policies {
+            deadline: self.deadline,
+            timeouts: self.timeouts.clone(),
+            stream: self.stream.clone(),
+            select: self.select.clone(),
+            waiting: self.waiting,
+            models: self.models.clone(),
+            provider: self.provider.clone(),
+            credit: self.credit.clone(),
+            breaker: self.breaker.clone(),
+            retry: self.retry.clone(),
+            hedge: self.hedge.clone(),
+            limits: self.limits.clone(),
+            pace: self.pace.clone(),
+        }
     }
 
     /// What one value alone cannot show.
@@ -97,50 +117,9 @@ impl Settings {
                 ),
             ));
         }
-        if self.breaker.longest() < self.breaker.cooldown {
-            let what = format_args!(
-                "{} is shorter than the first cooldown, {}: make it at least that",
-                self.breaker.longest(),
-                self.breaker.cooldown
-            );
-            return Err(Trouble::with("breaker.max_cooldown", what));
-        }
-        if self.retry.max_backoff < self.retry.min_backoff {
-            let what = format_args!(
-                "{} is shorter than min_backoff, {}: make it at least that",
-                self.retry.max_backoff, self.retry.min_backoff
-            );
-            return Err(Trouble::with("retry.max_backoff", what));
-        }
-        if self.select.sticky_back.is_some_and(|back| back < self.select.sticky_floor) {
-            let floor = self.select.sticky_floor;
-            let what = format_args!("it is less than sticky_floor, {floor}: make it at least that");
-            return Err(Trouble::with("select.sticky_back", what));
-        }
-        let interval = self.credit.poll_interval;
-        if interval > Span::seconds(0) && interval < Span::seconds(1) {
-            return Err(Trouble::with(
-                "credit.poll_interval",
-                "it is shorter than 1s: make it longer, or 0s for never",
-            ));
-        }
-        if self.hedge.enabled && self.retry.attempts == 1 {
-            let what = "a second attempt is one of the request's attempts, and retry.attempts is 1: make it at least 2";
-            return Err(Trouble::with("hedge.enabled", what));
-        }
-        if (self.retry.when_provider_full == WhenFull::NextModel) == self.retry.next_models.is_empty() {
-            let what = "name models here and `next-model` in when_provider_full, or neither";
-            return Err(Trouble::with("retry.next_models", what));
-        }
+        self.policies().check()?;
         if self.models.unrouted == Unrouted::Refuse && self.routes.is_empty() {
             return Err(Trouble::with("models.unrouted", "without [[routes]] every model would be refused: add one"));
-        }
-        if self.limits.memory < self.limits.replay_cap {
-            let what = format_args!(
-                "{} is less than replay_cap, {}: a body between the two could never be let in",
-                self.limits.memory, self.limits.replay_cap
-            );
-            return Err(Trouble::with("limits.memory", what));
         }
         Ok(())
     }

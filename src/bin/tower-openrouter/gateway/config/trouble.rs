@@ -4,6 +4,7 @@ use std::{borrow::Cow, fmt};
 
 use serde::de::DeserializeOwned;
 use toml::de::{DeTable, DeValue};
+use tower_openrouter::stack::settings::SettingError;
 
 /// What is wrong, and where in the file, if it is there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +43,12 @@ impl From<String> for Trouble {
     /// With something outside the file.
     fn from(what: String) -> Self {
         Self { place: Place::Elsewhere, what }
+    }
+}
+
+impl From<SettingError> for Trouble {
+    fn from(error: SettingError) -> Self {
+        Self::with(error.setting(), error.what())
     }
 }
 

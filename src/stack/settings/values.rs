@@ -1,73 +1,136 @@
-//! Values as people write them.
+//! Values as people write them in a file.
 
 use std::{fmt, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Deserializer, de};
 
-/// A length of time: a whole number and `ms`, `s`, `m` or `h`.
+/// A length of time, written as a whole number and `ms`, `s`, `m` or `h`: `"30s"`. Zero is one, too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Span(pub(crate) Duration);
+pub struct Span(pub Duration);
 
-/// A length of time that is not 0.
+/// A length of time that is not 0, written as a [`Span`] is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Time(Duration);
+pub struct Time(Duration);
 
-/// A number of bytes: a whole number and `B`, `KiB`, `MiB` or `GiB`.
+/// A number of bytes, written as a whole number and `B`, `KiB`, `MiB` or `GiB`: `"64MiB"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Size(pub(crate) u64);
+pub struct Size(pub u64);
 
 /// A number from 0 to 1.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
-pub(crate) struct Share(pub(crate) f64);
+pub struct Share(f64);
 
-/// An amount of money, 0 or more.
+/// An amount of US dollars, 0 or more.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
-pub(crate) struct Dollars(pub(crate) f64);
+pub struct Dollars(f64);
 
 /// What a value should have looked like.
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
-pub(crate) enum BadValue {
+#[non_exhaustive]
+pub enum BadValue {
+    /// It is no [`Span`].
     #[error("expected a whole number with a unit, such as 500ms, 30s, 10m or 1h")]
     Span,
+    /// A [`Time`] of 0.
     #[error("it is 0: it must be more, or left out for its default")]
     Zero,
+    /// It is no [`Size`].
     #[error("expected a whole number with a unit, such as 512KiB, 64MiB or 1GiB")]
     Size,
+    /// It is no [`Share`].
     #[error("it is {0}: it must be a share, from 0 to 1")]
     Share(f64),
+    /// It is no amount of [`Dollars`].
     #[error("it is {0}: it must be an amount of dollars, 0 or more")]
     Dollars(f64),
 }
 
 impl Span {
-    pub(crate) const fn seconds(seconds: u64) -> Self {
+    /// So many seconds.
+    pub const fn seconds(seconds: u64) -> Self {
         Self(Duration::from_secs(seconds))
     }
 }
 
 impl Time {
-    pub(crate) const fn seconds(seconds: u64) -> Self {
+    /// This long.
+    ///
+    /// # Errors
+    /// When it is 0.
+    pub const fn new(time: Duration) -> Result<Self, BadValue> {
+        if time.is_zero() { Err(BadValue::Zero) } else { Ok(Self(time)) }
+    }
+
+    /// So many seconds.
+    ///
+    /// # Panics
+    /// When it is 0.
+    pub const fn seconds(seconds: u64) -> Self {
         assert!(seconds > 0);
         Self(Duration::from_secs(seconds))
     }
 
-    pub(crate) const fn millis(millis: u64) -> Self {
+    pub(super) const fn millis(millis: u64) -> Self {
         assert!(millis > 0);
         Self(Duration::from_millis(millis))
     }
 
-    pub(crate) fn get(self) -> Duration {
+    /// How long.
+    pub const fn get(self) -> Duration {
         self.0
     }
 }
 
 impl Size {
-    pub(crate) const fn kib(number: u64) -> Self {
-        Self(number << 10)
+    /// So many KiB; more than fit into a `u64` of bytes are that many.
+    pub const fn kib(number: u64) -> Self {
+        Self(number.saturating_mul(1 << 10))
     }
 
-    pub(crate) const fn mib(number: u64) -> Self {
-        Self(number << 20)
+    /// So many MiB; more than fit into a `u64` of bytes are that many.
+    pub const fn mib(number: u64) -> Self {
+        Self(number.saturating_mul(1 << 20))
+    }
+}
+
+impl Share {
+    /// Such a share.
+    ///
+    /// # Errors
+    /// When it is not within 0 to 1.
+    pub fn new(share: f64) -> Result<Self, BadValue> {
+        if (0.0..=1.0).contains(&share) { Ok(Self(share)) } else { Err(BadValue::Share(share)) }
+    }
+
+    pub(super) const fn of(share: f64) -> Self {
+        assert!(share >= 0.0 && share <= 1.0);
+        Self(share)
+    }
+
+    /// How large.
+    pub const fn get(self) -> f64 {
+        self.0
+    }
+}
+
+impl Dollars {
+    /// So many.
+    ///
+    /// # Errors
+    /// When it is negative, or no number.
+    pub fn new(dollars: f64) -> Result<Self, BadValue> {
+        let is_amount = dollars.is_finite() && dollars >= 0.0;
+        if is_amount { Ok(Self(dollars)) } else { Err(BadValue::Dollars(dollars)) }
+    }
+
+    pub(super) const fn of(dollars: f64) -> Self {
+        assert!(dollars >= 0.0);
+        Self(dollars)
+    }
+
+    /// How many.
+    pub const fn get(self) -> f64 {
+        self.0
     }
 }
 
@@ -98,8 +161,7 @@ impl FromStr for Time {
     type Err = BadValue;
 
     fn from_str(text: &str) -> Result<Self, BadValue> {
-        let Span(span) = text.parse()?;
-        if span.is_zero() { Err(BadValue::Zero) } else { Ok(Self(span)) }
+        Self::new(text.parse::<Span>()?.0)
     }
 }
 
@@ -178,16 +240,13 @@ impl<'de> Deserialize<'de> for Size {
 
 impl<'de> Deserialize<'de> for Share {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let share = f64::deserialize(deserializer)?;
-        if (0.0..=1.0).contains(&share) { Ok(Self(share)) } else { Err(de::Error::custom(BadValue::Share(share))) }
+        Self::new(f64::deserialize(deserializer)?).map_err(de::Error::custom)
     }
 }
 
 impl<'de> Deserialize<'de> for Dollars {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let dollars = f64::deserialize(deserializer)?;
-        let is_amount = dollars.is_finite() && dollars >= 0.0;
-        if is_amount { Ok(Self(dollars)) } else { Err(de::Error::custom(BadValue::Dollars(dollars))) }
+        Self::new(f64::deserialize(deserializer)?).map_err(de::Error::custom)
     }
 }
 

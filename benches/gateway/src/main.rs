@@ -1,0 +1,35 @@
+//! What the gateway is measured with: an upstream that answers at once, a bare proxy, and a load that keeps its own time.
+
+use std::{env, io, process::ExitCode};
+
+mod load;
+mod proxy;
+mod upstream;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let arguments: Vec<_> = env::args().skip(1).collect();
+    let outcome = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["upstream", listen] => upstream::serve(listen),
+        ["proxy", listen, upstream] => proxy::serve(listen, upstream),
+        ["load", target, path, body, rate, seconds, connections] => {
+            load::put(target, path, body, [rate, seconds, connections])
+        }
+        _ => Err(io::Error::other(
+            "upstream LISTEN, proxy LISTEN UPSTREAM, or load TARGET PATH BODY RATE SECONDS CONNECTIONS",
+        )),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
