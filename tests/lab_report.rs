@@ -4,7 +4,7 @@ use std::{fs, path::Path, sync::OnceLock, time::Duration};
 
 use tower_openrouter::{
     Balancer,
-    lab::{self, Ask, Built, Comparison, Digest, Metric, Scenario, Setting, Stack, Sweep, World, stacks::DefaultStack},
+    lab::{self, Ask, Built, Comparison, Digest, Grid, Metric, Scenario, Setting, Stack, World, stacks::DefaultStack},
     request::Priority,
     select::RoundRobin,
 };
@@ -83,7 +83,6 @@ fn stacks() -> Vec<Box<dyn Stack>> {
     vec![Box::new(DefaultStack), Box::new(in_turn), Box::new(unwatched)]
 }
 
-
 struct Ran {
     scenarios: Vec<Scenario>,
     digests: Vec<Digest>,
@@ -106,7 +105,8 @@ fn ran() -> &'static Ran {
 }
 
 fn comparison(digests: impl IntoIterator<Item = Digest>) -> Comparison {
-    let mut comparison = Comparison::new(&ran().scenarios, &stacks());
+    let stacks = stacks();
+    let mut comparison = Comparison::new(&ran().scenarios, stacks.iter().map(|stack| &**stack));
     comparison.extend(digests);
     comparison
 }
@@ -123,12 +123,18 @@ fn a_comparison_does_not_depend_on_the_order_in_which_runs_end() {
 
 #[test]
 fn the_file_has_every_run_by_scenario_stack_and_seed() {
-    let file: serde_json::Value = serde_json::from_str(&comparison(ran().digests.iter().rev().cloned()).json()).unwrap();
+    let file: serde_json::Value =
+        serde_json::from_str(&comparison(ran().digests.iter().rev().cloned()).json()).unwrap();
     let mut told = Vec::new();
     for scenario in file["scenarios"].as_array().unwrap() {
         for stack in scenario["stacks"].as_array().unwrap() {
             for run in stack["runs"].as_array().unwrap() {
-                told.push((scenario["name"].clone(), stack["stack"].clone(), run["seed"].clone(), run["served"].clone()));
+                told.push((
+                    scenario["name"].clone(),
+                    stack["stack"].clone(),
+                    run["seed"].clone(),
+                    run["served"].clone(),
+                ));
             }
         }
     }
@@ -144,7 +150,9 @@ fn the_table_fits_a_terminal_of_120_columns() {
     let table = comparison(ran().digests.iter().cloned()).table();
     let widest = table.lines().map(|line| line.chars().count()).max().unwrap();
     assert!(widest <= 120, "{widest} columns:\n{table}");
-    for (name, _) in [("a quarter over quota", ()), ("a key is lost for a minute", ()), ("default", ()), ("round-robin", ())] {
+    for (name, _) in
+        [("a quarter over quota", ()), ("a key is lost for a minute", ()), ("default", ()), ("round-robin", ())]
+    {
         assert!(table.contains(name), "no {name} in\n{table}");
     }
 }
@@ -203,24 +211,29 @@ fn swept(settings: &[(&str, &[&str])]) -> Comparison {
     let base = &ran().digests[0];
     let mut points = vec![Vec::new()];
     for (_, values) in settings {
-        points = points.iter().flat_map(|point| (0..values.len()).map(move |value| [&point[..], &[value]].concat())).collect();
+        points = points
+            .iter()
+            .flat_map(|point| (0..values.len()).map(move |value| [&point[..], &[value]].concat()))
+            .collect();
     }
     let name = |point: &[usize]| {
         let parts = settings.iter().zip(point).map(|((name, values), value)| format!("{name}={}", values[*value]));
         parts.collect::<Vec<_>>().join(" ")
     };
-    let stacks: Vec<Box<dyn Stack>> =
-        points.iter().map(|point| Box::new(lab::stack_fn(name(point), |world| DefaultStack.build(world))) as _).collect();
+    let stacks: Vec<Box<dyn Stack>> = points
+        .iter()
+        .map(|point| Box::new(lab::stack_fn(name(point), |world| DefaultStack.build(world))) as _)
+        .collect();
     let settings = settings.iter().map(|(name, values)| Setting {
         name: (*name).to_owned(),
         values: values.iter().map(|value| (*value).to_owned()).collect(),
     });
-    let sweep = Sweep::new(
+    let grid = Grid::new(
         Metric::named("goodput").unwrap(),
         settings.collect(),
         points.iter().map(|point| (name(point), point.clone())),
     );
-    let mut comparison = Comparison::new(&ran().scenarios[..1], &stacks).sweep(sweep);
+    let mut comparison = Comparison::new(&ran().scenarios[..1], stacks.iter().map(|stack| &**stack)).sweep(grid);
     for point in &points {
         let distance: f64 = point.iter().zip([2.0, 1.0, 0.0]).map(|(at, best)| (*at as f64 - best).powi(2)).sum();
         for seed in 1..=3 {
@@ -240,7 +253,12 @@ fn a_sweep_of_two_settings_is_a_map_and_of_one_bars_with_the_best_told() {
     for (file, settings, best, charts) in [
         ("sweep-1.html", &[failures][..], "breaker.failures=3", 1),
         ("sweep-2.html", &[failures, learn], "breaker.failures=3 pace.learn=false", 1),
-        ("sweep-3.html", &[failures, learn, ("hedge", &["off", "on"])], "breaker.failures=3 pace.learn=false hedge=off", 2),
+        (
+            "sweep-3.html",
+            &[failures, learn, ("hedge", &["off", "on"])],
+            "breaker.failures=3 pace.learn=false hedge=off",
+            2,
+        ),
     ] {
         let comparison = swept(settings);
         let html = comparison.html();

@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 pub use metric::{Better, METRICS, Metric};
 pub use ranking::{Difference, Standing};
 pub use statistics::Spread;
-pub use sweep::{Setting, Sweep};
+pub use sweep::{Grid, Setting};
 
 use super::{Figures, Run, Scenario, Stack, figures::Trouble, report, series::Series};
 
@@ -58,10 +58,9 @@ impl Digest {
 /// Many runs, compared.
 ///
 /// ```
-/// use std::num::NonZeroUsize;
-/// use tower_openrouter::lab::{Comparison, Digest, Matrix, Scenario, Stack, stacks::DefaultStack};
+/// use tower_openrouter::lab::{self, Comparison, Digest, Scenario, Stack, stacks::DefaultStack};
 ///
-/// let scenarios = [Scenario::from_toml(
+/// let scenario = Scenario::from_toml(
 ///     r#"
 ///     name = "two keys"
 ///     length_s = 60.0
@@ -70,21 +69,21 @@ impl Digest {
 ///     keys = [{ label = "a-1", account = "a" }, { label = "a-2", account = "a" }]
 ///     models = [{ id = "acme/swift-1" }]
 ///     "#,
-/// )?];
-/// let stacks: [Box<dyn Stack>; 1] = [Box::new(DefaultStack)];
-/// let mut comparison = Comparison::new(&scenarios, &stacks);
-/// let matrix = Matrix { scenarios: &scenarios, stacks: &stacks, seeds: 3 };
-/// matrix.run(NonZeroUsize::MIN, |_, run| comparison.add(Digest::of(&run, &scenarios[0])))?;
-/// assert_eq!(comparison.standings(0)[0].rank, Some(1));
+/// )?;
+/// let mut comparison = Comparison::new([&scenario], [&DefaultStack as &dyn Stack]);
+/// for seed in 1..=3 {
+///     let run = lab::run(&scenario, &DefaultStack, seed)?;
+///     comparison.add(Digest::of(&run, &scenario));
+/// }
 /// println!("{}", comparison.table());
-/// # Ok::<(), tower::BoxError>(())
+/// # Ok::<(), Box<dyn std::error::Error + Send + Sync>>(())
 /// ```
 #[derive(Debug, Clone)]
 pub struct Comparison {
     pub(super) scenarios: Vec<About>,
     pub(super) stacks: Vec<(String, String)>,
     cells: BTreeMap<(usize, usize), Cell>,
-    pub(super) sweep: Option<Sweep>,
+    pub(super) sweep: Option<Grid>,
 }
 
 /// What a comparison knows of a scenario.
@@ -107,7 +106,10 @@ pub(super) struct Cell {
 
 impl Comparison {
     /// Of these stacks in these scenarios; they stand in this order wherever rank does not decide.
-    pub fn new(scenarios: &[Scenario], stacks: &[Box<dyn Stack>]) -> Self {
+    pub fn new<'a>(
+        scenarios: impl IntoIterator<Item = &'a Scenario>,
+        stacks: impl IntoIterator<Item = &'a dyn Stack>,
+    ) -> Self {
         let about = |scenario: &Scenario| About {
             name: scenario.name.clone(),
             about: scenario.about.clone(),
@@ -117,8 +119,8 @@ impl Comparison {
             troubles: scenario.troubles(),
         };
         Self {
-            scenarios: scenarios.iter().map(about).collect(),
-            stacks: stacks.iter().map(|stack| (stack.name().to_owned(), stack.about().to_owned())).collect(),
+            scenarios: scenarios.into_iter().map(about).collect(),
+            stacks: stacks.into_iter().map(|stack| (stack.name().to_owned(), stack.about().to_owned())).collect(),
             cells: BTreeMap::new(),
             sweep: None,
         }
@@ -126,7 +128,7 @@ impl Comparison {
 
     /// Tells that the stacks are one stack under many settings.
     #[must_use]
-    pub fn sweep(mut self, sweep: Sweep) -> Self {
+    pub fn sweep(mut self, sweep: Grid) -> Self {
         self.sweep = Some(sweep);
         self
     }

@@ -147,7 +147,7 @@ async fn drive(scenario: &Scenario, world: &World, built: Built, asks: Vec<Ask>)
         }
         let service = service.clone();
         running.spawn(async move {
-            let leaves = start + ask.at + deadline;
+            let leaves = start + ask.at + ask.deadline.unwrap_or(deadline);
             (number, client(service, number, ask, start, leaves).await)
         });
     }
@@ -296,6 +296,7 @@ mod tests {
             stream,
             session: None,
             priority: Priority::Normal,
+            deadline: None,
         }
     }
 

@@ -18,6 +18,12 @@ pub fn utc_date(millis: i64) -> String {
     Wall::from_millis(millis).to_string()
 }
 
+/// Reads such a date.
+#[cfg(feature = "lab")]
+pub(crate) fn utc_millis(date: &str) -> Option<i64> {
+    Wall::parse(date).map(Wall::millis)
+}
+
 /// A simulated OpenRouter. Clones share one state.
 #[derive(Clone)]
 pub struct Simulator {

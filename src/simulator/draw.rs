@@ -5,6 +5,15 @@
 
 use std::f64::consts::TAU;
 
+/// A random source of its own for one purpose, independent of the order of other draws.
+pub(crate) fn rng(seed: u64, purpose: &str, number: u64) -> fastrand::Rng {
+    // SplitMix64's increment spreads consecutive numbers over the state space.
+    let name = purpose.bytes().fold(0_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte)));
+    let mixed = seed ^ name.rotate_left(32) ^ number.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    let mut rng = fastrand::Rng::with_seed(mixed);
+    fastrand::Rng::with_seed(rng.u64(..))
+}
+
 /// A number from the standard normal distribution, of two draws.
 pub(crate) fn normal(rng: &mut fastrand::Rng) -> f64 {
     // `f64` is below 1, so the logarithm is finite

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::clock::Wall;
-use super::ids;
+use super::draw;
 use super::request::{Asked, Dialect};
 use super::scenario::{Model, ProviderEndpoint, Reply};
 
@@ -112,7 +112,7 @@ impl Served {
 
     /// The text of one token.
     fn piece(&self, index: u64) -> &'static str {
-        let mut rng = ids::rng(self.text_seed, "word", index);
+        let mut rng = draw::rng(self.text_seed, "word", index);
         let word = WORDS[rng.usize(..WORDS.len())];
         if index == 0 { word.trim_start() } else { word }
     }

@@ -3,6 +3,7 @@
 use sha2::{Digest, Sha256};
 
 use super::clock::Wall;
+use super::draw::rng;
 
 const ALPHANUMERIC: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
 
@@ -19,15 +20,6 @@ fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let digit = |nibble: u8| char::from(DIGITS[usize::from(nibble)]);
     bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
-}
-
-/// A random source of its own for one purpose, independent of the order of other draws.
-pub(super) fn rng(seed: u64, purpose: &str, number: u64) -> fastrand::Rng {
-    // SplitMix64's increment spreads consecutive numbers over the state space.
-    let name = purpose.bytes().fold(0_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte)));
-    let mixed = seed ^ name.rotate_left(32) ^ number.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    let mut rng = fastrand::Rng::with_seed(mixed);
-    fastrand::Rng::with_seed(rng.u64(..))
 }
 
 /// `sk-or-v1-` and 64 lower-case hexadecimal digits.

@@ -13,7 +13,7 @@ use super::scenario::What;
 use super::service::{Call, Credentials, Reference, refuse};
 use super::ticket::Ticket;
 use super::trace::Trace;
-use super::{Shared, SimulatorBody, SimulatorError, ids};
+use super::{Shared, SimulatorBody, SimulatorError, draw, ids};
 
 type Answer = Result<Response<SimulatorBody>, SimulatorError>;
 
@@ -126,6 +126,6 @@ fn generation(shared: &Shared) -> (String, fastrand::Rng) {
         world.next_generation += 1;
         world.next_generation
     };
-    let mut rng = ids::rng(shared.scenario.seed, "generation", number);
+    let mut rng = draw::rng(shared.scenario.seed, "generation", number);
     (ids::generation(&mut rng, shared.clock.now().wall), rng)
 }

@@ -104,6 +104,8 @@ mod trace;
 mod world;
 
 pub use body::SimulatorBody;
+#[cfg(feature = "lab")]
+pub(crate) use control::utc_millis;
 pub use control::{SimulatedKey, Simulator, utc_date};
 #[cfg(any(feature = "lab", test))]
 #[allow(unused_imports, reason = "the lab's oracle asks")]

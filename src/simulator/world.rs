@@ -7,12 +7,12 @@ use std::time::Duration;
 use super::clock::Wall;
 use super::faults::FaultState;
 use super::generation::Generation;
-use super::ids;
 use super::money::Spend;
 use super::pool::{PoolState, QuotaState};
 use super::scenario::{Account, Budget, InFlight, Reset, Scenario, ScenarioError, SimKey, Stale};
 use super::stale::Delayed;
 use super::stats::Ledger;
+use super::{draw, ids};
 
 /// One account's state.
 #[derive(Debug)]
@@ -238,7 +238,7 @@ impl World {
             stale: scenario.stale.clone(),
             faults: scenario.faults.iter().map(|f| FaultState::new(f.clone(), Duration::ZERO)).collect(),
             generations: VecDeque::new(),
-            rng: ids::rng(seed, "faults", 0),
+            rng: draw::rng(seed, "faults", 0),
             next_generation: 0,
             next_answer: 0,
             next_hold: 0,

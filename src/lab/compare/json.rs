@@ -16,7 +16,7 @@ struct File<'a> {
     format: u32,
     scenarios: Vec<Scenario<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    sweep: Option<Sweep<'a>>,
+    sweep: Option<Grid<'a>>,
 }
 
 #[derive(Serialize)]
@@ -47,7 +47,7 @@ struct Run<'a> {
 }
 
 #[derive(Serialize)]
-struct Sweep<'a> {
+struct Grid<'a> {
     objective: &'a str,
     settings: Vec<(&'a str, &'a [String])>,
     best: Vec<Option<&'a str>>,
@@ -85,7 +85,7 @@ pub(super) fn write(comparison: &Comparison) -> String {
             stacks: stacks.collect(),
         });
     }
-    let sweep = comparison.sweep.as_ref().map(|sweep| Sweep {
+    let sweep = comparison.sweep.as_ref().map(|sweep| Grid {
         objective: sweep.objective().id,
         settings: sweep.settings().iter().map(|setting| (&*setting.name, &*setting.values)).collect(),
         best: (0..all.len()).map(|scenario| sweep.best(comparison, scenario).map(|(stack, _)| stack)).collect(),

@@ -159,8 +159,12 @@ mod tests {
         let (bad, oracle) = (seeds(&[(5.0, 0.0), (5.0, 0.0)]), seeds(&[(10.0, 0.0), (10.0, 0.0)]));
         let standings = rank(&[("bad", &bad), (ORACLE, &oracle), ("good", &good), ("better", &better)]);
         let told: Vec<_> = standings.iter().map(|s| (&*s.stack, s.rank, s.goodput_to_oracle)).collect();
-        let expected =
-            [("better", Some(1), Some(0.91)), ("good", Some(2), Some(0.91)), ("bad", Some(3), Some(0.5)), (ORACLE, None, Some(1.0))];
+        let expected = [
+            ("better", Some(1), Some(0.91)),
+            ("good", Some(2), Some(0.91)),
+            ("bad", Some(3), Some(0.5)),
+            (ORACLE, None, Some(1.0)),
+        ];
         assert_eq!(told, expected);
     }
 

@@ -4,7 +4,7 @@ use super::{Better, Comparison, METRICS, Metric, Spread};
 
 /// That the stacks of a comparison are one stack under many settings.
 #[derive(Debug, Clone)]
-pub struct Sweep {
+pub struct Grid {
     objective: &'static Metric,
     settings: Vec<Setting>,
     /// For each stack by name, the place of its value in each setting.
@@ -20,7 +20,7 @@ pub struct Setting {
     pub values: Vec<String>,
 }
 
-impl Sweep {
+impl Grid {
     /// Over these settings, judged by `objective`. Each stack is told by name, with its value's place in each setting.
     pub fn new(
         objective: &'static Metric,

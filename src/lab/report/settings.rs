@@ -12,7 +12,7 @@ use super::{
     palette,
 };
 use crate::lab::{
-    Comparison, Setting, Spread, Sweep,
+    Comparison, Grid, Setting, Spread,
     written::{short, shortened},
 };
 
@@ -33,7 +33,7 @@ struct Plan<'a> {
 }
 
 /// The charts of a sweep in a scenario.
-pub(super) fn charts(comparison: &Comparison, sweep: &Sweep, scenario: usize) -> String {
+pub(super) fn charts(comparison: &Comparison, sweep: &Grid, scenario: usize) -> String {
     let values: Vec<_> = sweep.values(comparison, scenario).collect();
     let means = || values.iter().filter_map(|(_, spread)| spread.map(|spread| spread.mean));
     let range = (means().fold(f64::INFINITY, f64::min), means().fold(f64::NEG_INFINITY, f64::max));
