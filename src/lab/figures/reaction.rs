@@ -135,7 +135,7 @@ mod tests {
     fn scenario() -> Scenario {
         Scenario::from_toml(
             r#"
-            name = "one of two"
+            name = "one-of-two"
             length_s = 600.0
             [world]
             accounts = [{ name = "a" }]
@@ -161,7 +161,7 @@ mod tests {
             Sent { request: Some(number), key: Some(key), at: sample.at, answered: None, status: Some(status) }
         });
         Run {
-            scenario: "one of two".into(),
+            scenario: "one-of-two".into(),
             stack: "s".into(),
             seed: 1,
             keys: vec!["a-1".into(), "a-2".into()],
