@@ -50,7 +50,8 @@ impl Series {
         let (length_s, parts) = (scenario.length_s, (run.samples.len() / ENOUGH).clamp(PARTS.0, PARTS.1));
         let arrivals = run.samples.iter().map(|sample| sample.at.as_secs_f64());
         let served = run.samples.iter().filter(|sample| sample.ending == Ending::Served);
-        let traffic = |key| run.sent.iter().filter(move |sent| sent.key == Some(key)).map(|sent| sent.at.as_secs_f64());
+        let asked = || run.sent.iter().filter(|sent| sent.request.is_some());
+        let traffic = |key| asked().filter(move |sent| sent.key == Some(key)).map(|sent| sent.at.as_secs_f64());
         Self {
             offered: rate(arrivals, length_s, parts),
             served: rate(served.map(|sample| sample.at.as_secs_f64()), length_s, parts),

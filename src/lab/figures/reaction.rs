@@ -74,7 +74,7 @@ impl Seen {
         let windows = windows.map(|share| (share > 0.0).then(|| (WINDOW * total / share).ceil() as usize));
         let mut attempts = vec![Vec::new(); run.keys.len()];
         let mut successes = attempts.clone();
-        for sent in &run.sent {
+        for sent in run.sent.iter().filter(|sent| sent.request.is_some()) {
             let Some(key) = sent.key else { continue };
             attempts[key].push(sent.at.as_secs_f64());
             if sent.status == Some(200) {
