@@ -23,10 +23,20 @@ pub(super) fn goodput(scenario: &str, length_s: f64, stacks: &Drawn<'_>) -> Stri
         let part_s = length_s / rates.len().max(1) as f64;
         rates.iter().enumerate().map(|(part, rate)| (clock.at(part_s * (part as f64 + 0.5)), *rate)).collect()
     };
-    let offered = stacks.first().map(|(_, _, series)| &series.offered);
-    let top = stacks.iter().flat_map(|(_, _, series)| series.offered.iter().chain(&series.served)).copied();
+    let top = stacks.iter().flat_map(|(_, _, series)| &series.offered).copied().fold(0.0, f64::max);
     let lines: Vec<Line> = stacks.iter().map(|(_, role, series)| (*role, points(&series.served))).collect();
-    let field = offered.map(|rates| points(rates));
+    let field = stacks.first().map(|(_, _, series)| points(&series.offered));
+    let axes = Axes { length: clock.at(length_s), top, x: clock.name, y: "served, requests/s", y_tick: tick };
+    svg(&format!("{scenario}: goodput over time"), HEIGHT, |area| draw(area, &axes, field, &lines))
+}
+
+/// How many requests wait for a key over time. Nothing where no stack can be watched.
+pub(super) fn waiting(scenario: &str, length_s: f64, stacks: &Drawn<'_>) -> Option<String> {
+    let clock = Clock::of(length_s);
+    let watched = stacks.iter().filter(|(_, _, series)| !series.waiting.is_empty());
+    let points = |series: &Series| series.waiting.iter().map(|(at, count)| (clock.at(*at), *count as f64)).collect();
+    let lines: Vec<Line> = watched.map(|(_, role, series)| (*role, points(series))).collect();
+    let top = lines.iter().flat_map(|(_, points)| points).map(|(_, count)| *count).fold(0.0, f64::max);
     let axes = Axes { length: clock.at(length_s), top, x: clock.name, y: "waiting for a key, requests", y_tick: whole };
     let title = format!("{scenario}: waiting-room depth over time");
     (!lines.is_empty()).then(|| svg(&title, HEIGHT, |area| draw(area, &axes, None, &lines)))
