@@ -28,6 +28,7 @@ fn poisson(rate: f64, length: f64, seed: u64) -> Vec<Ask> {
         stream: false,
         session: None,
         priority: Priority::Normal,
+        deadline: None,
     };
     times.map(ask).collect()
 }

@@ -62,7 +62,7 @@ impl Digest {
 ///
 /// let scenario = Scenario::from_toml(
 ///     r#"
-///     name = "two keys"
+///     name = "two-keys"
 ///     length_s = 60.0
 ///     [world]
 ///     accounts = [{ name = "a" }]

@@ -81,13 +81,13 @@ fn scenario(page: &mut String, comparison: &Comparison, looks: &Looks<'_>, index
     if !about.about.is_empty() {
         let _ = write!(page, "<p>{}</p>\n", escaped(&about.about));
     }
-    page.push_str(&tables::figures(comparison, index, looks));
     if let Some(sweep) = &comparison.sweep {
         let best = sweep.best(comparison, index).map(|(stack, _)| stack);
         let best = best.map(|stack| format!("<p>The best setting is <b>{}</b>, outlined.</p>\n", escaped(stack)));
         page.push_str(&best.unwrap_or_default());
         let _ = write!(page, "<div class=\"charts\">{}</div>\n", settings::charts(comparison, sweep, index));
     }
+    page.push_str(&tables::figures(comparison, index, looks));
     let seen = |name: &str| comparison.cell(index, name)?.series.as_ref();
     let colored = looks.in_scenario(index);
     let drawn: Vec<_> = colored.iter().filter_map(|(name, role)| Some((*name, *role, &seen(name)?.1))).collect();

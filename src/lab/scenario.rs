@@ -59,6 +59,10 @@ pub struct Scenario {
     /// How long clients wait.
     #[serde(default)]
     pub patience: Patience,
+    /// How long a request and its answer are under way between caller and platform, ms, before anything is looked at. Default
+    /// 40.
+    #[serde(default = "round_trip_ms")]
+    pub round_trip_ms: f64,
     /// When requests come. Default never, for runs with requests of one's own.
     pub arrivals: Option<Arrivals>,
     /// What they ask for, by weight.
@@ -70,6 +74,10 @@ pub struct Scenario {
     /// In place of arrivals and sizes.
     #[serde(skip)]
     trace: Option<Arc<Trace>>,
+}
+
+fn round_trip_ms() -> f64 {
+    40.0
 }
 
 /// How long clients wait, seconds.
@@ -170,6 +178,7 @@ impl Scenario {
         }
         positive("patience.max_wait_s", self.patience.max_wait_s)?;
         positive("patience.deadline_s", self.patience.deadline_s)?;
+        not_negative("round_trip_ms", self.round_trip_ms)?;
         for (index, entry) in self.mix.iter().enumerate() {
             let field = format!("mix[{index}]");
             entry.validate(&field)?;

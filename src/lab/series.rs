@@ -2,8 +2,11 @@
 
 use super::{Ending, Run, Scenario, WatchedKey, figures::nearest_rank};
 
-/// Into how many parts a run's length is cut.
-pub(super) const PARTS: usize = 60;
+/// Into how many parts a run's length is cut, at least and at most.
+const PARTS: (usize, usize) = (12, 60);
+
+/// Each part should have so many requests, or a rate is more chance than fact.
+const ENOUGH: usize = 15;
 
 /// In how many steps a distribution is drawn.
 const STEPS: usize = 200;
@@ -44,14 +47,15 @@ pub(super) enum Why {
 
 impl Series {
     pub(super) fn of(run: &Run, scenario: &Scenario) -> Self {
-        let length_s = scenario.length_s;
+        let (length_s, parts) = (scenario.length_s, (run.samples.len() / ENOUGH).clamp(PARTS.0, PARTS.1));
         let arrivals = run.samples.iter().map(|sample| sample.at.as_secs_f64());
         let served = run.samples.iter().filter(|sample| sample.ending == Ending::Served);
-        let traffic = |key| run.sent.iter().filter(move |sent| sent.key == Some(key)).map(|sent| sent.at.as_secs_f64());
+        let asked = || run.sent.iter().filter(|sent| sent.request.is_some());
+        let traffic = |key| asked().filter(move |sent| sent.key == Some(key)).map(|sent| sent.at.as_secs_f64());
         Self {
-            offered: rate(arrivals, length_s),
-            served: rate(served.map(|sample| sample.at.as_secs_f64()), length_s),
-            traffic: (0..run.keys.len()).map(|key| rate(traffic(key), length_s)).collect(),
+            offered: rate(arrivals, length_s, parts),
+            served: rate(served.map(|sample| sample.at.as_secs_f64()), length_s, parts),
+            traffic: (0..run.keys.len()).map(|key| rate(traffic(key), length_s, parts)).collect(),
             bands: (0..run.keys.len()).map(|key| bands(run, key)).collect(),
             waiting: run.watched.iter().map(|seen| (seen.at.as_secs_f64(), seen.waiting)).collect(),
             first_output: first_output(run, scenario),
@@ -60,9 +64,9 @@ impl Series {
 }
 
 /// Events per second in each part; those after the length, when the last requests end, are left out.
-fn rate(times: impl Iterator<Item = f64>, length_s: f64) -> Vec<f64> {
-    let part_s = length_s / PARTS as f64;
-    let mut counts = vec![0_u32; PARTS];
+fn rate(times: impl Iterator<Item = f64>, length_s: f64, parts: usize) -> Vec<f64> {
+    let part_s = length_s / parts as f64;
+    let mut counts = vec![0_u32; parts];
     for at in times {
         if let Some(count) = counts.get_mut((at / part_s) as usize) {
             *count += 1;
@@ -119,7 +123,7 @@ mod tests {
 
     #[test]
     fn events_after_the_length_are_in_no_part() {
-        let rates = rate([0.0, 0.5, 1.0, 59.9, 60.0, 75.0].into_iter(), 60.0);
+        let rates = rate([0.0, 0.5, 1.0, 59.9, 60.0, 75.0].into_iter(), 60.0, 60);
         assert_eq!((rates.len(), rates[0], rates[1], rates[59]), (60, 2.0, 1.0, 1.0));
         assert_eq!(rates.iter().sum::<f64>(), 4.0);
     }

@@ -137,7 +137,7 @@ impl World {
         // what reads dates reads them by the simulator's calendar, in whatever stack it stands
         let calendar = Duration::from_millis(simulator.wall_clock_ms().unsigned_abs());
         clock::begin_run(Instant::now(), UNIX_EPOCH + calendar);
-        let upstream = Upstream::new(&simulator);
+        let upstream = Upstream::new(&simulator, Duration::try_from_secs_f64(scenario.round_trip_ms / 1e3)?);
         let keys = simulator
             .keys()
             .into_iter()

@@ -1,7 +1,8 @@
 //! The upstream of a run: the simulator, with a list of what was sent to it.
 //!
 //! A balancer's own count of attempts can be wrong in the same way as its behaviour, so the lab counts on the other side.
-//! Which client's request an attempt belongs to is told by a header that every stack passes on.
+//! Which client's request an attempt belongs to is told by a header that every stack passes on. And no refusal is heard in the
+//! instant it is provoked: what was sent meanwhile is on its way.
 
 use std::{
     collections::HashMap,
@@ -16,7 +17,7 @@ use std::{
 use bytes::Buf;
 use http::{HeaderName, Request, Response, header::AUTHORIZATION};
 use http_body::Body;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep, sleep};
 use tower::{BoxError, Service};
 
 use crate::simulator::{Simulator, SimulatorBody, SimulatorError, SimulatorFuture, SimulatorService};
@@ -44,20 +45,27 @@ pub struct Sent {
 pub struct Upstream {
     service: SimulatorService,
     start: Instant,
+    round_trip: Duration,
     keys: Arc<HashMap<String, usize>>,
     sent: Arc<Mutex<Vec<Sent>>>,
 }
 
 impl Upstream {
-    pub(super) fn new(simulator: &Simulator) -> Self {
+    pub(super) fn new(simulator: &Simulator, round_trip: Duration) -> Self {
         let keys =
             simulator.keys().into_iter().enumerate().map(|(index, key)| (format!("Bearer {}", key.secret), index));
         Self {
             service: simulator.service(),
             start: Instant::now(),
+            round_trip,
             keys: Arc::new(keys.collect()),
             sent: Arc::default(),
         }
+    }
+
+    /// The same without the way there, and how long that takes.
+    pub(super) fn at_the_door(&self) -> (Self, Duration) {
+        (Self { round_trip: Duration::ZERO, ..self.clone() }, self.round_trip)
     }
 
     fn list(&self) -> MutexGuard<'_, Vec<Sent>> {
@@ -94,13 +102,10 @@ where
     fn call(&mut self, request: Request<B>) -> UpstreamFuture {
         let number = request.headers().get(&REQUEST).and_then(|value| value.to_str().ok()?.parse().ok());
         let key = request.headers().get(AUTHORIZATION).and_then(|value| self.keys.get(value.to_str().ok()?)).copied();
-        let sent = Sent { request: number, key, at: self.start.elapsed(), answered: None, status: None };
-        let place = {
-            let mut list = self.list();
-            list.push(sent);
-            list.len() - 1
-        };
-        UpstreamFuture { answer: self.service.call(request), upstream: self.clone(), place }
+        let sent = Sent { request: number, key, at: Duration::ZERO, answered: None, status: None };
+        let way = State::OnItsWay(Box::pin(sleep(self.round_trip)), sent);
+        // nothing is done before the first poll
+        UpstreamFuture { answer: self.service.call(request), upstream: self.clone(), state: way }
     }
 }
 
@@ -109,17 +114,41 @@ where
 pub struct UpstreamFuture {
     answer: SimulatorFuture,
     upstream: Upstream,
-    place: usize,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    OnItsWay(Pin<Box<Sleep>>, Sent),
+    /// It has this place in the list.
+    Received(usize),
 }
 
 impl Future for UpstreamFuture {
     type Output = Result<Response<SimulatorBody>, SimulatorError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let answer = ready!(Pin::new(&mut self.answer).poll(cx));
-        let (place, now) = (self.place, self.upstream.start.elapsed());
+        let this = &mut *self;
+        let place = match &mut this.state {
+            State::Received(place) => *place,
+            State::OnItsWay(way, sent) => {
+                // a timer of nothing would ring a moment later
+                if !this.upstream.round_trip.is_zero() {
+                    ready!(way.as_mut().poll(cx));
+                }
+                let sent = Sent { at: this.upstream.start.elapsed(), ..sent.clone() };
+                let mut list = this.upstream.list();
+                list.push(sent);
+                let place = list.len() - 1;
+                drop(list);
+                this.state = State::Received(place);
+                place
+            }
+        };
+        let answer = ready!(Pin::new(&mut this.answer).poll(cx));
+        let now = this.upstream.start.elapsed();
         if let Ok(response) = &answer
-            && let Some(sent) = self.upstream.list().get_mut(place)
+            && let Some(sent) = this.upstream.list().get_mut(place)
         {
             (sent.answered, sent.status) = (Some(now), Some(response.status().as_u16()));
         }

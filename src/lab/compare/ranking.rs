@@ -121,3 +121,68 @@ fn differences(id: &str, best: &BySeed, others: &[&BySeed]) -> Vec<Option<Differ
     };
     values.iter().zip(chances).map(difference).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lab::{Errors, Latency, Reaction};
+
+    fn figures(goodput: f64, refusals: f64) -> Figures {
+        Figures {
+            offered: 100,
+            served: 100,
+            goodput,
+            served_share: Some(1.0),
+            errors: Errors::default(),
+            error_share: Some(0.0),
+            attempts: 100,
+            attempts_per_request: Some(1.0),
+            upstream_429: 0,
+            upstream_429_per_success: Some(refusals),
+            added_wait: Latency::default(),
+            first_output: Latency::default(),
+            fairness: None,
+            reaction: Reaction::default(),
+            spent: 1.0,
+            wasted: 0.0,
+            wasted_share: Some(0.0),
+        }
+    }
+
+    fn seeds(values: &[(f64, f64)]) -> BySeed {
+        (1..).zip(values).map(|(seed, (goodput, refusals))| (seed, figures(*goodput, *refusals))).collect()
+    }
+
+    #[test]
+    fn rank_is_by_goodput_then_by_fewer_refusals_and_the_oracle_has_none() {
+        let (good, better) = (seeds(&[(9.0, 0.5), (9.2, 0.5)]), seeds(&[(9.2, 0.1), (9.0, 0.1)]));
+        let (bad, oracle) = (seeds(&[(5.0, 0.0), (5.0, 0.0)]), seeds(&[(10.0, 0.0), (10.0, 0.0)]));
+        let standings = rank(&[("bad", &bad), (ORACLE, &oracle), ("good", &good), ("better", &better)]);
+        let told: Vec<_> = standings.iter().map(|s| (&*s.stack, s.rank, s.goodput_to_oracle)).collect();
+        let expected = [
+            ("better", Some(1), Some(0.91)),
+            ("good", Some(2), Some(0.91)),
+            ("bad", Some(3), Some(0.5)),
+            (ORACLE, None, Some(1.0)),
+        ];
+        assert_eq!(told, expected);
+    }
+
+    #[test]
+    fn what_differs_with_every_seed_is_significant_and_what_does_so_by_chance_is_not() {
+        let best = seeds(&[(9.0, 0.1), (9.4, 0.1), (8.9, 0.1), (9.2, 0.1), (9.1, 0.1)]);
+        let same = seeds(&[(9.1, 0.1), (9.2, 0.1), (9.0, 0.1), (9.1, 0.1), (9.1, 0.1)]);
+        let worse = seeds(&[(8.8, 0.1), (9.2, 0.1), (8.6, 0.1), (9.0, 0.1), (8.9, 0.1)]);
+        let standings = rank(&[("best", &best), ("same", &same), ("worse", &worse)]);
+        let significant = |place: usize| standings[place].goodput_to_best.map(|to| to.significant);
+        assert_eq!((significant(0), significant(1), significant(2)), (None, Some(false), Some(true)));
+        assert_eq!(standings[2].upstream_429_to_best.map(|to| (to.spread.mean, to.significant)), Some((0.0, false)));
+    }
+
+    #[test]
+    fn of_two_seeds_nothing_is_significant() {
+        let (best, worse) = (seeds(&[(9.0, 0.0), (9.0, 0.0)]), seeds(&[(1.0, 0.0), (1.0, 0.0)]));
+        let to = rank(&[("best", &best), ("worse", &worse)])[1].goodput_to_best.unwrap();
+        assert_eq!((to.spread.mean, to.chance, to.significant), (-8.0, None, false));
+    }
+}

@@ -30,7 +30,7 @@ const COLUMNS: [Column; 15] = [
 ];
 
 /// Columns of the stack's name.
-const NAME: usize = 17;
+const NAME: usize = 15;
 
 fn mean(standing: &Standing, id: &str) -> Option<f64> {
     standing.spread(id).map(|spread| spread.mean)

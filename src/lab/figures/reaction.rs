@@ -74,7 +74,7 @@ impl Seen {
         let windows = windows.map(|share| (share > 0.0).then(|| (WINDOW * total / share).ceil() as usize));
         let mut attempts = vec![Vec::new(); run.keys.len()];
         let mut successes = attempts.clone();
-        for sent in &run.sent {
+        for sent in run.sent.iter().filter(|sent| sent.request.is_some()) {
             let Some(key) = sent.key else { continue };
             attempts[key].push(sent.at.as_secs_f64());
             if sent.status == Some(200) {
@@ -122,4 +122,80 @@ fn between(sorted: &[f64], from: f64, until: f64) -> &[f64] {
 fn mean(values: impl ExactSizeIterator<Item = f64>) -> Option<f64> {
     let count = values.len();
     (count > 0).then(|| values.sum::<f64>() / count as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::lab::{Ending, Sample, Sent};
+
+    /// Two keys are asked in turn, twice a second for ten minutes. The first is lost from 100 s to 200 s.
+    fn scenario() -> Scenario {
+        Scenario::from_toml(
+            r#"
+            name = "one-of-two"
+            length_s = 600.0
+            [world]
+            accounts = [{ name = "a" }]
+            keys = [{ label = "a-1", account = "a" }, { label = "a-2", account = "a" }]
+            faults = [{ at_s = 100.0, for_s = 100.0, key = "a-1", what = { kind = "reset" } }]
+            "#,
+        )
+        .unwrap()
+    }
+
+    /// A stack that asks the first key in turn but where `spares` says so.
+    fn run(spares: impl Fn(f64) -> bool) -> Run {
+        let sample = |number: u64| {
+            let at = Duration::from_millis(500 * number);
+            Sample { at, first_output: Some(at), end: at, ending: Ending::Served, cost: 0.0 }
+        };
+        let samples: Vec<_> = (0..1200).map(sample).collect();
+        let sent = samples.iter().enumerate().map(|(number, sample)| {
+            let at = sample.at.as_secs_f64();
+            let key = if number % 2 == 1 || spares(at) { 1 } else { 0 };
+            let lost = key == 0 && (100.0..200.0).contains(&at);
+            let status = if lost { 503 } else { 200 };
+            Sent { request: Some(number), key: Some(key), at: sample.at, answered: None, status: Some(status) }
+        });
+        Run {
+            scenario: "one-of-two".into(),
+            stack: "s".into(),
+            seed: 1,
+            keys: vec!["a-1".into(), "a-2".into()],
+            sent: sent.collect(),
+            samples,
+            watched: Vec::new(),
+            spent: 0.0,
+        }
+    }
+
+    #[test]
+    fn a_key_is_seen_to_be_lost_with_its_last_attempt_and_to_be_back_with_its_first() {
+        let reaction = Reaction::of(&run(|at| at > 104.0 && at < 230.0), &scenario());
+        assert_eq!((reaction.detect_s, reaction.detect_attempts), (Some(4.0), Some(5.0)));
+        assert_eq!((reaction.recover_s, reaction.undetected, reaction.unrecovered), (Some(30.0), 0, 0));
+    }
+
+    #[test]
+    fn a_probe_now_and_then_is_no_traffic() {
+        let reaction = Reaction::of(&run(|at| at > 104.0 && at < 230.0 && at % 15.0 != 0.0), &scenario());
+        assert_eq!((reaction.detect_s, reaction.recover_s), (Some(4.0), Some(30.0)));
+    }
+
+    #[test]
+    fn a_key_that_is_asked_as_before_is_not_seen_and_one_that_never_is_again_is_not_back() {
+        let reaction = Reaction::of(&run(|_| false), &scenario());
+        assert_eq!((reaction.detect_s, reaction.undetected, reaction.recover_s), (None, 1, Some(0.0)));
+        let reaction = Reaction::of(&run(|at| at > 104.0), &scenario());
+        assert_eq!((reaction.detect_s, reaction.recover_s, reaction.unrecovered), (Some(4.0), None, 1));
+    }
+
+    #[test]
+    fn a_key_that_was_not_asked_has_nothing_to_be_seen() {
+        let reaction = Reaction::of(&run(|at| at > 90.0 && at < 230.0), &scenario());
+        assert_eq!((reaction.detect_s, reaction.undetected), (None, 0));
+    }
 }

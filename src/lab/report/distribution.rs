@@ -6,7 +6,7 @@
 use plotters::prelude::*;
 
 use super::{
-    drawing::{Failed, line, mesh, px, svg},
+    drawing::{Failed, line, mesh, px, svg, tick},
     over_time::Drawn,
 };
 
@@ -25,8 +25,8 @@ fn draw(area: &super::drawing::Area<'_>, least: f64, most: f64, stacks: &Drawn<'
         .margin_right(px(12))
         .x_label_area_size(px(38))
         .y_label_area_size(px(48))
-        .build_cartesian_2d((least..most).log_scale(), 0.0..1.03)?;
-    mesh(&mut chart, "time to first output, s (log scale)", "part of requests offered")?;
+        .build_cartesian_2d((least..most).log_scale().base(2.0), 0.0..1.03)?;
+    mesh(&mut chart, "time to first output, s (log scale)", "part of requests offered", tick)?;
     for (_, role, series) in stacks {
         let points = series.first_output.iter().map(|(seconds, part)| (seconds.max(0.001), *part));
         chart.draw_series([PathElement::new(points.collect::<Vec<_>>(), line(*role, 7))])?;

@@ -99,6 +99,7 @@ pub(super) fn mesh<'a, X, Y>(
     chart: &mut ChartContext<'a, SVGBackend<'_>, Cartesian2d<X, Y>>,
     x: &str,
     y: &str,
+    y_tick: fn(f64) -> String,
 ) -> Result<(), Failed>
 where
     X: Ranged<ValueType = f64> + ValueFormatter<f64>,
@@ -111,7 +112,7 @@ where
         .x_labels(6)
         .y_labels(5)
         .x_label_formatter(&|value| tick(*value))
-        .y_label_formatter(&|value| tick(*value))
+        .y_label_formatter(&|value| y_tick(*value))
         .label_style(text(11, palette::FAINT))
         .axis_desc_style(text(11, palette::INK))
         .axis_style(line(palette::FAINT, 3))

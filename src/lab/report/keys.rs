@@ -7,13 +7,13 @@
 use plotters::{prelude::*, style::text_anchor::HPos};
 
 use super::{
-    drawing::{Clock, Failed, anchored, line, mesh_x, px, svg, tick},
+    drawing::{Clock, Failed, anchored, line, mesh_x, px, svg},
     palette::{self, Role},
 };
 use crate::lab::{
     compare::About,
-    series::{PARTS, Series, Why},
-    written::shortened,
+    series::{Series, Why},
+    written::{short, shortened},
 };
 
 /// How opaque a band is.
@@ -51,7 +51,7 @@ fn draw(
         .x_label_area_size(px(38))
         .y_label_area_size(px(76))
         .build_cartesian_2d(0.0..clock.at(about.length_s), 0.0..keys as f64)?;
-    mesh_x(&mut chart, &format!("{} · height of a row: {} attempts/s", clock.name, tick(top)))?;
+    mesh_x(&mut chart, &format!("{} · height of a row: {} attempts/s", clock.name, short(Some(top))))?;
     let height = if top > 0.0 { top } else { 1.0 };
     for (key, (traffic, bands)) in series.traffic.iter().zip(&series.bands).enumerate() {
         let floor = (keys - key) as f64 - 0.97;
@@ -64,11 +64,12 @@ fn draw(
             let corners = [(clock.at(band.from_s), ceiling), (clock.at(band.until_s), floor)];
             Rectangle::new(corners, role.color().mix(BAND).filled())
         }))?;
-        let edge = |part: usize| clock.at(about.length_s * part as f64 / PARTS as f64);
+        let parts = traffic.len();
+        let edge = |part: usize| clock.at(about.length_s * part as f64 / parts as f64);
         let level = |rate: f64| floor + rate / height * (ceiling - floor);
         let steps = traffic.iter().enumerate();
         let steps = steps.flat_map(|(part, rate)| [(edge(part), level(*rate)), (edge(part + 1), level(*rate))]);
-        let outline = [(edge(0), floor)].into_iter().chain(steps).chain([(edge(PARTS), floor)]);
+        let outline = [(edge(0), floor)].into_iter().chain(steps).chain([(edge(parts), floor)]);
         chart.draw_series([Polygon::new(outline.collect::<Vec<_>>(), role.color().mix(0.85))])?;
         let troubles = about.troubles.iter().filter(|trouble| trouble.key == key);
         chart.draw_series(troubles.map(|trouble| {

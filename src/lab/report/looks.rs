@@ -4,7 +4,7 @@ use super::{
     html::escaped,
     palette::{self, Role},
 };
-use crate::lab::{Comparison, compare::ORACLE};
+use crate::lab::{Comparison, compare::ORACLE, stacks};
 
 /// More stacks than this are too many lines for one chart.
 const MANY: usize = 12;
@@ -33,10 +33,8 @@ impl<'a> Looks<'a> {
                 names().filter(|name| rank(name).is_some_and(|best| all || best)).collect()
             })
             .collect();
-        let rivals = names().filter(|name| *name != ORACLE && drawn.iter().any(|drawn| drawn.contains(name)));
-        let oracle = names().filter(|name| *name == ORACLE).map(|name| (name, palette::stack(None)));
-        let stacks = rivals.enumerate().map(|(slot, name)| (name, palette::stack(Some(slot)))).chain(oracle);
-        Self { stacks: stacks.collect(), drawn, all }
+        let stacks = names().filter(|name| drawn.iter().any(|drawn| drawn.contains(name)));
+        Self { stacks: colored(stacks), drawn, all }
     }
 
     /// The stacks to draw in a scenario, the oracle beneath all others, in the order in which they were named.
@@ -54,6 +52,22 @@ impl<'a> Looks<'a> {
     pub(super) fn swatch(&self, stack: &str) -> String {
         self.stacks.iter().find(|(name, _)| *name == stack).map(|(_, role)| sample(*role)).unwrap_or_default()
     }
+}
+
+/// The stacks that come with the lab have the same colour in every report; others have those that are left.
+fn colored<'a>(names: impl Iterator<Item = &'a str>) -> Vec<(&'a str, Role)> {
+    let shipped: Vec<_> =
+        stacks::all().iter().map(|stack| stack.name().to_owned()).filter(|name| name != ORACLE).collect();
+    let names: Vec<_> = names.collect();
+    let place = |name: &str| shipped.iter().position(|shipped| shipped == name);
+    let taken: Vec<_> = names.iter().filter_map(|name| place(name)).collect();
+    let mut left = (0..palette::SLOTS).filter(|slot| !taken.contains(slot)).cycle();
+    let role = |name: &str| match place(name) {
+        _ if name == ORACLE => palette::stack(None),
+        Some(slot) => palette::stack(Some(slot)),
+        None => palette::stack(left.next()),
+    };
+    names.iter().copied().zip(names.iter().map(|name| *name).map(role)).collect()
 }
 
 /// A line as charts have it.
@@ -76,7 +90,7 @@ fn field(role: Role, opacity: f64) -> String {
 pub(super) fn lines(stacks: &[(&str, Role)]) -> String {
     let stack = |(name, role): &(&str, Role)| format!("<li>{}{}</li>", sample(*role), escaped(name));
     let offered = format!("<li>{}offered</li>", field(palette::OFFERED, super::over_time::SHADE));
-    let items: String = stacks.iter().rev().map(stack).rev().collect();
+    let items: String = stacks.iter().map(stack).collect();
     format!("<ul class=\"legend\" aria-label=\"Legend\">{items}{offered}</ul>\n")
 }
 

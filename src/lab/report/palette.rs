@@ -4,8 +4,8 @@
 //! these colours, what it is in the dark and how its lines are dashed: attributes of an SVG yield to any rule of CSS. So each
 //! role has a colour that no other has, to the last bit.
 //!
-//! The hues are those of Okabe and Ito, "Color Universal Design" (2008), without the yellow, which white paper swallows, and
-//! with the black for the oracle; where they run out, dashes tell lines apart.
+//! The hues are those of Okabe and Ito, "Color Universal Design" (2008), the yellow darker by day, since white paper would
+//! swallow it, and the black for the oracle; where they run out, dashes tell lines apart.
 
 use std::fmt::Write;
 
@@ -54,13 +54,14 @@ pub(super) const VALUE: Role = Role::new(0x0E7AB8, 0x2E93D1);
 
 const ORACLE: Role = Role { light: 0x1B2024, dark: 0xE8EBED, dash: "2 5" };
 
-const HUES: [(u32, u32); 6] = [
+const HUES: [(u32, u32); 7] = [
     (0x0072B2, 0x4AA8E6),
     (0xD55E00, 0xFF8B4A),
     (0x009E73, 0x2CC99B),
     (0xCC79A7, 0xE69BC6),
     (0xE69F00, 0xF2BA3E),
     (0x56B4E9, 0xA9DCF8),
+    (0x9A9000, 0xF0E442),
 ];
 
 const DASHES: [&str; 3] = ["", "9 4", "3 3"];

@@ -82,7 +82,9 @@ fn map(plan: &Plan<'_>, cells: &Cells) -> String {
             area.draw(&Text::new(shortened(name, 12), at, anchored(11, palette::FAINT, HPos::Right)))?;
         }
         let name = plan.rows.map_or("", |rows| &rows.name);
-        let over = format!("{} ↓   {}", shortened(name, 30), plan.unit);
+        let (least, most) = plan.range;
+        let over =
+            format!("{} · {}: {} (pale) to {}", shortened(name, 20), plan.unit, short(Some(least)), short(Some(most)));
         area.draw(&Text::new(over, (px(6) as i32, px(11) as i32), anchored(11, palette::INK, HPos::Left)))
     })
 }
@@ -107,7 +109,12 @@ fn cell(
         area.draw(&PathElement::new(outline(corners(5)), line(palette::INK, 8)))?;
     }
     let middle = (px(left + width / 2) as i32, px(top + height / 2) as i32);
-    area.draw(&Text::new(short(Some(mean)), middle, anchored(11, palette::INK, HPos::Center)))
+    let size = if width < 34 { 9 } else { 11 };
+    // where a number has no room, the colour has to do
+    if width < 24 {
+        return Ok(());
+    }
+    area.draw(&Text::new(short(Some(mean)), middle, anchored(size, palette::INK, HPos::Center)))
 }
 
 fn outline([(left, top), (right, bottom)]: [(i32, i32); 2]) -> Vec<(i32, i32)> {

@@ -52,10 +52,10 @@ fn mean(standing: &Standing, id: &str) -> Option<f64> {
 }
 
 /// What a value is written as.
-type Write1 = fn(Option<f64>) -> String;
+type Written = fn(Option<f64>) -> String;
 
 /// Heading, the figure, and how it is written.
-const COLUMNS: [(&str, &str, Write1); 16] = [
+const COLUMNS: [(&str, &str, Written); 16] = [
     ("goodput, requests/s", "goodput", short),
     ("client errors", "error_share", part),
     ("upstream 429s per success", "upstream_429_per_success", short),
@@ -89,7 +89,7 @@ pub(super) fn figures(comparison: &Comparison, scenario: usize, looks: &Looks<'_
         let _ = write!(table, "<th scope=\"col\">{heading}</th>");
     }
     table.push_str("</tr></thead><tbody>\n");
-    let bests: Vec<_> = COLUMNS.iter().map(|(_, id, _)| best(&standings, id)).collect();
+    let bests: Vec<_> = COLUMNS.iter().map(|(_, id, written)| best(&standings, id, *written)).collect();
     for standing in &standings {
         let rank = standing.rank.map_or_else(|| "–".to_owned(), |rank| rank.to_string());
         let _ = write!(
@@ -101,7 +101,7 @@ pub(super) fn figures(comparison: &Comparison, scenario: usize, looks: &Looks<'_
             against(standing),
         );
         for ((_, id, written), best) in COLUMNS.iter().zip(&bests) {
-            let _ = write!(table, "<td>{}</td>", value(standing, id, *written, *best));
+            let _ = write!(table, "<td>{}</td>", value(standing, id, *written, best.as_deref()));
         }
         table.push_str("</tr>\n");
     }
@@ -109,13 +109,14 @@ pub(super) fn figures(comparison: &Comparison, scenario: usize, looks: &Looks<'_
     scrolling(&format!("Figures of {}", comparison.scenarios[scenario].name), &table)
 }
 
-/// The best mean of a column; none where all are the same.
-fn best(standings: &[Standing], id: &str) -> Option<f64> {
+/// The best of a column as it is written; none where all are written the same.
+fn best(standings: &[Standing], id: &str, written: Written) -> Option<String> {
     let better = Metric::named(id)?.better;
     let means = || standings.iter().filter_map(|standing| mean(standing, id));
     let (least, most) = (means().reduce(f64::min)?, means().reduce(f64::max)?);
-    let best = if better == Better::Higher { most } else { least };
-    (least < most).then_some(best)
+    let (least, most) = (written(Some(least)), written(Some(most)));
+    let differ = least != most;
+    differ.then_some(if better == Better::Higher { most } else { least })
 }
 
 fn against(standing: &Standing) -> String {
@@ -134,11 +135,13 @@ fn chance_of(chance: f64) -> String {
     if chance < 0.001 { "&lt; 0.001".to_owned() } else { format!("= {chance:.3}") }
 }
 
-fn value(standing: &Standing, id: &str, written: Write1, best: Option<f64>) -> String {
+fn value(standing: &Standing, id: &str, written: Written, best: Option<&str>) -> String {
     let Some(Spread { mean, sd, .. }) = standing.spread(id) else { return missed(standing, id, "–") };
-    let text = escaped(&written(Some(mean)));
-    let text = if best == Some(mean) { format!("<b>{text}</b>") } else { text };
-    let sd = sd.map(|sd| format!(" <small>±{}</small>", escaped(&written(Some(sd))))).unwrap_or_default();
+    let plain = written(Some(mean));
+    let text = if best == Some(&plain) { format!("<b>{}</b>", escaped(&plain)) } else { escaped(&plain) };
+    // a spread that is written as next to nothing says nothing
+    let sd = sd.map(|sd| written(Some(sd))).filter(|sd| !["~0", "0.00", "0.0%", "<0.1%"].contains(&&**sd));
+    let sd = sd.map(|sd| format!(" <small>±{sd}</small>")).unwrap_or_default();
     missed(standing, id, &format!("{text}{sd}"))
 }
 

@@ -4,7 +4,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    lab::{Ask, Ending, Run, Scenario, run_asks, stacks::DefaultStack},
+    DeadlineLayer,
+    lab::{Ask, Ending, Run, Scenario, run_asks, stack_fn},
+    pace::PacePolicy,
     request::Priority,
 };
 
@@ -67,6 +69,7 @@ fn ran(stack: &dyn Stack, faults: &str, number: u64) -> Run {
         stream: number % 2 == 0,
         session: None,
         priority: Priority::Normal,
+        deadline: None,
     };
     run_asks(&scenario, stack, 1, (0..number).map(ask).collect()).unwrap()
 }
@@ -81,14 +84,28 @@ fn attempts(run: &Run) -> usize {
 }
 
 #[test]
-fn an_empty_file_is_the_default_stack() {
+fn an_empty_file_is_the_default_balancer_with_the_pace_it_learns() {
+    let literal = stack_fn("literal", |world: &World| {
+        let deadline = DeadlineLayer::new(Duration::from_secs_f64(world.patience().deadline_s))?;
+        let balancer = Balancer::builder(world.pool()?).pace(PacePolicy::default()).deadline(deadline);
+        let balancer = balancer.max_wait(Duration::from_secs_f64(world.patience().max_wait_s)).build(world.leaf());
+        let handle = balancer.handle().clone();
+        Ok(Built::new(balancer).watch(handle))
+    });
     for faults in ["", BROKEN_KEY] {
-        let (empty, default) =
-            (ran(&stack("credit.poll_interval = \"0s\""), faults, 60), ran(&DefaultStack, faults, 60));
-        assert_eq!(empty.samples, default.samples);
-        assert_eq!(empty.sent, default.sent);
-        assert_eq!(empty.watched, default.watched);
+        let (empty, literal) = (ran(&stack("credit.poll_interval = \"0s\""), faults, 60), ran(&literal, faults, 60));
+        assert_eq!(empty.samples, literal.samples);
+        assert_eq!(empty.sent, literal.sent);
+        assert_eq!(empty.watched, literal.watched);
     }
+}
+
+#[test]
+fn the_poller_asks_beside_the_traffic_as_often_as_it_is_set() {
+    let questions = |text: &str| ran(&stack(text), "", 60).sent.iter().filter(|sent| sent.request.is_none()).count();
+    assert_eq!(questions("credit.poll_interval = \"0s\""), 0);
+    let (seldom, often) = (questions(""), questions("credit.poll_interval = \"1s\""));
+    assert!(0 < seldom && seldom < often, "{seldom} {often}");
 }
 
 #[test]
