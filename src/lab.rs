@@ -6,20 +6,29 @@
 //! for nobody, and keeps everything both sides saw in a [`Run`]. A seed makes a run repeatable to the byte.
 
 mod arrivals;
+mod compare;
+mod figures;
 mod matrix;
 mod mix;
+mod report;
 mod run;
 mod scenario;
 mod scenarios;
+mod series;
 mod stack;
 pub mod stacks;
+pub mod sweep;
 pub mod trace;
 mod upstream;
+mod written;
 
 pub use arrivals::{Arrivals, Burst, Gaps, Rate};
+pub use compare::{Better, Comparison, Difference, Digest, Grid, METRICS, Metric, Setting, Spread, Standing};
+pub use figures::{Errors, Figures, Latency, Reaction, Trouble};
 pub use matrix::Matrix;
 pub use mix::{Entry, Size};
 pub use run::{Ending, Run, Sample, Watched, WatchedKey, run, run_asks};
 pub use scenario::{Ask, Patience, Scenario, ScenarioError};
 pub use stack::{Built, LabBody, LabService, Stack, StackFn, World, stack_fn};
+pub use sweep::{Sweep, SweepError, Swept};
 pub use upstream::{Sent, Upstream, UpstreamFuture};

@@ -209,7 +209,6 @@
 //! - `reqwest`: [`ReqwestTransport`](openrouter::ReqwestTransport).
 //! - `simulator`: the [`simulator`].
 //! - `settings`: [`stack::settings`], the stack's policies as they stand in a file.
-//! - `lab`: whole stacks of policies compared on the simulator.
 //! - `cli`: the binary; of no use to a library.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]

@@ -29,7 +29,6 @@
 use std::{
     convert::Infallible,
     fmt,
-    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -44,7 +43,7 @@ use tower::{
 };
 
 use crate::{
-    CircuitBreakerLayer, ConcurrencyLimitLayer, Endpoint, LoadMonitorLayer, OpenRouter, RespondLayer,
+    Endpoint, LoadMonitorLayer, OpenRouter, RespondLayer,
     buffer::{BufferLayer, ReplayBody},
     openrouter::AuthorizeLayer,
     respond::RespondBody,
@@ -59,7 +58,7 @@ pub mod settings;
 
 pub use builder::BalancerBuilder;
 pub use handle::BalancerHandle;
-use handle::PerKey;
+pub(crate) use handle::PerKey;
 
 /// The body of a [`Balancer`]'s answers.
 pub type BalancerBody = UnsyncBoxBody<Bytes, BoxError>;
@@ -218,18 +217,9 @@ impl<P: Pick> BalancerBuilder<P> {
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
-        let (breaker, max_in_flight, kept) =
-            (Arc::new(self.stages.breaker.clone()), self.stages.max_in_flight, self.stages.kept.clone());
+        let stages = self.stages.clone();
         let per_key = endpoint_fn(move |endpoint: &Endpoint| {
-            let cap = endpoint.key().in_flight_cap().unwrap_or(max_in_flight);
-            let zero = "keys and builder refuse a cap of 0";
-            let make = || PerKey {
-                endpoint: endpoint.clone(),
-                breaker: CircuitBreakerLayer::new(breaker.clone()).endpoint(endpoint),
-                limit: ConcurrencyLimitLayer::new(cap).expect(zero),
-            };
-            let PerKey { breaker, limit, .. } = kept.of(endpoint, make);
-            limit.handle().set_cap(cap).expect(zero);
+            let PerKey { breaker, limit, .. } = stages.per_key(endpoint);
             ServiceBuilder::new()
                 .layer(LoadMonitorLayer::endpoint(endpoint))
                 .layer(breaker)
@@ -237,14 +227,13 @@ impl<P: Pick> BalancerBuilder<P> {
                 .layer(AuthorizeLayer::new(endpoint.key()))
                 .into_inner()
         });
-        let hedge = self.hedging().map(|hedge| hedge.or_budget(self.stages.retry.shared_budget()));
         ServiceBuilder::new()
             .layer(RespondLayer::new())
             .layer(self.stages.deadline.clone())
             .layer(self.stages.buffer.clone())
             .layer(self.stages.retry.clone())
             .layer(self.stages.provider.clone())
-            .layer(option_layer(hedge))
+            .layer(option_layer(self.hedging()))
             .layer(self.stages.gate.clone())
             .layer(self.select.clone().per_key(per_key))
             .layer(self.stages.timeouts.clone())

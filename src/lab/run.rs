@@ -308,8 +308,10 @@ mod tests {
     #[test]
     fn both_sides_of_a_run_are_told() {
         let run = ran(WORLD, (0..100).map(|number| ask(number, number % 2 == 0)));
-        assert_eq!((run.samples.len(), run.sent.len(), run.watched.len()), (100, 100, 240));
-        for (number, (sample, sent)) in run.samples.iter().zip(&run.sent).enumerate() {
+        // beside what the poller asked
+        let sent: Vec<_> = run.sent.iter().filter(|sent| sent.request.is_some()).collect();
+        assert_eq!((run.samples.len(), sent.len(), run.watched.len()), (100, 100, 240));
+        for (number, (sample, sent)) in run.samples.iter().zip(sent).enumerate() {
             assert_eq!((sample.ending, sent.request, sent.status), (Ending::Served, Some(number), Some(200)));
             assert!(sample.first_output.unwrap() >= sample.at + Duration::from_millis(200));
             assert!(sample.cost > 0.0);

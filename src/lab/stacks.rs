@@ -4,6 +4,7 @@
 //! its well-known weakness; what they know of an answer is its status and its headers.
 
 mod balancer;
+pub mod composed;
 mod cooldown;
 mod first_healthy;
 mod oracle;
@@ -14,6 +15,7 @@ mod tower_balance;
 mod wait_then_all;
 
 pub use balancer::DefaultStack;
+pub use composed::Composed;
 pub use cooldown::CooldownRecipe;
 pub use first_healthy::FirstHealthyRecipe;
 pub use oracle::OracleStack;

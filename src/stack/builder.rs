@@ -1,8 +1,9 @@
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
-use super::{BalancerHandle, handle::Kept};
+use super::{BalancerHandle, PerKey, handle::Kept};
 use crate::{
-    BufferLayer, CommitGateLayer, DeadlineLayer, HedgeLayer, KeyError, KeySelectLayer, RetryLayer, TimeoutsLayer,
+    BufferLayer, CircuitBreakerLayer, CommitGateLayer, ConcurrencyLimitLayer, DeadlineLayer, Endpoint, HedgeLayer,
+    KeyError, KeySelectLayer, RetryLayer, TimeoutsLayer,
     breaker::BreakerPolicy,
     openrouter::ProviderLayer,
     pace::PacePolicy,
@@ -12,24 +13,39 @@ use crate::{
 /// Settings of the default stack; [`build`](Self::build) or [`service`](Self::service) ends them.
 #[must_use]
 pub struct BalancerBuilder<P = LeastInFlight> {
-    pub(super) select: KeySelectLayer<(), P>,
-    pub(super) stages: Stages,
+    pub(crate) select: KeySelectLayer<(), P>,
+    pub(crate) stages: Stages,
 }
 
 /// What is set beside the pick.
 #[derive(Clone)]
-pub(super) struct Stages {
+pub(crate) struct Stages {
     pub(super) pool: Pool,
-    pub(super) breaker: BreakerPolicy,
-    pub(super) max_in_flight: usize,
-    pub(super) retry: RetryLayer,
-    pub(super) provider: ProviderLayer,
-    pub(super) hedge: Option<HedgeLayer>,
-    pub(super) gate: CommitGateLayer,
-    pub(super) buffer: BufferLayer,
-    pub(super) deadline: DeadlineLayer,
-    pub(super) timeouts: TimeoutsLayer,
+    breaker: Arc<BreakerPolicy>,
+    max_in_flight: usize,
+    pub(crate) retry: RetryLayer,
+    pub(crate) provider: ProviderLayer,
+    pub(crate) hedge: Option<HedgeLayer>,
+    pub(crate) gate: CommitGateLayer,
+    pub(crate) buffer: BufferLayer,
+    pub(crate) deadline: DeadlineLayer,
+    pub(crate) timeouts: TimeoutsLayer,
     pub(super) kept: Kept,
+}
+
+impl Stages {
+    /// The breaker and the limit of an endpoint, which all its stacks share.
+    pub(crate) fn per_key(&self, endpoint: &Endpoint) -> PerKey {
+        let cap = endpoint.key().in_flight_cap().unwrap_or(self.max_in_flight);
+        let zero = "keys and builder refuse a cap of 0";
+        let kept = self.kept.of(endpoint, || PerKey {
+            endpoint: endpoint.clone(),
+            breaker: CircuitBreakerLayer::new(self.breaker.clone()).endpoint(endpoint),
+            limit: ConcurrencyLimitLayer::new(cap).expect(zero),
+        });
+        kept.limit.handle().set_cap(cap).expect(zero);
+        kept
+    }
 }
 
 impl BalancerBuilder {
@@ -38,7 +54,7 @@ impl BalancerBuilder {
             select: KeySelectLayer::new(pool.clone(), ()).pick(LeastInFlight::default()),
             stages: Stages {
                 pool,
-                breaker: BreakerPolicy::default(),
+                breaker: Arc::default(),
                 max_in_flight: usize::MAX,
                 retry: RetryLayer::default(),
                 provider: ProviderLayer::default(),
@@ -145,7 +161,7 @@ impl<P: Pick> BalancerBuilder<P> {
 
     /// Sets when a key's breaker opens, and for how long; default 3 failures in 60 s, for 60 s growing to 300 s.
     pub fn breaker(mut self, policy: BreakerPolicy) -> Self {
-        self.stages.breaker = policy;
+        self.stages.breaker = Arc::new(policy);
         self
     }
 
@@ -206,8 +222,9 @@ impl<P: Pick> BalancerBuilder<P> {
         self
     }
 
-    pub(super) fn hedging(&self) -> Option<HedgeLayer> {
-        self.stages.hedge.clone().filter(|_| self.stages.retry.most_attempts() > 1)
+    pub(crate) fn hedging(&self) -> Option<HedgeLayer> {
+        let hedge = self.stages.hedge.clone().filter(|_| self.stages.retry.most_attempts() > 1)?;
+        Some(hedge.or_budget(self.stages.retry.shared_budget()))
     }
 
     /// What the stages can be asked and told.

@@ -59,10 +59,10 @@ impl fmt::Debug for BalancerHandle {
 pub(super) struct Kept(Arc<Mutex<HashMap<EndpointId, PerKey>>>);
 
 #[derive(Clone)]
-pub(super) struct PerKey {
+pub(crate) struct PerKey {
     pub(super) endpoint: Endpoint,
-    pub(super) breaker: CircuitBreakerLayer,
-    pub(super) limit: ConcurrencyLimitLayer,
+    pub(crate) breaker: CircuitBreakerLayer,
+    pub(crate) limit: ConcurrencyLimitLayer,
 }
 
 impl Kept {

@@ -121,17 +121,23 @@ impl Settings {
         Ok(settings)
     }
 
-    /// Checks what one value alone cannot show.
+    /// Checks what one value alone cannot show: that no setting contradicts another, and that each layer takes its own.
     ///
     /// # Errors
-    /// For the first setting that contradicts another.
+    /// For the first setting that cannot be meant.
     pub fn check(&self) -> Result<(), SettingError> {
         self.breaker.check()?;
         self.retry.check()?;
         self.select.check()?;
         self.credit.check()?;
         self.hedge.check(&self.retry)?;
-        self.limits.check()
+        self.limits.check()?;
+        Shared::new(self)?;
+        self.breaker.policy()?;
+        self.deadline_layer()?;
+        self.timeouts.layer()?;
+        self.stream.keep_alive().map(drop)?;
+        self.provider_layer().map(drop)
     }
 
     /// One instant over all that a request does.
@@ -223,6 +229,9 @@ mod tests {
             ("credit.poll_interval = \"10ms\"", "credit.poll_interval"),
             ("hedge.enabled = true\nretry.attempts = 1", "hedge.enabled"),
             ("limits.memory = \"1MiB\"", "limits.memory"),
+            ("limits = { adaptive = \"aimd\", adaptive_min = 9, adaptive_max = 3 }", "limits.adaptive_max"),
+            ("hedge = { enabled = true, percentile = 0.1 }", "hedge.percentile"),
+            ("provider.order = []", "provider"),
         ] {
             let error = Settings::from_toml(text).unwrap_err();
             assert_eq!(error.setting(), path, "{error}");

@@ -1,14 +1,9 @@
-use std::time::Duration;
-
 use tower::BoxError;
 
-use crate::{
-    Balancer, DeadlineLayer,
-    lab::{Built, Stack, World},
-    pace::PacePolicy,
-};
+use super::Composed;
+use crate::lab::{Built, Stack, World};
 
-/// The default balancer, with the pace it learns.
+/// The default balancer as the gateway runs it without a file: a [`Composed`] stack with nothing said.
 #[derive(Debug, Clone, Copy)]
 pub struct DefaultStack;
 
@@ -22,13 +17,6 @@ impl Stack for DefaultStack {
     }
 
     fn build(&self, world: &World) -> Result<Built, BoxError> {
-        let patience = world.patience();
-        let balancer = Balancer::builder(world.pool()?)
-            .pace(PacePolicy::default())
-            .max_wait(Duration::from_secs_f64(patience.max_wait_s))
-            .deadline(DeadlineLayer::new(Duration::from_secs_f64(patience.deadline_s))?)
-            .build(world.leaf());
-        let handle = balancer.handle().clone();
-        Ok(Built::new(balancer).watch(handle))
+        Composed::from_toml(self.name(), "")?.build(world)
     }
 }
