@@ -198,8 +198,11 @@ impl Oracle {
         };
         let labels: Vec<_> = (0..self.keys.len()).filter(opens).map(|key| &*self.keys[key].label).collect();
         let room = |model: &str| self.simulator.room_for(&labels, model, until).unwrap_or(u64::MAX);
-        let mut before = 0;
-        for (model, count) in self.line().by_model() {
+        let (mut before, waiting) = {
+            let line = self.line();
+            (u64::from(line.has_called()), line.by_model())
+        };
+        for (model, count) in waiting {
             let room = room(&model);
             if model == wants.model && room <= count {
                 return false;

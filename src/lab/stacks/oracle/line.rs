@@ -60,6 +60,11 @@ impl Line {
         self.in_flight[key] -= 1;
     }
 
+    /// Whether somebody was called up whom the platform has not counted yet.
+    pub(super) fn has_called(&self) -> bool {
+        self.called
+    }
+
     /// How many wait, by model.
     pub(super) fn by_model(&self) -> BTreeMap<String, u64> {
         let mut counts = BTreeMap::new();
