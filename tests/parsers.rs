@@ -27,6 +27,7 @@ use tower::{Layer, ServiceExt, service_fn};
 use tower_openrouter::{
     ApiKey, OpenRouter, RequestContext,
     answer::{ErrorAnswer, Shape},
+    lab::{self, trace::Trace},
     openrouter::{
         Answer, ProviderLayer, ProviderPreferences,
         account::{Credits, KeyInfo, ModelInfo},
@@ -48,7 +49,7 @@ struct Parser {
     read: fn(&[u8]),
 }
 
-const PARSERS: [Parser; 11] = [
+const PARSERS: [Parser; 13] = [
     Parser { name: "error body", samples: ERRORS, read: |bytes| judge(&HeaderMap::new(), bytes) },
     Parser { name: "hints", samples: HINTS, read: hints },
     Parser { name: "GET /key", samples: ACCOUNTS, read: |bytes| drop(KeyInfo::read(bytes, UNIX_EPOCH)) },
@@ -66,6 +67,8 @@ const PARSERS: [Parser; 11] = [
     Parser { name: "event stream", samples: STREAMS, read: |bytes| answer("text/event-stream", bytes) },
     Parser { name: "key and URL", samples: &["sk-or-v1-0123", "https://eu.openrouter.ai:8443/api/v1"], read: key },
     Parser { name: "scenario", samples: SCENARIOS, read: scenario },
+    Parser { name: "scenario of the lab", samples: LABS, read: lab },
+    Parser { name: "trace", samples: TRACES, read: |bytes| drop(Trace::read(bytes)) },
 ];
 
 const ERRORS: &[&str] = &[
@@ -105,6 +108,16 @@ const STREAMS: &[&str] = &[
 
 const SCENARIOS: &[&str] =
     &[include_str!("clients/scenario.toml"), "seed = 1\naccounts = [{ name = \"a\", credits = 1e309 }]\n"];
+
+const LABS: &[&str] = &[
+    include_str!("../src/lab/scenarios/azure-hour.toml"),
+    "name = \"x\"\nlength_s = 9e6\narrivals = { rate = { kind = \"steps\", every_s = 9, per_s = [1] } }\n[world]\n",
+];
+
+const TRACES: &[&str] = &[
+    "{\"at_ms\":0,\"prompt_tokens\":1}\n{\"at_ms\":1e300,\"model\":\"é\",\"prompt_tokens\":1,\"priority\":\"low\"}\n",
+    "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:50,396,109\n",
+];
 
 fn judge(headers: &HeaderMap, body: &[u8]) {
     for status in [200, 400, 402, 403, 404, 429, 503] {
@@ -159,6 +172,12 @@ fn key(bytes: &[u8]) {
         let _ = key.models([text.as_str()]);
     }
     let _ = OpenRouter::builder().base_url(text).build(());
+}
+
+fn lab(bytes: &[u8]) {
+    if let Ok(text) = str::from_utf8(bytes) {
+        drop(lab::Scenario::from_toml(text));
+    }
 }
 
 fn scenario(bytes: &[u8]) {

@@ -123,7 +123,7 @@ impl Arrivals {
             positive(&format!("arrivals.bursts[{index}].for_s"), burst.for_s)?;
             not_negative(&format!("arrivals.bursts[{index}].factor"), burst.factor)?;
         }
-        let expected: f64 = self.pieces(length_s).iter().map(|piece| (piece.until - piece.from) * piece.rate).sum();
+        let expected: f64 = self.pieces(length_s).map(|piece| (piece.until - piece.from) * piece.rate).sum();
         if expected > MOST {
             return Err(wrong("arrivals", format!("{expected:.0} requests are more than the {MOST:.0} of one run")));
         }
@@ -156,23 +156,23 @@ impl Arrivals {
     }
 
     /// The rate, piece by piece.
-    fn pieces(&self, length_s: f64) -> Vec<Piece> {
+    fn pieces(&self, length_s: f64) -> impl Iterator<Item = Piece> {
         let step = match &self.rate {
             Rate::Constant { .. } | Rate::Trace { .. } => length_s,
             Rate::Steps { every_s, .. } => *every_s,
             Rate::Diurnal { period_s, .. } => period_s / f64::from(STEPS),
         };
-        let steps = (length_s / step).ceil() as usize;
-        let mut edges: Vec<f64> = (0..=steps).map(|number| (number as f64 * step).min(length_s)).collect();
-        let of_bursts = self.bursts.iter().flat_map(|burst| [burst.at_s, burst.at_s + burst.for_s]);
-        edges.extend(of_bursts.filter(|edge| *edge < length_s));
-        edges.sort_by(f64::total_cmp);
-        edges.dedup();
-        let piece = |edge: &[f64]| {
-            let middle = f64::midpoint(edge[0], edge[1]);
-            Piece { from: edge[0], until: edge[1], rate: self.at(middle) }
-        };
-        edges.windows(2).map(piece).collect()
+        let (mut from, mut steps) = (0.0, 1_u32);
+        std::iter::from_fn(move || {
+            while f64::from(steps) * step <= from && from < length_s {
+                steps += 1;
+            }
+            let edges = self.bursts.iter().flat_map(|burst| [burst.at_s, burst.at_s + burst.for_s]);
+            let until = edges.filter(|edge| *edge > from).fold((f64::from(steps) * step).min(length_s), f64::min);
+            let piece = Piece { from, until, rate: self.at(f64::midpoint(from, until)) };
+            from = until;
+            (piece.from < length_s).then_some(piece)
+        })
     }
 
     /// The rate at one instant, of the piece in whose middle that is.

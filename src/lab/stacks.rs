@@ -7,6 +7,7 @@ mod balancer;
 pub mod composed;
 mod cooldown;
 mod first_healthy;
+mod oracle;
 mod rotation;
 mod round_robin;
 mod shuffle;
@@ -17,6 +18,7 @@ pub use balancer::DefaultStack;
 pub use composed::Composed;
 pub use cooldown::CooldownRecipe;
 pub use first_healthy::FirstHealthyRecipe;
+pub use oracle::OracleStack;
 pub use round_robin::RoundRobinRecipe;
 pub use shuffle::ShuffleRecipe;
 pub use tower_balance::TowerBalanceRecipe;
@@ -34,6 +36,7 @@ pub fn all() -> Vec<Box<dyn Stack>> {
         Box::new(ShuffleRecipe),
         Box::new(WaitThenAllRecipe),
         Box::new(TowerBalanceRecipe),
+        Box::new(OracleStack),
     ]
 }
 

@@ -19,6 +19,7 @@ use super::scenario::{InFlight, Model, Scenario, What};
 use super::world::World;
 use super::{Shared, Simulator};
 
+mod room;
 #[cfg(test)]
 mod tests;
 
@@ -40,7 +41,6 @@ impl Simulator {
     ///
     /// Providers are looked at in the order in which they would be asked now, and as fast as they are now, when the request
     /// would get to them. Requests on their way to a provider's pool are not foreseen.
-    #[allow(dead_code, reason = "the lab's oracle asks")]
     pub(crate) fn foresee(&self, label: &str, model: &str, prompt_tokens: u64, max_tokens: Option<u64>) -> Foresight {
         let shared: &Shared = &self.shared;
         let asked = Asked {

@@ -57,6 +57,24 @@ impl PoolState {
         (self.rule.requests > 0).then(|| self.clone().take(elapsed).err().unwrap_or(0.0))
     }
 
+    /// How many more it lets in from now to `until`, if they are there as soon as there is room.
+    #[cfg(any(feature = "lab", test))]
+    pub(super) fn room(&self, now: Duration, until: Duration) -> u64 {
+        let (now, until) = (now.as_secs_f64(), until.as_secs_f64());
+        let (requests, length) = (self.rule.requests, self.rule.window_s);
+        match self.rule.kind {
+            PoolKind::Fixed => {
+                let window = (now / length) as u64;
+                let used = if window == self.window { self.used } else { 0 };
+                requests.saturating_sub(used) + ((until / length) as u64 - window) * requests
+            }
+            PoolKind::Bucket => {
+                let saved = until + length - self.full_at.max(now);
+                (saved / length * requests as f64 + 1e-9) as u64
+            }
+        }
+    }
+
     /// The hint this provider gives for a true wait.
     pub(super) fn hint(&self, wait: f64) -> Option<f64> {
         match self.rule.retry_after {
@@ -92,6 +110,12 @@ impl QuotaState {
         self.pool.opens(self.shifted(elapsed))
     }
 
+    /// As [`PoolState::room`].
+    #[cfg(any(feature = "lab", test))]
+    pub(super) fn room(&self, now: Duration, until: Duration) -> u64 {
+        self.pool.room(self.shifted(now), self.shifted(until))
+    }
+
     fn shifted(&self, elapsed: Duration) -> Duration {
         elapsed + Duration::try_from_secs_f64(self.rule.phase_s).unwrap_or_default()
     }
@@ -114,6 +138,22 @@ mod tests {
         assert!(pool.take(at(8)).is_ok() && pool.take(at(9)).is_ok());
         assert_eq!(pool.take(at(9)), Err(1.0));
         assert!(pool.take(at(10)).is_ok());
+    }
+
+    #[test]
+    fn the_room_until_then_is_what_it_lets_in_until_then() {
+        for kind in [PoolKind::Fixed, PoolKind::Bucket] {
+            for (taken, until) in [(0, 3), (2, 3), (1, 7), (2, 29), (2, 30), (0, 31)] {
+                let mut pool =
+                    PoolState::new(Pool { requests: 4, window_s: 10.0, kind, retry_after: RetryAfter::Never });
+                (0..taken).for_each(|_| pool.take(Duration::from_secs(3)).unwrap());
+                let room = pool.room(Duration::from_secs(3), Duration::from_secs(until));
+                let millis = 3_000..=until * 1_000;
+                let at = millis.map(Duration::from_millis);
+                let let_in = at.map(|at| std::iter::from_fn(|| pool.take(at).ok()).count() as u64).sum::<u64>();
+                assert_eq!(room, let_in, "{kind:?}, {taken} taken at 3 s, until {until} s");
+            }
+        }
     }
 
     #[test]

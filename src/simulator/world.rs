@@ -126,6 +126,19 @@ impl FreeQuota {
         Some(minute.max(if day_full { now.next_day() } else { now }))
     }
 
+    /// How many more are granted from now to `until`, if they are there as soon as there is room.
+    #[cfg(any(feature = "lab", test))]
+    pub(super) fn room(&self, daily: u64, now: Wall, until: Wall) -> u64 {
+        let left = |(period, used): (i64, u64), present, limit: u64| {
+            limit.saturating_sub(if period == present { used } else { 0 })
+        };
+        let periods = |count: i64, limit: u64| count.unsigned_abs().saturating_mul(limit);
+        let minutes = periods(until.minute() - now.minute(), self.per_minute);
+        let days = periods(until.day() - now.day(), daily);
+        let minute = left(self.minute, now.minute(), self.per_minute).saturating_add(minutes);
+        minute.min(left(self.day.latest(), now.day(), daily).saturating_add(days))
+    }
+
     /// As the counter shows it.
     pub(super) fn used_today(&self, now: Wall) -> u64 {
         let (day, asked) = self.day.seen(now);
