@@ -8,6 +8,7 @@
 //! nearest rank: the smallest value that at least so many percent do not exceed, so always one that occurred. What cannot be
 //! said, such as the latency of nobody, is `None`.
 
+mod calm;
 mod fair;
 mod latency;
 mod reaction;
@@ -60,6 +61,11 @@ pub struct Figures {
     pub fairness: Option<f64>,
     /// How fast troubles of single keys were seen, and forgotten.
     pub reaction: Reaction,
+    /// From the end of a burst until the median time to first output of 20 requests is within 10 % of what it was before the
+    /// burst, as a mean over the bursts of the scenario's arrivals.
+    pub calm_s: Option<f64>,
+    /// How many bursts were felt to the end of the run.
+    pub uncalmed: usize,
     /// What all accounts were charged, warm-up included, USD.
     pub spent: f64,
     /// What of it was for no whole answer: attempts that failed, were given up or were one too many, USD.
@@ -135,6 +141,7 @@ impl Figures {
         let waits = waits.filter_map(|(sample, began)| Some(began.as_ref()?.saturating_sub(sample.at)));
         let outputs = served().filter_map(|sample| Some(sample.first_output?.saturating_sub(sample.at)));
 
+        let (calm_s, uncalmed) = calm::calm(run, scenario);
         let received: f64 = run.samples.iter().filter(|s| s.ending == Ending::Served).map(|s| s.cost).sum();
         // adding leaves a little below zero behind, too
         let wasted = if run.spent > received { nano_dollars(run.spent - received) } else { 0.0 };
@@ -153,6 +160,8 @@ impl Figures {
             first_output: Latency::of(outputs),
             fairness: fair::jain(&successes, &fair::shares(scenario, successes.iter().sum::<usize>() as f64, span)),
             reaction: Reaction::of(run, scenario),
+            calm_s,
+            uncalmed,
             spent: nano_dollars(run.spent),
             wasted,
             wasted_share: over(wasted, run.spent),

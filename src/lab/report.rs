@@ -109,7 +109,7 @@ fn scenario(page: &mut String, comparison: &Comparison, looks: &Looks<'_>, index
     page.push_str("</div>\n<details open><summary>Traffic per key, stack by stack</summary>\n");
     page.push_str(&looks::bands());
     page.push_str("<div class=\"charts\">\n");
-    let top = keys::top(drawn.iter().map(|(_, _, series)| *series));
+    let top = keys::top(about.keys.len(), drawn.iter().map(|(_, _, series)| *series));
     for (name, role, series) in &drawn {
         page.push_str(&figure(name, &keys::rows(about, name, *role, series, top)));
     }

@@ -6,7 +6,7 @@ use super::{Ending, Run, Scenario, WatchedKey, figures::nearest_rank};
 const PARTS: (usize, usize) = (12, 60);
 
 /// Each part should have so many requests, or a rate is more chance than fact.
-const ENOUGH: usize = 15;
+const ENOUGH: usize = 30;
 
 /// In how many steps a distribution is drawn.
 const STEPS: usize = 200;

@@ -50,7 +50,7 @@ const fn metric(
 use Better::{Higher, Lower};
 
 /// All that are compared.
-pub static METRICS: [Metric; 20] = [
+pub static METRICS: [Metric; 21] = [
     metric("goodput", "goodput", "requests/s", Higher, |f| Some(f.goodput)),
     metric("served_share", "served, of those offered", "", Higher, |f| f.served_share),
     metric("error_share", "client errors, of those offered", "", Lower, |f| f.error_share),
@@ -67,6 +67,7 @@ pub static METRICS: [Metric; 20] = [
     metric("detect_s", "time to detect", "s", Lower, |f| f.reaction.detect_s),
     metric("detect_attempts", "attempts until detected", "", Lower, |f| f.reaction.detect_attempts),
     metric("recover_s", "time to recover", "s", Lower, |f| f.reaction.recover_s),
+    metric("calm_s", "time to calm after a burst", "s", Lower, |f| f.calm_s),
     metric("spent", "charged", "USD", Lower, |f| Some(f.spent)),
     metric("spent_per_success", "charged per success", "USD", Lower, |f| {
         (f.served > 0).then(|| f.spent / f.served as f64)

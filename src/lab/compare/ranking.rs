@@ -33,6 +33,8 @@ pub struct Standing {
     pub undetected: usize,
     /// How many keys whose trouble was over did not come back, in all seeds together.
     pub unrecovered: usize,
+    /// How many bursts were felt to the end, in all seeds together.
+    pub uncalmed: usize,
 }
 
 impl Standing {
@@ -75,6 +77,7 @@ pub(super) fn rank(stacks: &[(&str, &BySeed)]) -> Vec<Standing> {
             spreads: METRICS.iter().map(|metric| spread(seeds, metric)).collect(),
             undetected: seeds.values().map(|figures| figures.reaction.undetected).sum(),
             unrecovered: seeds.values().map(|figures| figures.reaction.unrecovered).sum(),
+            uncalmed: seeds.values().map(|figures| figures.uncalmed).sum(),
         })
         .collect();
     let mean = |standing: &Standing, id| standing.spread(id).map(|spread| spread.mean);
@@ -143,6 +146,8 @@ mod tests {
             first_output: Latency::default(),
             fairness: None,
             reaction: Reaction::default(),
+            calm_s: None,
+            uncalmed: 0,
             spent: 1.0,
             wasted: 0.0,
             wasted_share: Some(0.0),

@@ -30,9 +30,15 @@ pub(super) fn rows(about: &About, stack: &str, role: Role, series: &Series, top:
     svg(&title, keys as u32 * row + 50, |area| draw(area, about, role, series, top, row))
 }
 
-/// The most attempts per second of any key in any part, over all these.
-pub(super) fn top<'a>(all: impl Iterator<Item = &'a Series>) -> f64 {
-    all.flat_map(|series| series.traffic.iter().flatten().copied()).fold(0.0, f64::max)
+/// The most attempts per second of any key in any part, over all these, but no more than four times an even share of what was
+/// offered: a storm of retries fills its rows, and the others can still be read.
+pub(super) fn top<'a>(keys: usize, all: impl Iterator<Item = &'a Series>) -> f64 {
+    let (mut most, mut offered) = (0.0_f64, 0.0_f64);
+    for series in all {
+        most = series.traffic.iter().flatten().copied().fold(most, f64::max);
+        offered = series.offered.iter().copied().fold(offered, f64::max);
+    }
+    most.min(4.0 * offered / keys.max(1) as f64)
 }
 
 fn draw(
@@ -51,7 +57,7 @@ fn draw(
         .x_label_area_size(px(38))
         .y_label_area_size(px(76))
         .build_cartesian_2d(0.0..clock.at(about.length_s), 0.0..keys as f64)?;
-    mesh_x(&mut chart, &format!("{} · height of a row: {} attempts/s", clock.name, short(Some(top))))?;
+    mesh_x(&mut chart, &format!("{} · full height: {} attempts/s or more", clock.name, short(Some(top))))?;
     let height = if top > 0.0 { top } else { 1.0 };
     for (key, (traffic, bands)) in series.traffic.iter().zip(&series.bands).enumerate() {
         let floor = (keys - key) as f64 - 0.97;
@@ -66,7 +72,7 @@ fn draw(
         }))?;
         let parts = traffic.len();
         let edge = |part: usize| clock.at(about.length_s * part as f64 / parts as f64);
-        let level = |rate: f64| floor + rate / height * (ceiling - floor);
+        let level = |rate: f64| floor + (rate / height).min(1.0) * (ceiling - floor);
         let steps = traffic.iter().enumerate();
         let steps = steps.flat_map(|(part, rate)| [(edge(part), level(*rate)), (edge(part + 1), level(*rate))]);
         let outline = [(edge(0), floor)].into_iter().chain(steps).chain([(edge(parts), floor)]);

@@ -16,23 +16,30 @@ pub(super) fn summary(comparison: &Comparison, looks: &Looks<'_>) -> String {
     let standings: Vec<_> = (0..comparison.scenarios.len()).map(|scenario| comparison.standings(scenario)).collect();
     let oracle = standings.iter().flatten().any(|standing| standing.goodput_to_oracle.is_some());
     let what = if oracle { "goodput, of the oracle’s" } else { "served, of the requests offered" };
-    let mut table =
-        format!("<table class=\"summary\"><caption>Each stack in each scenario: {what}</caption><thead><tr>");
-    table.push_str("<th scope=\"col\">stack</th>");
+    let mut table = format!(
+        "<table class=\"summary\"><caption><span>Each stack in each scenario: {what}</span></caption><thead><tr>"
+    );
+    table.push_str("<th scope=\"col\" class=\"name\">stack</th>");
     for (index, about) in comparison.scenarios.iter().enumerate() {
         let _ = write!(table, "<th scope=\"col\"><a href=\"#scenario-{index}\">{}</a></th>", escaped(&about.name));
     }
     table.push_str("</tr></thead><tbody>\n");
-    for (name, _) in &comparison.stacks {
-        let _ = write!(table, "<tr><th scope=\"row\">{}{}</th>", looks.swatch(name), escaped(name));
+    for (stack, _) in &comparison.stacks {
+        let _ = write!(table, "<tr>{}", name(stack, looks));
         for standings in &standings {
-            let standing = standings.iter().find(|standing| standing.stack == *name);
+            let standing = standings.iter().find(|standing| standing.stack == *stack);
             table.push_str(&standing.map_or("<td>–</td>".to_owned(), |standing| cell(standing, oracle)));
         }
         table.push_str("</tr>\n");
     }
     table.push_str("</tbody></table>");
     scrolling("Summary", &table)
+}
+
+/// The heading of a stack's row. Only a long name may be broken into lines.
+fn name(stack: &str, looks: &Looks<'_>) -> String {
+    let class = if stack.chars().count() > 22 { " class=\"long\"" } else { "" };
+    format!("<th scope=\"row\"{class}>{}{}</th>", looks.swatch(stack), escaped(stack))
 }
 
 fn cell(standing: &Standing, oracle: bool) -> String {
@@ -55,7 +62,7 @@ fn mean(standing: &Standing, id: &str) -> Option<f64> {
 type Written = fn(Option<f64>) -> String;
 
 /// Heading, the figure, and how it is written.
-const COLUMNS: [(&str, &str, Written); 16] = [
+const COLUMNS: [(&str, &str, Written); 17] = [
     ("goodput, requests/s", "goodput", short),
     ("client errors", "error_share", part),
     ("upstream 429s per success", "upstream_429_per_success", short),
@@ -70,6 +77,7 @@ const COLUMNS: [(&str, &str, Written); 16] = [
     ("fairness, Jain", "fairness", short),
     ("time to detect, s", "detect_s", short),
     ("time to recover, s", "recover_s", short),
+    ("time to calm, s", "calm_s", short),
     ("charged, USD", "spent", short),
     ("wasted, of charged", "wasted_share", part),
 ];
@@ -79,11 +87,13 @@ pub(super) fn figures(comparison: &Comparison, scenario: usize, looks: &Looks<'_
     let standings = comparison.standings(scenario);
     let seeds = standings.iter().filter_map(|standing| standing.spread("goodput")).map(|spread| spread.seeds).max();
     let seeds = seeds.unwrap_or(0);
+    let oracle = standings.iter().any(|standing| standing.goodput_to_oracle.is_some());
     let mut table = format!(
-        "<table><caption>Mean over {seeds} {}, ± standard deviation; the best of each column in bold</caption><thead><tr>\
-         <th scope=\"col\">#</th><th scope=\"col\">stack</th><th scope=\"col\">of the oracle</th>\
+        "<table><caption><span>Mean over {seeds} {}, ± standard deviation; the best of each column in bold</span></caption><thead><tr>\
+         <th scope=\"col\">#</th><th scope=\"col\" class=\"name\">stack</th>{}\
          <th scope=\"col\">against the best, requests/s</th>",
         if seeds == 1 { "seed" } else { "seeds" },
+        if oracle { "<th scope=\"col\">of the oracle</th>" } else { "" },
     );
     for (heading, ..) in COLUMNS {
         let _ = write!(table, "<th scope=\"col\">{heading}</th>");
@@ -94,10 +104,9 @@ pub(super) fn figures(comparison: &Comparison, scenario: usize, looks: &Looks<'_
         let rank = standing.rank.map_or_else(|| "–".to_owned(), |rank| rank.to_string());
         let _ = write!(
             table,
-            "<tr><td>{rank}</td><th scope=\"row\">{}{}</th><td>{}</td><td>{}</td>",
-            looks.swatch(&standing.stack),
-            escaped(&standing.stack),
-            part(standing.goodput_to_oracle),
+            "<tr><td>{rank}</td>{}{}<td>{}</td>",
+            name(&standing.stack, looks),
+            if oracle { format!("<td>{}</td>", part(standing.goodput_to_oracle)) } else { String::new() },
             against(standing),
         );
         for ((_, id, written), best) in COLUMNS.iter().zip(&bests) {
@@ -150,6 +159,7 @@ fn missed(standing: &Standing, id: &str, text: &str) -> String {
     let (count, what) = match id {
         "detect_s" => (standing.undetected, "not seen"),
         "recover_s" => (standing.unrecovered, "not back"),
+        "calm_s" => (standing.uncalmed, "felt to the end"),
         _ => (0, ""),
     };
     match count {
@@ -179,6 +189,10 @@ pub(super) fn glossary() -> String {
             "from the beginning of a key’s trouble until it gets no more than a tenth of its fair share",
         ),
         ("time to recover", "from its end until 90 % of the fair share are served on the key again"),
+        (
+            "time to calm",
+            "from the end of a burst until the median time to first output is within 10 % of what it was before",
+        ),
         ("wasted", "what was charged for no whole answer"),
         ("differs", "paired t test over the seeds, two-sided, Holm’s correction over the stacks, at 5 %"),
     ] {
