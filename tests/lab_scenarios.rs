@@ -144,12 +144,13 @@ fn sizes_classes_and_models_are_spread_as_the_mix_says() {
     let (one, two): (Vec<&Ask>, Vec<&Ask>) = asks.iter().partition(|ask| ask.model == "m/one");
     near(one.len() as f64, 30_000.0, 0.03);
     near(two.len() as f64, 10_000.0, 0.05);
-    let quantile = |asks: &[&Ask], size: fn(&Ask) -> u64, part: f64| {
+    type Length = fn(&Ask) -> u64;
+    let quantile = |asks: &[&Ask], size: Length, part: f64| {
         let mut sizes: Vec<u64> = asks.iter().map(|ask| size(ask)).collect();
         sizes.sort_unstable();
         sizes[((sizes.len() - 1) as f64 * part) as usize] as f64
     };
-    let (prompt, reply): (fn(&Ask) -> u64, fn(&Ask) -> u64) = (|ask| ask.prompt_tokens, |ask| ask.reply_tokens);
+    let (prompt, reply): (Length, Length) = (|ask| ask.prompt_tokens, |ask| ask.reply_tokens);
     for (part, wanted) in [(0.05, 58.0), (0.5, 300.0), (0.9, 1_080.0), (0.99, 2_000.0), (1.0, 2_000.0)] {
         near(quantile(&one, prompt, part), wanted, 0.05);
     }
