@@ -157,7 +157,7 @@ fn items(text: &str) -> Vec<&str> {
 pub struct Swept {
     /// The value of each setting that is swept, in the order of the sweeps.
     pub values: Vec<String>,
-    /// The stack, whose name says the same.
+    /// The stack, named for them.
     pub stack: Composed,
 }
 
@@ -170,7 +170,7 @@ pub struct Swept {
 /// let stacks = sweep::product(&Composed::from_toml("default", "")?, &sweeps)?;
 /// assert_eq!(stacks.len(), 6);
 /// assert_eq!(stacks[1].values, ["1", "false"]);
-/// assert_eq!(stacks[1].stack.name(), "default breaker.failures=1 pace.learn=false");
+/// assert_eq!(stacks[1].stack.name(), "failures=1 learn=false");
 /// # Ok::<(), tower_openrouter::lab::SweepError>(())
 /// ```
 ///
@@ -198,9 +198,16 @@ fn nth(base: &Composed, sweeps: &[Sweep], mut number: usize) -> Result<Swept, Sw
     }
     values.reverse();
     let changes: Vec<_> = sweeps.iter().zip(&values).map(|(sweep, value)| (&*sweep.setting, &**value)).collect();
-    let said = changes.iter().map(|(setting, value)| format!(" {setting}={value}"));
-    let name = format!("{}{}", base.name(), said.collect::<String>());
+    let said: Vec<_> = changes.iter().map(|(setting, value)| format!("{}={value}", short(setting, sweeps))).collect();
+    let name = if said.is_empty() { base.name().to_owned() } else { said.join(" ") };
     Ok(Swept { stack: base.set_all(&changes)?.named(name), values })
+}
+
+/// What a setting is called within its section, unless another that is swept is called the same: tables are narrow.
+fn short<'a>(setting: &'a str, sweeps: &[Sweep]) -> &'a str {
+    let last = |path: &'a str| path.rsplit('.').next().unwrap_or(path);
+    let same = sweeps.iter().filter(|sweep| sweep.setting.rsplit('.').next() == Some(last(setting)));
+    if same.count() > 1 { setting } else { last(setting) }
 }
 
 #[cfg(test)]
@@ -264,7 +271,14 @@ mod tests {
         assert_eq!(made, [(2, true), (2, false), (4, true), (4, false)]);
         assert!(stacks.iter().all(|swept| swept.stack.settings().retry.attempts == 5));
         assert_eq!(stacks[3].values, ["4", "false", "5"]);
-        assert_eq!(stacks[3].stack.name(), "base breaker.failures=4 pace.learn=false retry.attempts=5");
+        assert_eq!(stacks[3].stack.name(), "failures=4 learn=false attempts=5");
+        let (fast, soon) = ("provider.preferred_min_throughput.p90", "provider.preferred_max_latency.p90");
+        let alike = swept(&[&format!("{fast}=20"), &format!("{soon}=3")]).unwrap();
+        assert_eq!(
+            alike[0].stack.name(),
+            format!("{fast}=20 {soon}=3"),
+            "they are called the same within their sections"
+        );
         let alone = swept(&[]).unwrap();
         assert_eq!((alone.len(), alone[0].stack.name()), (1, "base"));
     }

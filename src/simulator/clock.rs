@@ -163,7 +163,7 @@ impl Clock {
 
 impl Now {
     /// What `elapsed` will be when the calendar shows this, exactly.
-    #[cfg(any(feature = "lab", test))]
+    #[cfg(feature = "lab")]
     pub(super) fn elapsed_at(&self, wall: Wall) -> std::time::Duration {
         let passed = i64::try_from(self.elapsed.as_millis()).unwrap_or(i64::MAX);
         let millis = wall.millis() - (self.wall.millis() - passed);

@@ -24,7 +24,7 @@ impl Delays {
     }
 
     /// As they are for the middle request.
-    #[cfg(any(feature = "lab", test))]
+    #[cfg(feature = "lab")]
     pub(super) fn median(endpoint: &ProviderEndpoint, fault: Option<&What>) -> Self {
         Self::of(endpoint, 1.0, 1.0, fault)
     }

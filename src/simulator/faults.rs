@@ -123,7 +123,7 @@ impl World {
     }
 
     /// The first fault of `stage` that would strike such a request for sure, and when its window ends.
-    #[cfg(any(feature = "lab", test))]
+    #[cfg(feature = "lab")]
     pub(super) fn sure(
         &self,
         stage: Stage,

@@ -82,7 +82,7 @@ mod control;
 mod delays;
 pub(crate) mod draw;
 mod faults;
-#[cfg(any(feature = "lab", test))]
+#[cfg(feature = "lab")]
 mod foresight;
 mod generation;
 mod ids;
@@ -107,8 +107,7 @@ pub use body::SimulatorBody;
 #[cfg(feature = "lab")]
 pub(crate) use control::utc_millis;
 pub use control::{SimulatedKey, Simulator, utc_date};
-#[cfg(any(feature = "lab", test))]
-#[allow(unused_imports, reason = "the lab's oracle asks")]
+#[cfg(feature = "lab")]
 pub(crate) use foresight::Foresight;
 pub use scenario::{
     Account, Budget, Fault, InBand, InFlight, Keep, Model, Pool, PoolKind, ProviderEndpoint, Quota, Reason, Reply,

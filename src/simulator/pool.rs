@@ -52,13 +52,13 @@ impl PoolState {
     }
 
     /// How many seconds after `elapsed` there will be room, as far as time alone brings it: 0 for at once, none for never.
-    #[cfg(any(feature = "lab", test))]
+    #[cfg(feature = "lab")]
     pub(super) fn opens(&self, elapsed: Duration) -> Option<f64> {
         (self.rule.requests > 0).then(|| self.clone().take(elapsed).err().unwrap_or(0.0))
     }
 
     /// How many more it lets in from now to `until`, if they are there as soon as there is room.
-    #[cfg(any(feature = "lab", test))]
+    #[cfg(feature = "lab")]
     pub(super) fn room(&self, now: Duration, until: Duration) -> u64 {
         let (now, until) = (now.as_secs_f64(), until.as_secs_f64());
         let (requests, length) = (self.rule.requests, self.rule.window_s);
@@ -105,13 +105,13 @@ impl QuotaState {
     }
 
     /// As [`PoolState::opens`].
-    #[cfg(any(feature = "lab", test))]
+    #[cfg(feature = "lab")]
     pub(super) fn opens(&self, elapsed: Duration) -> Option<f64> {
         self.pool.opens(self.shifted(elapsed))
     }
 
     /// As [`PoolState::room`].
-    #[cfg(any(feature = "lab", test))]
+    #[cfg(feature = "lab")]
     pub(super) fn room(&self, now: Duration, until: Duration) -> u64 {
         self.pool.room(self.shifted(now), self.shifted(until))
     }

@@ -39,7 +39,7 @@ impl<T: Copy> Delayed<T> {
     }
 
     /// When the edge will see it change next.
-    #[cfg(any(feature = "lab", test))]
+    #[cfg(feature = "lab")]
     pub(super) fn changes(&self, now: Wall) -> Option<Wall> {
         self.coming.iter().map(|(from, _)| *from).find(|from| *from > now)
     }

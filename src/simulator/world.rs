@@ -114,7 +114,7 @@ impl FreeQuota {
     }
 
     /// When one more is granted, as far as time alone brings it; none for never.
-    #[cfg(any(feature = "lab", test))]
+    #[cfg(feature = "lab")]
     pub(super) fn opens(&self, daily: u64, now: Wall) -> Option<Wall> {
         if self.per_minute == 0 || daily == 0 {
             return None;
@@ -127,7 +127,7 @@ impl FreeQuota {
     }
 
     /// How many more are granted from now to `until`, if they are there as soon as there is room.
-    #[cfg(any(feature = "lab", test))]
+    #[cfg(feature = "lab")]
     pub(super) fn room(&self, daily: u64, now: Wall, until: Wall) -> u64 {
         let left = |(period, used): (i64, u64), present, limit: u64| {
             limit.saturating_sub(if period == present { used } else { 0 })

@@ -31,7 +31,7 @@
 //! What stands after `select` is made for each key; `monitor`, `breaker`, `limit` and `authorize` can stand nowhere else. A setting of a layer that is
 //! left out is an error, as is one that nobody knows: a sweep over either would show a difference that is none.
 //!
-//! What a client bears is the scenario's: `deadline` and `waiting.max_wait` are its [`Patience`](crate::lab::Patience) unless
+//! What a client bears is the scenario's: `deadline` and `waiting.max_wait` are its [`Patience`] unless
 //! the file says otherwise. Beside the stack an [`AccountPoller`] asks what the keys may still spend, as in the gateway.
 
 use std::time::Duration;
