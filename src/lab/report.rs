@@ -48,7 +48,7 @@ pub(super) fn html(comparison: &Comparison) -> String {
         "<p class=\"note\">Small numbers are ranks: by goodput, then by fewer upstream 429s per success. \
          ≠ differs significantly from the best.</p>\n",
     );
-    let _ = write!(page, "<details><summary>What the figures mean</summary>{}</details>\n", tables::glossary());
+    let _ = writeln!(page, "<details><summary>What the figures mean</summary>{}</details>", tables::glossary());
     page.push_str(&abouts(comparison, &looks));
     page.push_str("</section>\n");
     for index in 0..scenarios {
@@ -77,15 +77,15 @@ fn abouts(comparison: &Comparison, looks: &Looks<'_>) -> String {
 
 fn scenario(page: &mut String, comparison: &Comparison, looks: &Looks<'_>, index: usize) {
     let about = &comparison.scenarios[index];
-    let _ = write!(page, "<section id=\"scenario-{index}\"><h2>{}</h2>\n", escaped(&about.name));
+    let _ = writeln!(page, "<section id=\"scenario-{index}\"><h2>{}</h2>", escaped(&about.name));
     if !about.about.is_empty() {
-        let _ = write!(page, "<p>{}</p>\n", escaped(&about.about));
+        let _ = writeln!(page, "<p>{}</p>", escaped(&about.about));
     }
     if let Some(sweep) = &comparison.sweep {
         let best = sweep.best(comparison, index).map(|(stack, _)| stack);
         let best = best.map(|stack| format!("<p>The best setting is <b>{}</b>, outlined.</p>\n", escaped(stack)));
         page.push_str(&best.unwrap_or_default());
-        let _ = write!(page, "<div class=\"charts\">{}</div>\n", settings::charts(comparison, sweep, index));
+        let _ = writeln!(page, "<div class=\"charts\">{}</div>", settings::charts(comparison, sweep, index));
     }
     page.push_str(&tables::figures(comparison, index, looks));
     let seen = |name: &str| comparison.cell(index, name)?.series.as_ref();
@@ -96,7 +96,7 @@ fn scenario(page: &mut String, comparison: &Comparison, looks: &Looks<'_>, index
         return;
     };
     let which = if looks.all { "" } else { " The best stacks only." };
-    let _ = write!(page, "<p class=\"note\">Charts are of seed {role_seed}, warm-up included.{which}</p>\n");
+    let _ = writeln!(page, "<p class=\"note\">Charts are of seed {role_seed}, warm-up included.{which}</p>");
     page.push_str(&looks::lines(&colored));
     page.push_str("<div class=\"charts\">\n");
     page.push_str(&figure("Goodput over time", &over_time::goodput(&about.name, about.length_s, &drawn)));

@@ -62,12 +62,12 @@ fn colored<'a>(names: impl Iterator<Item = &'a str>) -> Vec<(&'a str, Role)> {
     let place = |name: &str| shipped.iter().position(|shipped| shipped == name);
     let taken: Vec<_> = names.iter().filter_map(|name| place(name)).collect();
     let mut left = (0..palette::SLOTS).filter(|slot| !taken.contains(slot)).cycle();
-    let role = |name: &str| match place(name) {
+    let mut role = |name: &str| match place(name) {
         _ if name == ORACLE => palette::stack(None),
         Some(slot) => palette::stack(Some(slot)),
         None => palette::stack(left.next()),
     };
-    names.iter().copied().zip(names.iter().map(|name| *name).map(role)).collect()
+    names.iter().map(|name| (*name, role(name))).collect()
 }
 
 /// A line as charts have it.
