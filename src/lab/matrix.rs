@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeMap,
     num::NonZeroUsize,
-    ops::ControlFlow,
     sync::{
         atomic::{AtomicUsize, Ordering},
         mpsc,
@@ -109,15 +108,13 @@ impl Matrix<'_> {
     /// One of the workers: takes what is next until nothing is left, or nobody listens.
     fn work(&self, next: &AtomicUsize, tell: &mpsc::Sender<(usize, Result<Run, BoxError>)>) {
         let take = || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|index| *index < self.len());
-        let runs = std::iter::from_fn(take).map(|index| {
+        for index in std::iter::from_fn(take) {
             let (scenario, stack, seed) = self.place(index);
             let named = |error| format!("scenario {}, stack {}: {error}", scenario.name, stack.name()).into();
-            (index, run(scenario, stack, seed).map_err(named))
-        });
-        let _ = runs.map(|run| tell.send(run)).try_for_each(|sent| match sent {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(_) => ControlFlow::Break(()),
-        });
+            if tell.send((index, run(scenario, stack, seed).map_err(named))).is_err() {
+                break;
+            }
+        }
     }
 }
 
