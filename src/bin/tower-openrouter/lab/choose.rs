@@ -21,8 +21,11 @@ const REPLAYED_IN: &str = "azure-hour";
 pub(super) struct Stacks {
     pub(super) stacks: Vec<Box<dyn Stack>>,
     /// The settings of a sweep, and which of their values each stack has.
-    pub(super) sweep: Option<(Vec<Setting>, Vec<(String, Vec<usize>)>)>,
+    pub(super) sweep: Option<(Vec<Setting>, Points)>,
 }
+
+/// For each stack by name, the place of its value in each setting.
+type Points = Vec<(String, Vec<usize>)>;
 
 /// A name, or a file.
 enum Named<'a> {
