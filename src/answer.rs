@@ -44,6 +44,10 @@ pub enum Shape {
 impl Shape {
     /// The shape of the endpoint at `path`, wherever its root may be: `/v1`, `/api/v1/presets/mine` or none.
     pub fn of_path(path: &str) -> Self {
+        // what nearly everyone asks for
+        if path.ends_with("/chat/completions") {
+            return Self::Chat;
+        }
         let mut segments = path.rsplit('/');
         while let Some(segment) = segments.next() {
             match segment {

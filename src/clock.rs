@@ -16,6 +16,10 @@ use std::{
 
 use tokio::time::Instant;
 
+mod alarm;
+
+pub(crate) use alarm::Alarm;
+
 /// Longest span the crate reckons with, 10 years: far beyond any rest, and far from the overflow of any platform's instant.
 pub(crate) const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 

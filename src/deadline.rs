@@ -69,13 +69,13 @@ use std::{
 use http::{Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
 use tower::BoxError;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use crate::{
-    clock,
+    clock::{self, Alarm},
     error::{Rejected, Why},
     request::RequestContext,
 };
@@ -191,20 +191,21 @@ struct Timer {
     deadline: Instant,
     allowed: Duration,
     /// Boxed to move from the future to the body without being set again.
-    sleep: Option<Pin<Box<Sleep>>>,
+    alarm: Option<Pin<Box<Alarm>>>,
 }
 
 impl Timer {
     fn new(now: Instant, deadline: Instant) -> Self {
-        Self { deadline, allowed: deadline.saturating_duration_since(now), sleep: None }
+        Self { deadline, allowed: deadline.saturating_duration_since(now), alarm: None }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.sleep.get_or_insert_with(|| Box::pin(sleep_until(self.deadline))).as_mut().poll(cx)
+        self.alarm.get_or_insert_with(|| Box::pin(Alarm::at(self.deadline))).as_mut().poll(cx)
     }
 
+    /// The clock is read only where no alarm is set, which would have rung.
     fn is_over(&self) -> bool {
-        Instant::now() >= self.deadline
+        self.alarm.as_ref().map_or_else(|| Instant::now() >= self.deadline, |alarm| alarm.has_rung())
     }
 
     fn refusal(&self) -> BoxError {

@@ -21,6 +21,7 @@ use crate::{clock, explain::Trace, sync::lock_std};
 
 mod asks;
 mod ledger;
+mod members;
 mod priority;
 
 pub use asks::Asks;

@@ -39,7 +39,7 @@ use http_body::Body;
 use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
 use tower::{
     BoxError, Layer, Service, ServiceBuilder,
-    util::{BoxCloneSyncService, option_layer},
+    util::{BoxCloneSyncService, MapResponseLayer, option_layer},
 };
 
 use crate::{
@@ -193,7 +193,7 @@ where
 }
 
 impl<P: Pick> BalancerBuilder<P> {
-    /// The stack around `leaf`, its type unnamed but known to the compiler: nothing is boxed. Take the
+    /// The stack around `leaf`, its type unnamed but known to the compiler: nothing but the body of an answer is boxed. Take the
     /// [`handle`](Self::handle) beside it.
     pub fn service<T, TB, B>(
         &self,
@@ -235,6 +235,8 @@ impl<P: Pick> BalancerBuilder<P> {
             .layer(self.stages.provider.clone())
             .layer(option_layer(self.hedging()))
             .layer(self.stages.gate.clone())
+            // on its way up an answer is moved by each stage, which would move all that watches its body
+            .layer(MapResponseLayer::new(|response: Response<_>| response.map(Box::pin)))
             .layer(self.select.clone().per_key(per_key))
             .layer(self.stages.timeouts.clone())
             .service(leaf)
@@ -252,7 +254,7 @@ impl<P: Pick> BalancerBuilder<P> {
         B::Data: Send,
         B::Error: Into<BoxError>,
     {
-        let erased = tower::util::MapResponseLayer::new(|response: Response<_>| {
+        let erased = MapResponseLayer::new(|response: Response<_>| {
             response.map(|body| BodyExt::map_err(body, Into::into).boxed_unsync())
         });
         let service = BoxCloneSyncService::new(erased.layer(self.service(leaf)));

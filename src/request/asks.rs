@@ -1,7 +1,22 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde::{Deserialize, de::DeserializeOwned};
-use serde_json::value::RawValue;
+
+use super::members;
+
+/// The members that are read.
+const NAMES: [&str; 10] = [
+    "model",
+    "models",
+    "fallbacks",
+    "stream",
+    "max_tokens",
+    "max_completion_tokens",
+    "max_output_tokens",
+    "session_id",
+    "user",
+    "provider",
+];
 
 /// What a request's body asks for, as far as balancing cares.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -38,61 +53,39 @@ impl Asks {
 
     pub(super) fn read(body: &[u8]) -> Self {
         #[derive(Deserialize)]
-        struct Fields<'a> {
-            #[serde(borrow, default)]
-            model: Option<&'a RawValue>,
-            #[serde(borrow, default)]
-            models: Option<&'a RawValue>,
-            #[serde(borrow, default)]
-            fallbacks: Option<&'a RawValue>,
-            #[serde(borrow, default)]
-            stream: Option<&'a RawValue>,
-            #[serde(borrow, default)]
-            max_tokens: Option<&'a RawValue>,
-            #[serde(borrow, default)]
-            max_completion_tokens: Option<&'a RawValue>,
-            #[serde(borrow, default)]
-            max_output_tokens: Option<&'a RawValue>,
-            #[serde(borrow, default)]
-            session_id: Option<&'a RawValue>,
-            #[serde(borrow, default)]
-            user: Option<&'a RawValue>,
-            #[serde(borrow, default)]
-            provider: Option<&'a RawValue>,
-        }
-        #[derive(Deserialize)]
         struct Fallback {
             model: Box<str>,
         }
-        // a member of an odd type is the upstream's to refuse; here it just says nothing
-        fn value<T: DeserializeOwned>(raw: Option<&RawValue>) -> Option<T> {
-            serde_json::from_str(raw?.get()).ok()
-        }
-        let Ok(fields) = serde_json::from_slice::<Fields<'_>>(body) else {
+        let Some([model, models, fallbacks, stream, max_tokens, completion, output, session, user, provider]) =
+            members::find(body, NAMES)
+        else {
             return Self::nothing();
         };
-        let mut models: Vec<Box<str>> = value(fields.models).unwrap_or_default();
-        models
-            .extend(value(fields.fallbacks).into_iter().flat_map(|list: Vec<Fallback>| list).map(|other| other.model));
-        let model = value(fields.model).or_else(|| models.first().cloned());
-        let mut known: Vec<_> = model.iter().cloned().collect();
-        models.retain(|other| {
-            let new = !known.contains(other);
-            known.extend(new.then(|| other.clone()));
-            new
-        });
+        // a member of an odd type is the upstream's to refuse; here it just says nothing
+        fn value<T: DeserializeOwned>(text: Option<&[u8]>) -> Option<T> {
+            serde_json::from_slice(text?).ok()
+        }
+        let mut models: Vec<Box<str>> = value(models).unwrap_or_default();
+        models.extend(value(fallbacks).into_iter().flat_map(|list: Vec<Fallback>| list).map(|other| other.model));
+        let model = value(model).or_else(|| models.first().cloned());
+        if !models.is_empty() {
+            let mut known: Vec<_> = model.iter().cloned().collect();
+            models.retain(|other| {
+                let new = !known.contains(other);
+                known.extend(new.then(|| other.clone()));
+                new
+            });
+        }
         Self {
             model,
             models,
-            stream: value(fields.stream).unwrap_or(false),
-            max_tokens: value(fields.max_tokens)
-                .or_else(|| value(fields.max_completion_tokens))
-                .or_else(|| value(fields.max_output_tokens)),
-            session: value(fields.session_id),
-            user: value(fields.user),
-            provider: fields.provider.map_or(0, |raw| {
+            stream: value(stream).unwrap_or(false),
+            max_tokens: value(max_tokens).or_else(|| value(completion)).or_else(|| value(output)),
+            session: value(session),
+            user: value(user),
+            provider: provider.map_or(0, |text| {
                 let mut hasher = DefaultHasher::new();
-                raw.get().hash(&mut hasher);
+                text.hash(&mut hasher);
                 hasher.finish().max(1)
             }),
         }

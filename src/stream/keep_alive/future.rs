@@ -30,7 +30,8 @@ pin_project! {
 pin_project! {
     #[project = StateProj]
     enum State<F> {
-        Straight { #[pin] future: F },
+        // in a box as the others: they would be as large
+        Straight { future: Pin<Box<F>> },
         // empty once it is passed on
         Watched { watched: Option<Watched<F>> },
     }
@@ -47,7 +48,7 @@ pub(super) struct Watched<F> {
 
 impl<F, B> KeepAliveFuture<F, B> {
     pub(super) fn straight(future: F) -> Self {
-        Self { state: State::Straight { future }, _body: std::marker::PhantomData }
+        Self { state: State::Straight { future: Box::pin(future) }, _body: std::marker::PhantomData }
     }
 
     pub(super) fn watched(future: F, asked: Asked) -> Self {
@@ -67,7 +68,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let slot = match self.project().state.project() {
             StateProj::Straight { future } => {
-                return future.poll(cx).map_ok(|response| response.map(KeepAliveBody::flowing));
+                return future.as_mut().poll(cx).map_ok(|response| response.map(KeepAliveBody::flowing));
             }
             StateProj::Watched { watched } => watched,
         };

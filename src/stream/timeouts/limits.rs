@@ -2,17 +2,16 @@
 
 use std::{
     fmt,
-    future::Future,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
 };
 
 use pin_project_lite::pin_project;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
 
 use crate::{
-    clock,
+    clock::{self, Alarm},
     error::{UpstreamError, UpstreamErrorKind},
 };
 
@@ -96,7 +95,9 @@ pin_project! {
     #[derive(Debug)]
     pub(super) struct Waiting {
         #[pin]
-        timer: Sleep,
+        timer: Alarm,
+        // the phase it is set for, once that has had its first silence
+        set: Option<Phase>,
         started: Instant,
         // since when there has been nothing to read but what says nothing
         since: Option<Instant>,
@@ -109,7 +110,7 @@ impl Waiting {
         let waiting = waiting.get_or_insert_with(|| {
             let now = Instant::now();
             let (first, _) = limits.next(Phase::Head, now, None);
-            Box::pin(Self { timer: sleep_until(first), started: now, since: None })
+            Box::pin(Self { timer: Alarm::at(first), set: None, started: now, since: None })
         });
         waiting.as_mut()
     }
@@ -126,12 +127,17 @@ impl Waiting {
 
     /// Whether it is time to [`poll`](Self::poll) though there is something to read.
     pub(super) fn has_rung(&self) -> bool {
-        self.timer.is_elapsed()
+        self.timer.has_rung()
     }
 
     /// Waits for the first limit to pass.
     pub(super) fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>, limits: &Limits, phase: Phase) -> Poll<Limit> {
         let mut this = self.project();
+        // within a phase what comes puts the limit off, and never forward
+        if *this.set == Some(phase) && this.timer.is_set_for(cx) {
+            return Poll::Pending;
+        }
+        *this.set = this.since.is_some().then_some(phase);
         let (until, limit) = limits.next(phase, *this.started, *this.since);
         // one that rings too early is set anew then, and not at each frame that puts its limit off
         if until < this.timer.deadline() {

@@ -1,13 +1,8 @@
 //! The public face: which paths there are, and what surrounds each request.
 
 use std::{
-    any::Any,
     convert::Infallible,
     pin::Pin,
-    sync::{
-        LazyLock,
-        atomic::{AtomicU64, Ordering},
-    },
     task::{Context, Poll},
 };
 
@@ -17,24 +12,15 @@ use axum::{
     routing::{future::RouteFuture, get_service, post_service},
 };
 use bytes::Bytes;
-use http::{
-    HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri,
-    header::{AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION},
-};
+use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::Either;
 use pin_project_lite::pin_project;
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt};
-use tower_http::{
-    catch_panic::CatchPanicLayer,
-    request_id::{MakeRequestId, PropagateRequestIdLayer, RequestId, SetRequestIdLayer},
-    sensitive_headers::SetSensitiveRequestHeadersLayer,
-    trace::{DefaultOnFailure, TraceLayer},
-};
 use tower_openrouter::{ExplainLayer, answer::Shape};
-use tracing::{Level, debug_span, error};
 
 use super::{
-    proxy::{Proxy, ProxyBody, ProxyFuture, REQUEST_ID, Shared},
+    around::Around,
+    proxy::{Proxy, ProxyBody, ProxyFuture, Shared},
     refusal::refuse,
     traces::Explained,
 };
@@ -69,26 +55,8 @@ where
         Explained::All => Some(ExplainLayer::new().all()),
     };
     let explain = explain.map(|explain| explain.header(shared.balancer_headers));
-    ServiceBuilder::new()
-        .layer(SetSensitiveRequestHeadersLayer::new([
-            AUTHORIZATION,
-            COOKIE,
-            PROXY_AUTHORIZATION,
-            HeaderName::from_static("x-api-key"),
-        ]))
-        .layer(SetRequestIdLayer::new(REQUEST_ID, Numbers))
-        .layer(PropagateRequestIdLayer::new(REQUEST_ID))
-        .layer(
-            TraceLayer::new_for_http()
-                .make_span_with(|request: &Request<ReqB>| {
-                    // the path alone: people put credentials into queries
-                    debug_span!("request", method = %request.method(), path = request.uri().path(), id = ?request.headers().get(REQUEST_ID))
-                })
-                .on_failure(DefaultOnFailure::new().level(Level::DEBUG)),
-        )
-        .layer(CatchPanicLayer::custom(panicked))
-        .option_layer(explain)
-        .service(Front::new(Proxy::new(balancer, shared)))
+    let front = Front::new(Proxy::new(balancer, shared));
+    ServiceBuilder::new().layer_fn(Around::new).option_layer(explain).service(front)
 }
 
 /// A request's body: as the server reads it, or boxed by the router.
@@ -155,8 +123,7 @@ where
 
     fn call(&mut self, request: Request<ReqB>) -> Self::Future {
         if is_posted(&request) {
-            // large, and every layer around here would move it
-            FrontFuture::Straight { answer: Box::pin(self.proxy.call(request.map(Either::Left))) }
+            FrontFuture::Straight { answer: self.proxy.call(request.map(Either::Left)) }
         } else {
             FrontFuture::Routed { answer: self.router.call(request) }
         }
@@ -168,7 +135,8 @@ pin_project! {
     #[project = FrontProj]
     enum FrontFuture<F> {
         Straight {
-            answer: Pin<Box<ProxyFuture<F>>>,
+            #[pin]
+            answer: ProxyFuture<F>,
         },
         Routed {
             #[pin]
@@ -187,7 +155,7 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project() {
-            FrontProj::Straight { answer } => answer.as_mut().poll(cx).map_ok(|response| response.map(Either::Left)),
+            FrontProj::Straight { answer } => answer.poll(cx).map_ok(|response| response.map(Either::Left)),
             FrontProj::Routed { answer } => answer.poll(cx).map_ok(|response| response.map(Either::Right)),
         }
     }
@@ -199,35 +167,6 @@ async fn not_found(uri: Uri) -> Response<Body> {
 
 async fn method_not_allowed(uri: Uri) -> Response<Body> {
     refuse(Shape::of_path(uri.path()), StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed")
-}
-
-fn panicked(panic: Box<dyn Any + Send>) -> Response<Body> {
-    let what = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    error!(what = what.unwrap_or("no message"), "a request panicked; please report it");
-    refuse(Shape::Chat, StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error")
-}
-
-/// Request ids that tell requests of all gateways apart and cost next to nothing: a name of this process, and a count.
-#[derive(Debug, Clone, Copy)]
-struct Numbers;
-
-impl MakeRequestId for Numbers {
-    fn make_request_id<B>(&mut self, _: &Request<B>) -> Option<RequestId> {
-        static PROCESS: LazyLock<String> = LazyLock::new(|| format!("{:016x}-", fastrand::u64(..)));
-        static NEXT: AtomicU64 = AtomicU64::new(1);
-        // by hand, since formatting costs as much as parsing the request
-        let mut id = [b'0'; 37];
-        let (process, mut number) = (PROCESS.as_bytes(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let mut at = id.len();
-        while number > 0 {
-            at -= 1;
-            id[at] += (number % 10) as u8;
-            number /= 10;
-        }
-        at -= process.len();
-        id[at..][..process.len()].copy_from_slice(process);
-        HeaderValue::from_bytes(&id[at..]).ok().map(RequestId::new)
-    }
 }
 
 #[cfg(test)]

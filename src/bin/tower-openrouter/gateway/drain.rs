@@ -91,8 +91,8 @@ impl Future for WhenCut {
         }
         // polled at every wake-up of a task that waits for much else: only a task that is not told yet takes the lock
         if !this.told.as_ref().is_some_and(|told| told.will_wake(cx.waker())) {
-            ready!(this.notified.poll(cx));
             *this.told = Some(cx.waker().clone());
+            return this.notified.poll(cx);
         }
         Poll::Pending
     }

@@ -24,6 +24,8 @@ use tower_openrouter::{
 
 use super::{
     access::Access,
+    around::REQUEST_ID,
+    bursts::Bursts,
     drain::{Cuttable, Drain, STOPPING, WhenCut},
     headers,
     record::{Entry, Recorder},
@@ -31,8 +33,6 @@ use super::{
     traces::{Explained, Traces},
 };
 
-/// Tells requests apart; answers carry it.
-pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const PRIORITY: HeaderName = HeaderName::from_static("x-priority");
 const KEY: HeaderName = HeaderName::from_static("x-balancer-key");
 const ATTEMPTS: HeaderName = HeaderName::from_static("x-balancer-attempts");
@@ -64,9 +64,9 @@ impl<S> Proxy<S> {
 }
 
 /// The body of an answer, which may be recorded.
-pub(super) type ProxyBody<B> = Guarded<AnyBody<B>, Entry>;
+pub(super) type ProxyBody<B> = Guarded<AnyBody<B>, Box<Entry>>;
 /// The balancer's, an event stream of its that can be cut, or one of ours.
-type AnyBody<B> = Either<B, Either<Cuttable<B>, Body>>;
+type AnyBody<B> = Either<B, Either<Pin<Box<Cuttable<Bursts<B>>>>, Body>>;
 
 impl<S, ReqB, B> Service<Request<ReqB>> for Proxy<S>
 where
@@ -135,7 +135,7 @@ pin_project! {
             cut: WhenCut,
             context: RequestContext,
             // below the answer: what is dropped with it has its say first
-            entry: Option<Held<Entry>>,
+            entry: Option<Held<Box<Entry>>>,
             shape: Shape,
             shared: Arc<Shared>,
         },
@@ -200,7 +200,10 @@ impl Shared {
             let message = format!("The upstream answered with a redirect ({})", response.status().as_u16());
             own(refuse(shape, StatusCode::BAD_GATEWAY, &message))
         } else if is_stream {
-            response.map(|body| Either::Right(Either::Left(Cuttable::new(body, &self.drain, shape))))
+            response.map(|body| {
+                let events = Cuttable::new(Bursts::new(body), &self.drain, shape);
+                Either::Right(Either::Left(Box::pin(events)))
+            })
         } else {
             response.map(Either::Left)
         };

@@ -6,7 +6,7 @@
 //! hash of it under a key that nobody knows, drawn anew at each start.
 //!
 //! Requests never wait for the disk: a line goes into a bounded queue, which a thread of its own writes out. When that is
-//! full, or the disk is, lines are lost, and the file says how many.
+//! full, or the disk is, lines are lost, and the next one says how many.
 
 use std::{
     collections::hash_map::RandomState,
@@ -25,16 +25,14 @@ use std::{
 };
 
 use fs4::{FileExt, TryLockError};
-use serde::Serialize;
 use tokio::time::Instant;
-use tower_openrouter::simulator::utc_date;
 use tracing::{info, warn};
 
 mod entry;
 mod line;
 
 pub(super) use entry::Entry;
-use line::{Gap, Head, Record};
+use line::Line;
 
 /// How many lines may wait for the disk: some seconds of what one core can serve, in a few megabytes.
 const QUEUE: usize = 16 * 1024;
@@ -52,18 +50,19 @@ struct Shared {
     queue: SyncSender<Message>,
     /// Lines for which there was no room.
     lost: Arc<AtomicU64>,
-    started: Instant,
+    /// When this began, by either clock.
+    started: (Instant, u64),
     sessions: RandomState,
 }
 
 enum Message {
-    Line(Record),
+    Line(Line),
     /// Everything before it is in the file once this is answered.
     Flush(SyncSender<()>),
 }
 
 impl Recorder {
-    /// Opens the file, to be appended to, and says in it when this recording began. Only its owner may read a file made here.
+    /// Opens the file, to be appended to. Only its owner may read one that is made here.
     ///
     /// # Errors
     /// When the file cannot be written, or another process records into it.
@@ -76,20 +75,19 @@ impl Recorder {
     /// Records into `to`, with room for so many lines that wait for it.
     fn into(file: impl Sink, queue: usize) -> io::Result<Self> {
         let lost = Arc::<AtomicU64>::default();
-        let started = Instant::now();
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let started = (Instant::now(), millis(since_1970));
         let (queue, messages) = sync_channel(queue);
-        let mut writer =
-            Writer { file, lost: lost.clone(), told: 0, started, batch: Vec::new(), lines: 0, failing: false };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        writer.push(&Head { recording: 1, date: utc_date(i64::try_from(now.as_millis()).unwrap_or(i64::MAX)) });
-        writer.write()?;
+        let batch = Batch::default();
+        let writer = Writer { file, lost: lost.clone(), told: 0, batch, failing: false };
         thread::Builder::new().name("record".into()).spawn(move || writer.run(&messages))?;
         Ok(Self(Arc::new(Shared { queue, lost, started, sessions: RandomState::new() })))
     }
 
-    /// Milliseconds of the recording at that instant.
+    /// Milliseconds since 1970, by a clock that is not set while it runs.
     fn at(&self, instant: Instant) -> u64 {
-        millis(instant.saturating_duration_since(self.0.started))
+        let (started, since_1970) = self.0.started;
+        since_1970 + millis(instant.saturating_duration_since(started))
     }
 
     /// What stands for a session's id here.
@@ -97,8 +95,8 @@ impl Recorder {
         self.0.sessions.hash_one(id)
     }
 
-    fn push(&self, record: Record) {
-        if self.0.queue.try_send(Message::Line(record)).is_err() {
+    fn push(&self, line: Line) {
+        if self.0.queue.try_send(Message::Line(line)).is_err() {
             self.0.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -152,16 +150,22 @@ impl Sink for File {
     }
 }
 
+/// Lines to be written.
+#[derive(Default)]
+struct Batch {
+    text: Vec<u8>,
+    /// How many requests it tells of, and of how many that were lost.
+    lines: u64,
+    lost: u64,
+}
+
 /// The thread's side.
 struct Writer<F> {
     file: F,
     lost: Arc<AtomicU64>,
-    /// How many of the lost ones the file tells of.
+    /// How many of the lost ones are told of.
     told: u64,
-    started: Instant,
-    /// Lines to be written, and how many requests they tell of.
-    batch: Vec<u8>,
-    lines: u64,
+    batch: Batch,
     failing: bool,
 }
 
@@ -172,10 +176,7 @@ impl<F: Sink> Writer<F> {
             let mut next = Ok(first);
             loop {
                 match next {
-                    Ok(Message::Line(record)) => {
-                        self.push(&record);
-                        self.lines += 1;
-                    }
+                    Ok(Message::Line(line)) => self.push(line),
                     Ok(Message::Flush(answer)) => {
                         self.write_out();
                         // who asked may not wait any more
@@ -183,7 +184,7 @@ impl<F: Sink> Writer<F> {
                     }
                     Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
                 }
-                if self.batch.len() >= BATCH {
+                if self.batch.text.len() >= BATCH {
                     self.write_out();
                 }
                 next = messages.try_recv();
@@ -192,44 +193,43 @@ impl<F: Sink> Writer<F> {
         }
     }
 
-    fn push(&mut self, line: &impl Serialize) {
+    fn push(&mut self, mut line: Line) {
+        let lost = self.lost.load(Ordering::Relaxed);
+        line.lost_before = lost - self.told;
         // numbers and strings: there is nothing in them that could fail
-        if serde_json::to_writer(&mut self.batch, line).is_ok() {
-            self.batch.push(b'\n');
+        if serde_json::to_writer(&mut self.batch.text, &line).is_ok() {
+            self.batch.text.push(b'\n');
+            self.batch.lines += 1;
+            self.batch.lost += line.lost_before;
+            self.told = lost;
         }
     }
 
-    /// Writes what there is, and after it how much is missing. What cannot be written is missing too.
+    /// Writes what there is. What cannot be written is lost.
     fn write_out(&mut self) {
-        let lost = self.lost.load(Ordering::Relaxed);
-        if lost > self.told {
-            let at_ms = millis(self.started.elapsed());
-            self.push(&Gap { lost: lost - self.told, at_ms });
+        let Batch { text, lines, lost } = &mut self.batch;
+        if *lines == 0 {
+            return;
         }
-        let lines = mem::take(&mut self.lines);
-        match self.write() {
+        match self.file.append(text) {
             Ok(()) => {
-                if lost > self.told {
-                    warn!(lines = lost - self.told, "requests were not recorded");
+                if *lost > 0 {
+                    warn!(requests = *lost, "some requests were not recorded");
                 }
-                self.told = lost;
                 if mem::take(&mut self.failing) {
                     info!("requests are recorded again");
                 }
             }
             Err(error) => {
-                self.lost.fetch_add(lines, Ordering::Relaxed);
+                self.lost.fetch_add(*lines, Ordering::Relaxed);
+                self.told -= *lost;
                 if !mem::replace(&mut self.failing, true) {
                     warn!(%error, "requests cannot be recorded for now");
                 }
             }
         }
-    }
-
-    fn write(&mut self) -> io::Result<()> {
-        let written = if self.batch.is_empty() { Ok(()) } else { self.file.append(&self.batch) };
-        self.batch.clear();
-        written
+        text.clear();
+        (*lines, *lost) = (0, 0);
     }
 }
 
@@ -238,27 +238,6 @@ mod tests {
     use std::sync::{Mutex, mpsc::channel};
 
     use super::*;
-
-    fn record(number: u64) -> Record {
-        Record {
-            at_ms: number,
-            model: None,
-            request_bytes: None,
-            prompt_tokens: None,
-            reply_tokens: None,
-            max_tokens: None,
-            stream: false,
-            session: None,
-            priority: "normal",
-            status: Some(200),
-            cause: None,
-            attempts: 1,
-            key: None,
-            head_ms: None,
-            first_output_ms: None,
-            total_ms: 0,
-        }
-    }
 
     /// A disk whose every write is what the test lets it be.
     struct Disk {
@@ -279,7 +258,7 @@ mod tests {
         let lines = std::str::from_utf8(text).unwrap().lines();
         lines.fold((0, 0), |(recorded, lost), line| {
             let line: serde_json::Value = serde_json::from_str(line).unwrap();
-            (recorded + u64::from(line.get("total_ms").is_some()), lost + line["lost"].as_u64().unwrap_or(0))
+            (recorded + 1, lost + line["lost_before"].as_u64().unwrap_or(0))
         })
     }
 
@@ -287,20 +266,18 @@ mod tests {
     fn whatever_the_disk_does_every_request_is_recorded_or_counted_as_missing() {
         let (disk, next) = channel();
         let written = Arc::<Mutex<Vec<u8>>>::default();
-        disk.send(Ok(())).unwrap();
         let recorder = Recorder::into(Disk { next, written: written.clone() }, 8).unwrap();
         // the disk takes nothing while these come, and its first write of them fails
-        for number in 0..100 {
-            recorder.push(record(number));
+        for _ in 0..100 {
+            recorder.push(Line::default());
         }
         disk.send(Err(io::ErrorKind::StorageFull.into())).unwrap();
         drop(disk);
         recorder.flush();
-        recorder.push(record(100));
+        recorder.push(Line::default());
         recorder.flush();
         let (recorded, lost) = told(&written.lock().unwrap());
         assert_eq!(recorded + lost, 101);
         assert!((1..=9).contains(&recorded) && lost >= 92, "{recorded} recorded, {lost} lost");
-        assert!(written.lock().unwrap().starts_with(b"{\"recording\":1,\"date\":\"20"));
     }
 }

@@ -117,7 +117,7 @@ impl Server {
         let draining = self.stop.clone();
         // not to be put off for fairness, since it is not asked again
         let mut stop = pin!(unconstrained(self.stop.changed()));
-        let (mut stopping, mut told) = (false, false);
+        let (mut stopping, mut told, mut set) = (false, false, false);
         poll_fn(|cx| {
             loop {
                 if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
@@ -135,9 +135,14 @@ impl Server {
                     connection.as_mut().graceful_shutdown();
                     continue;
                 }
-                if alarm.as_mut().poll(cx).is_pending() {
+                // and so is it with the alarm, until that has rung
+                if mem::replace(&mut set, true) && !alarm.is_elapsed() {
                     return Poll::Pending;
                 }
+                if pin!(unconstrained(alarm.as_mut())).poll(cx).is_pending() {
+                    return Poll::Pending;
+                }
+                set = false;
                 if !asked.load(Ordering::Relaxed) {
                     return Poll::Ready(());
                 }

@@ -10,7 +10,7 @@ use tower_openrouter::{
     stream::Later,
 };
 
-use super::{Recorder, line::Record, millis};
+use super::{Recorder, line::Line, millis};
 use crate::gateway::drain::Drain;
 
 /// The longest name of a model that is kept: a client may send anything.
@@ -72,11 +72,11 @@ impl Entry {
         drain: &Drain,
         request: &Request<B>,
         context: &RequestContext,
-    ) -> Self {
+    ) -> Box<Self> {
         let headers = request.headers();
         let session = headers.get("x-session-id").map(|id| id.as_bytes()).filter(|id| !id.is_empty());
         let length = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-        Self {
+        Box::new(Self {
             recorder: recorder.clone(),
             drain: drain.clone(),
             arrived: Instant::now(),
@@ -87,7 +87,7 @@ impl Entry {
             head: None,
             first_output: None,
             told: Told::Nothing,
-        }
+        })
     }
 
     /// The balancer has answered.
@@ -134,7 +134,7 @@ impl Entry {
         }
     }
 
-    fn record(mut self, ending: Ending) -> (Recorder, Record) {
+    fn line(mut self, ending: Ending) -> (Recorder, Line) {
         let cause = self.cause(ending);
         let usage = self.cell().and_then(OutcomeCell::usage);
         let asks = self.context.asks();
@@ -146,29 +146,39 @@ impl Entry {
             (ledger.attempts().len(), ledger.latest().map(|attempt| attempt.endpoint.key().name().to_owned()))
         };
         let since = |instant: Instant| millis(instant.saturating_duration_since(self.arrived));
-        let record = Record {
+        let bytes = self.context.body().map(|body| body.len() as u64).or(self.length);
+        let line = Line {
             at_ms: self.recorder.at(self.arrived),
             model: asks.model.clone().filter(|model| model.len() <= LONGEST_MODEL),
-            request_bytes: self.context.body().map(|body| body.len() as u64).or(self.length),
-            prompt_tokens: usage.map(|usage| usage.prompt_tokens),
+            request_bytes: bytes,
+            prompt_tokens: usage.map_or(bytes.unwrap_or(0) / 4, |usage| usage.prompt_tokens),
             reply_tokens: usage.map(|usage| usage.completion_tokens),
             max_tokens: asks.max_tokens,
             stream: asks.stream,
             session: session.map(|hash| format!("{hash:016x}")),
             priority: self.context.priority().as_str(),
             status: self.status,
+            ending: match (cause, self.status) {
+                (None, _) => "served",
+                (Some(CLIENT_GONE), _) => "left",
+                (Some(_), Some(200)) => "broken",
+                (Some(_), _) => "failed",
+            },
             cause,
             attempts: u32::try_from(attempts).unwrap_or(u32::MAX),
             key,
             head_ms: self.head.map(since),
             first_output_ms: self.first_output.map(since),
-            total_ms: millis(self.arrived.elapsed()),
+            end_ms: millis(self.arrived.elapsed()),
+            cost: usage.map(|usage| usage.cost),
+            lost_before: 0,
         };
-        (self.recorder, record)
+        (self.recorder, line)
     }
 }
 
-impl Guard for Entry {
+/// In a box, for the sake of requests that are not recorded.
+impl Guard for Box<Entry> {
     fn data(&mut self, chunk: &[u8]) {
         if self.first_output.is_some() || chunk.is_empty() {
             return;
@@ -185,7 +195,7 @@ impl Guard for Entry {
     }
 
     fn finish(self, ending: Ending) {
-        let (recorder, record) = self.record(ending);
-        recorder.push(record);
+        let (recorder, line) = self.line(ending);
+        recorder.push(line);
     }
 }
