@@ -56,7 +56,7 @@ struct Shared {
 }
 
 enum Message {
-    Line(Line),
+    Line(Box<Line>),
     /// Everything before it is in the file once this is answered.
     Flush(SyncSender<()>),
 }
@@ -96,7 +96,7 @@ impl Recorder {
     }
 
     fn push(&self, line: Line) {
-        if self.0.queue.try_send(Message::Line(line)).is_err() {
+        if self.0.queue.try_send(Message::Line(Box::new(line))).is_err() {
             self.0.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -176,7 +176,7 @@ impl<F: Sink> Writer<F> {
             let mut next = Ok(first);
             loop {
                 match next {
-                    Ok(Message::Line(line)) => self.push(line),
+                    Ok(Message::Line(line)) => self.push(*line),
                     Ok(Message::Flush(answer)) => {
                         self.write_out();
                         // who asked may not wait any more
