@@ -61,6 +61,9 @@ fn mean(standing: &Standing, id: &str) -> Option<f64> {
 /// What a value is written as.
 type Written = fn(Option<f64>) -> String;
 
+/// What stands where there is no value.
+const NONE: &str = "–";
+
 /// Heading, the figure, and how it is written.
 const COLUMNS: [(&str, &str, Written); 17] = [
     ("goodput, requests/s", "goodput", short),
@@ -95,11 +98,16 @@ pub(super) fn figures(comparison: &Comparison, scenario: usize, looks: &Looks<'_
         if seeds == 1 { "seed" } else { "seeds" },
         if oracle { "<th scope=\"col\">of the oracle</th>" } else { "" },
     );
-    for (heading, ..) in COLUMNS {
+    // what no stack has a value of, such as the time to calm without a burst, has no column
+    let told = |(_, id, written): &&(&str, &str, Written)| {
+        standings.iter().any(|standing| value(standing, id, *written, None) != NONE)
+    };
+    let columns: Vec<_> = COLUMNS.iter().filter(told).collect();
+    for (heading, ..) in &columns {
         let _ = write!(table, "<th scope=\"col\">{heading}</th>");
     }
     table.push_str("</tr></thead><tbody>\n");
-    let bests: Vec<_> = COLUMNS.iter().map(|(_, id, written)| best(&standings, id, *written)).collect();
+    let bests: Vec<_> = columns.iter().map(|(_, id, written)| best(&standings, id, *written)).collect();
     for standing in &standings {
         let rank = standing.rank.map_or_else(|| "–".to_owned(), |rank| rank.to_string());
         let _ = write!(
@@ -109,7 +117,7 @@ pub(super) fn figures(comparison: &Comparison, scenario: usize, looks: &Looks<'_
             if oracle { format!("<td>{}</td>", part(standing.goodput_to_oracle)) } else { String::new() },
             against(standing),
         );
-        for ((_, id, written), best) in COLUMNS.iter().zip(&bests) {
+        for ((_, id, written), best) in columns.iter().zip(&bests) {
             let _ = write!(table, "<td>{}</td>", value(standing, id, *written, best.as_deref()));
         }
         table.push_str("</tr>\n");
@@ -145,7 +153,7 @@ fn chance_of(chance: f64) -> String {
 }
 
 fn value(standing: &Standing, id: &str, written: Written, best: Option<&str>) -> String {
-    let Some(Spread { mean, sd, .. }) = standing.spread(id) else { return missed(standing, id, "–") };
+    let Some(Spread { mean, sd, .. }) = standing.spread(id) else { return missed(standing, id, NONE) };
     let plain = written(Some(mean));
     let text = if best == Some(&plain) { format!("<b>{}</b>", escaped(&plain)) } else { escaped(&plain) };
     // a spread that is written as next to nothing says nothing
