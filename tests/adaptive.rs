@@ -289,8 +289,9 @@ async fn the_filter_learns_the_limit_of_each_account_over_all_its_keys() {
     let pool = Pool::new(keys).unwrap();
     let limit = AdaptiveLimit::new(AdaptivePolicy::aimd()).by_model();
     let balancer = Balancer::builder(pool.clone()).filter(limit.clone()).build(OpenRouter::new(upstream.service()));
+    // more than both accounts bear: what never meets its limit need not be learned
     let mut callers = JoinSet::new();
-    for _ in 0..42 {
+    for _ in 0..60 {
         let balancer = balancer.clone();
         callers.spawn(async move {
             loop {
