@@ -61,6 +61,8 @@ fn the_paths_of_the_api_reach_the_upstream_and_no_others() {
         ("GET", "/stats", 404),
         ("GET", "/readyz", 404),
         ("GET", "/healthz", 404),
+        ("GET", "/metrics", 404),
+        ("GET", "/explain/1", 404),
         ("GET", "/v1/chat/completions", 405),
         ("DELETE", "/v1/models", 405),
         ("OPTIONS", "/v1/chat/completions", 405),
@@ -82,7 +84,9 @@ fn r102_r105_the_upstream_sees_the_key_and_nothing_of_the_clients_own() {
     let gateway = Gateway::before(&upstream, &[]);
     let reply = gateway.chat(
         "Authorization: Bearer private-1\r\nX-Api-Key: private-2\r\nCookie: private-3\r\nProxy-Authorization: private-4\r\n\
+         Authorization: Basic private\r\nAPI-KEY: private\r\nx-goog-api-key: private\r\nX-Auth-Token: private\r\ncookie: private\r\n\
          Connection: X-Hop\r\nX-Hop: private-5\r\nTE: trailers\r\nX-Forwarded-For: private-6\r\nContent-Type: application/json\r\n\
+         Connection: keep-alive,  X-Other , content-type2\r\nX-Other: private\r\nKeep-Alive: private\r\nUpgrade: private\r\n\
          HTTP-Referer: https://app.example\r\nX-Title: App\r\n",
     );
     assert_eq!(reply.status, 200);
@@ -158,6 +162,14 @@ fn r101_a_redirect_is_neither_followed_nor_passed_on() {
         assert_eq!(reply.json()["error"]["code"], 502);
     }
     assert!(canary.is_untouched());
+    // nor to another place on the same server
+    let upstream = Upstream::start(|request, stream| {
+        let host = request.split("host: ").nth(1).unwrap().lines().next().unwrap();
+        let location = format!("location: http://{host}/api/v1/models\r\n");
+        stream.write_all(response("307 Temporary Redirect", &location, "").as_bytes()).unwrap();
+    });
+    assert_eq!(Gateway::before(&upstream, &[]).chat("").status, 502);
+    assert_eq!(upstream.seen().len(), 1);
 }
 
 #[test]

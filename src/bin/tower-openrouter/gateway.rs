@@ -32,7 +32,9 @@ mod check;
 mod config;
 mod drain;
 mod headers;
+mod intake;
 mod live;
+mod log;
 pub(crate) mod poll;
 mod proxy;
 mod record;
@@ -52,6 +54,7 @@ use admin::Local;
 use banner::Banner;
 use check::Plan;
 use drain::Drain;
+use log::OneLine;
 use proxy::Shared;
 use record::Recorder;
 use reload::Runner;
@@ -83,10 +86,11 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
         let plan = Plan { configuration: &configuration, simulated: matches!(upstream, Upstream::Simulated(..)) };
         return Ok(write!(io::stdout(), "{plan}")?);
     }
+    let colours = io::stderr().is_terminal();
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")))
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
+        .with_writer(OneLine { colours })
+        .with_ansi(colours)
         .init();
     // with one core to run on, threads only cost: nothing is gained by handing tasks from one to the other
     let mut runtime = match thread::available_parallelism() {
