@@ -23,6 +23,9 @@ impl Delays {
         Self::of(endpoint, jitter, draw::spread(rng, endpoint.first_token_sigma), fault)
     }
 
+    /// There is nobody to wait for.
+    pub(super) const NONE: Self = Self { accept: Duration::ZERO, first_token: Duration::ZERO, per_token: Duration::ZERO };
+
     /// As they are for the middle request.
     #[cfg(feature = "lab")]
     pub(super) fn median(endpoint: &ProviderEndpoint, fault: Option<&What>) -> Self {

@@ -11,7 +11,7 @@ use std::{
 use http_body_util::{BodyExt, Full};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 
-use super::support::*;
+use super::{frames::*, support::*};
 
 /// A listener nobody should connect to.
 struct Canary(TcpListener);
@@ -197,6 +197,12 @@ fn r104_no_client_chooses_the_upstream() {
     ] {
         let reply = raw(gateway.api, &format!("{head}{end}"));
         assert!(reply.status == 200 || (400..500).contains(&reply.status), "{head} -> {reply:?}");
+    }
+    for (scheme, authority) in [("http", &*evil), ("https", &evil), ("http", "localhost"), ("ftp", "a@b")] {
+        let mut client = Http2::connect(gateway.api);
+        let headers = [(":method", "POST"), (":scheme", scheme), (":path", "/v1/chat/completions"), (":authority", authority)];
+        client.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &block(&[&headers[..], &[("host", &evil)]].concat())));
+        client.until(|frame| frame.stream == 1 && frame.kind != WINDOW_UPDATE);
     }
     assert!(canary.is_untouched());
     let ours = format!("host: {}", upstream.address());

@@ -76,7 +76,6 @@ fn r110_failures_of_the_upstream_have_a_status_of_their_own() {
         ),
     ] {
         let gateway = with(name, settings, &upstream);
-        println!("{name}");
         if reason == "no_key" {
             // two keys, each found out once
             gateway.chat("");
