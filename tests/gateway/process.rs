@@ -238,7 +238,7 @@ fn r111_streams_of_http2_are_finished_too_or_told_that_they_are_not() {
     let (upstream, go) = held_upstream();
     let mut gateway = Gateway::before(&upstream, &[]);
     let (text, frames) = stopped(&gateway, &upstream, || go.send(()).unwrap());
-    assert!(text.ends_with("data: [DONE]\n\n"), "{text}");
+    assert!(text.ends_with("data: [DONE]\n\n"), "{text} {frames:?}");
     assert!(frames.iter().any(|frame| frame.kind == DATA && frame.flags & END_STREAM != 0), "{frames:?}");
     let (status, took) = gateway.ended();
     assert!(status.code() == Some(0) && took < Duration::from_secs(1), "{status} {took:?}");
