@@ -43,7 +43,8 @@ keep = { log = 100, requests = 0, generations = 100 }
 "#;
 
 fn pool(simulator: &Simulator, max_in_flight: usize) -> Pool {
-    let keys = simulator.keys().into_iter().map(|key| ApiKey::new(key.secret).unwrap().label(key.label).account(key.account));
+    let keys =
+        simulator.keys().into_iter().map(|key| ApiKey::new(key.secret).unwrap().label(key.label).account(key.account));
     Pool::new(keys.map(|key| key.max_in_flight(max_in_flight).unwrap())).unwrap()
 }
 
@@ -85,7 +86,7 @@ where
             }
         }
         _ => {
-            let Ok(response) = service.call(request(fate % 2 == 0)).await else { panic!("it cannot fail") };
+            let Ok(response) = service.call(request(fate.is_multiple_of(2))).await else { panic!("it cannot fail") };
             let mut body = response.into_body();
             let mut frames = if fate == 5 { 1 } else { usize::MAX };
             while frames > 0 && matches!(body.frame().await, Some(Ok(_))) {

@@ -31,7 +31,8 @@ pub(super) struct Wish {
 impl Wish {
     /// `None` when the cache is not to be used.
     pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
-        let is_true = |name: &str| headers.get(name).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"true"));
+        let is_true =
+            |name: &str| headers.get(name).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"true"));
         if !is_true("x-openrouter-cache") {
             return None;
         }
@@ -118,9 +119,7 @@ impl Cache {
             self.0.remove(&slot);
         }
         match self.0.get(&slot).filter(|kept| !kept.is_over(now)) {
-            Some(kept) => {
-                Ok(Hit { source: kept.served.clone(), ttl: kept.ttl, age: now.saturating_sub(kept.since) })
-            }
+            Some(kept) => Ok(Hit { source: kept.served.clone(), ttl: kept.ttl, age: now.saturating_sub(kept.since) }),
             None => Err(Miss { slot, ttl: wish.ttl }),
         }
     }

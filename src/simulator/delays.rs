@@ -24,7 +24,8 @@ impl Delays {
     }
 
     /// There is nobody to wait for.
-    pub(super) const NONE: Self = Self { accept: Duration::ZERO, first_token: Duration::ZERO, per_token: Duration::ZERO };
+    pub(super) const NONE: Self =
+        Self { accept: Duration::ZERO, first_token: Duration::ZERO, per_token: Duration::ZERO };
 
     /// As they are for the middle request.
     #[cfg(feature = "lab")]

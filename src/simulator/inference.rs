@@ -68,9 +68,10 @@ pub(super) async fn answer(shared: &Arc<Shared>, call: Call, dialect: Dialect) -
         Ok(asked) => asked,
         Err(refusal) => return Ok(refuse(shared, &refusal, &reference, Some(ticket))),
     };
-    let cached = call.cache.zip(call.body.as_deref()).map(|(wish, body)| {
-        shared.lock().cache.find(wish, (key, &call.path, body), shared.clock.now().elapsed)
-    });
+    let cached = call
+        .cache
+        .zip(call.body.as_deref())
+        .map(|(wish, body)| shared.lock().cache.find(wish, (key, &call.path, body), shared.clock.now().elapsed));
     let mut miss = match cached {
         None => None,
         Some(Err(miss)) => Some(miss),

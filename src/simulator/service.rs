@@ -151,8 +151,15 @@ where
     let path = path.strip_prefix("/api").unwrap_or(path);
     let path = path.strip_prefix("/v1/").unwrap_or_default().trim_matches('/').to_owned();
     let query = parts.uri.query().unwrap_or_default().to_owned();
-    let call =
-        Call { method: parts.method, path, query, credentials, metadata: Trace::wanted_by(&parts.headers), cache: Wish::of(&parts.headers), body };
+    let call = Call {
+        method: parts.method,
+        path,
+        query,
+        credentials,
+        metadata: Trace::wanted_by(&parts.headers),
+        cache: Wish::of(&parts.headers),
+        body,
+    };
     let dialect = match call.path.as_str() {
         "chat/completions" => Dialect::Chat,
         "completions" => Dialect::Completions,

@@ -200,7 +200,8 @@ fn r104_no_client_chooses_the_upstream() {
     }
     for (scheme, authority) in [("http", &*evil), ("https", &evil), ("http", "localhost"), ("ftp", "a@b")] {
         let mut client = Http2::connect(gateway.api);
-        let headers = [(":method", "POST"), (":scheme", scheme), (":path", "/v1/chat/completions"), (":authority", authority)];
+        let headers =
+            [(":method", "POST"), (":scheme", scheme), (":path", "/v1/chat/completions"), (":authority", authority)];
         client.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &block(&[&headers[..], &[("host", &evil)]].concat())));
         client.until(|frame| frame.stream == 1 && frame.kind != WINDOW_UPDATE);
     }

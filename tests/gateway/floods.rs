@@ -199,7 +199,10 @@ fn r103_a_request_of_http2_cannot_become_two_of_http1() {
     for seen in world.simulator.requests() {
         assert!(seen.uri.path() == "/api/v1/chat/completions" && seen.body == CHAT, "{seen:?}");
         let told: Vec<_> = seen.headers.keys().map(http::HeaderName::as_str).collect();
-        assert!(!told.contains(&"transfer-encoding") && !format!("{:?}", seen.headers).contains("embeddings"), "{told:?}");
+        assert!(
+            !told.contains(&"transfer-encoding") && !format!("{:?}", seen.headers).contains("embeddings"),
+            "{told:?}"
+        );
     }
 }
 

@@ -57,7 +57,8 @@ pub(crate) fn block(headers: &[(&str, &str)]) -> Vec<u8> {
 
 /// The headers of a chat request, and more.
 pub(crate) fn chat<'a>(more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
-    let own = [(":method", "POST"), (":scheme", "http"), (":path", "/v1/chat/completions"), (":authority", "localhost")];
+    let own =
+        [(":method", "POST"), (":scheme", "http"), (":path", "/v1/chat/completions"), (":authority", "localhost")];
     [&own, more].concat()
 }
 

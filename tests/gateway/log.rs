@@ -18,7 +18,11 @@ fn r113_nothing_that_is_sent_begins_an_entry_of_the_log() {
         let answer = match request.matches("kind-").count() {
             0 => response("502 Bad Gateway", json, &error),
             1 => response("200 OK", json, &format!("{{}}\n{FORGED}")),
-            2 => response(&format!("500 x\t\u{85}{FORGED}"), &format!("x-odd: a\t\u{9b}2J{FORGED}\r\n"), &format!("\n{FORGED}")),
+            2 => response(
+                &format!("500 x\t\u{85}{FORGED}"),
+                &format!("x-odd: a\t\u{9b}2J{FORGED}\r\n"),
+                &format!("\n{FORGED}"),
+            ),
             3 => format!("HTTP/1.1 200 OK\r\n\n{FORGED}\n"),
             _ => format!("{FORGED}\n\n"),
         };
@@ -36,7 +40,8 @@ fn r113_nothing_that_is_sent_begins_an_entry_of_the_log() {
     for kinds in ["", "kind-", "kind-kind-", "kind-kind-kind-", "kind-kind-kind-kind-"] {
         for model in ["acme/x", "unknown/x"] {
             let body = format!(r#"{{"model":"{model}\n{FORGED}\u001b[2J","user":"\n{FORGED}","kind":"{kinds}"}}"#);
-            let headers = format!("x-request-id: a\t{FORGED}\r\nx-title: \u{85}{FORGED}\r\nx-session-id: \t{FORGED}\r\n");
+            let headers =
+                format!("x-request-id: a\t{FORGED}\r\nx-title: \u{85}{FORGED}\r\nx-session-id: \t{FORGED}\r\n");
             post(gateway.api, "/v1/chat/completions", &headers, &body);
             post(gateway.api, "/v1/messages", "", &body);
         }

@@ -54,10 +54,17 @@ fn r107_a_thousand_connections_that_dribble_are_closed_in_time_and_others_are_se
     let world = World::plain();
     let gateway = world.gateway(&["--header-timeout", "1s"]);
     let head = format!("POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nx-long: {}\r\n", "x".repeat(8000));
-    let body = format!("POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 8000\r\n\r\n{{{}", " ".repeat(7000));
-    let chunk = format!("POST /v1/messages HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n1000\r\n{}", " ".repeat(4096));
+    let body = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 8000\r\n\r\n{{{}",
+        " ".repeat(7000)
+    );
+    let chunk = format!(
+        "POST /v1/messages HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n1000\r\n{}",
+        " ".repeat(4096)
+    );
     // more than is kept, so that it is passed on as it comes
-    let large = format!("POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n{{", 20 << 20);
+    let large =
+        format!("POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n{{", 20 << 20);
     let start = Instant::now();
     let mut dribbles = Vec::new();
     for number in 0..1000 {
@@ -98,7 +105,11 @@ fn r107_a_thousand_connections_that_dribble_are_closed_in_time_and_others_are_se
     }
     assert!(healthy < Duration::from_secs(1), "others waited for {healthy:?}");
     let unfinished = world.simulator.counts();
-    assert_eq!((unfinished.in_flight, unfinished.by_status.keys().collect::<Vec<_>>()), (0, vec![&200]), "{unfinished:?}");
+    assert_eq!(
+        (unfinished.in_flight, unfinished.by_status.keys().collect::<Vec<_>>()),
+        (0, vec![&200]),
+        "{unfinished:?}"
+    );
 }
 
 #[test]

@@ -6,8 +6,7 @@ use std::io::Write;
 use super::{support::*, world::*};
 
 /// What nobody may see, sent in the body of another request or behind it.
-const SMUGGLED: &str =
-    "POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-length: 37\r\n\r\n{\"model\":\"acme/swift-1\",\"input\":\"x\"}\r\n";
+const SMUGGLED: &str = "POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-length: 37\r\n\r\n{\"model\":\"acme/swift-1\",\"input\":\"x\"}\r\n";
 
 fn chunked(body: &str) -> String {
     format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len())
@@ -163,7 +162,8 @@ fn r103_requests_one_after_the_other_are_as_many_as_they_are() {
     let world = World::plain();
     let gateway = world.gateway(&[]);
     let (length, chunks) = (CHAT.len(), chunked(CHAT));
-    let plain = format!("POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\n\r\n{CHAT}");
+    let plain =
+        format!("POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\n\r\n{CHAT}");
     let twice = format!(
         "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\ncontent-length: {length}\r\n\r\n{CHAT}"
     );

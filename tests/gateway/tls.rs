@@ -25,7 +25,8 @@ struct Server {
 
 impl Server {
     fn start(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Self {
-        let config = ServerConfig::builder_with_provider(ring::default_provider().into()).with_safe_default_protocol_versions();
+        let config =
+            ServerConfig::builder_with_provider(ring::default_provider().into()).with_safe_default_protocol_versions();
         let config = Arc::new(config.unwrap().with_no_client_auth().with_single_cert(chain, key).unwrap());
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();

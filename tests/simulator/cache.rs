@@ -23,7 +23,9 @@ fn status(answer: &Answer) -> &str {
 #[tokio::test(start_paused = true)]
 async fn the_same_request_of_the_same_key_is_answered_again_for_nothing() {
     let simulator = simulator(scenario());
-    for (path, tokens) in [("chat/completions", "total_tokens"), ("messages", "output_tokens"), ("responses", "output_tokens")] {
+    for (path, tokens) in
+        [("chat/completions", "total_tokens"), ("messages", "output_tokens"), ("responses", "output_tokens")]
+    {
         let mut body = chat_body(PAID);
         body["input"] = "Hello".into();
         let first = ask(&simulator, "a1", path, &body, &[]).await;
@@ -42,7 +44,11 @@ async fn the_same_request_of_the_same_key_is_answered_again_for_nothing() {
         assert_eq!(said(&again), said(&first));
         assert!(said(&first).as_str().is_some_and(|text| !text.is_empty()), "{path}");
         assert!(first.json()["usage"][tokens].as_u64().unwrap() > 0, "{path}");
-        assert_eq!((&again.json()["usage"][tokens], &again.json()["usage"]["cost"]), (&0.into(), &0.0.into()), "{path}");
+        assert_eq!(
+            (&again.json()["usage"][tokens], &again.json()["usage"]["cost"]),
+            (&0.into(), &0.0.into()),
+            "{path}"
+        );
         assert_eq!(simulator.counts().keys["a1"].cost, spent);
     }
 }

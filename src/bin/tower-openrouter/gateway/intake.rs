@@ -77,7 +77,9 @@ where
                         *this.waited += since.elapsed();
                         *this.wait = Wait::Once;
                     }
-                    let Some(frame) = frame.transpose().map_err(Into::<BoxError>::into)? else { return Poll::Ready(None) };
+                    let Some(frame) = frame.transpose().map_err(Into::<BoxError>::into)? else {
+                        return Poll::Ready(None);
+                    };
                     if let Ok(data) = frame.into_data() {
                         *this.bytes += data.len() as u64;
                         return Poll::Ready(Some(Ok(Frame::data(data))));
