@@ -120,7 +120,8 @@ fn rates_follow_steps_bursts_and_the_time_of_day() {
     }
     let day = "rate = { kind = \"diurnal\", low_per_s = 2, high_per_s = 18, period_s = 1000, peak_s = 250 }";
     let day = asks(4_000.0, day);
-    let around = |second: f64| (0..4).map(|day| (second - 20.0 + 1e3 * f64::from(day), second + 20.0 + 1e3 * f64::from(day)));
+    let around =
+        |second: f64| (0..4).map(|day| (second - 20.0 + 1e3 * f64::from(day), second + 20.0 + 1e3 * f64::from(day)));
     for (second, wanted) in [(250.0, 18.0), (500.0, 10.0), (750.0, 2.0)] {
         let found = rates(&day, &around(second).collect::<Vec<_>>()).iter().sum::<f64>() / 4.0;
         near(found, wanted, 0.2);

@@ -27,12 +27,12 @@ use tower::{Layer, ServiceExt, service_fn};
 use tower_openrouter::{
     ApiKey, OpenRouter, RequestContext,
     answer::{ErrorAnswer, Shape},
+    lab::{self, trace::Trace},
     openrouter::{
         Answer, ProviderLayer, ProviderPreferences,
         account::{Credits, KeyInfo, ModelInfo},
         classify,
     },
-    lab::{self, trace::Trace},
     simulator::Scenario,
 };
 

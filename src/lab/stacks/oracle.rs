@@ -40,6 +40,8 @@ use line::{Line, Waiting};
 
 /// How often a request is sent at most.
 const ATTEMPTS: usize = 10;
+/// Over this much time keys are compared, so that what comes again each minute counts for more than what is for the day.
+const HORIZON: Duration = Duration::from_secs(3_600);
 
 /// Knows quotas, budgets and faults, and not who comes next: the mark that the others are measured by.
 ///
@@ -123,7 +125,8 @@ impl Oracle {
         let came = Instant::now();
         let body = request.body().clone().collect().await?.to_bytes();
         let wants: Arc<Wants> = Arc::new(serde_json::from_slice(&body)?);
-        if !self.will_serve(&wants, came + self.max_wait) {
+        // timers ring on the millisecond, so what opens on the last one may be too late
+        if !self.will_serve(&wants, came + self.max_wait.saturating_sub(Duration::from_millis(1))) {
             return Ok(refusal());
         }
         let number = self.line().number();
@@ -174,7 +177,7 @@ impl Oracle {
     /// Calls up one after the other, as the platform has room.
     async fn call_up(self: Arc<Self>) {
         loop {
-            let found = self.line().next(|wants, key| self.foresee(wants, key));
+            let found = self.line().next(|wants, key| self.foresee(wants, key), |wants, key| self.room(wants, key));
             if let Some((key, call)) = found.call {
                 // to nobody if its client has just left
                 let (turn, running) = (Turn(Arc::clone(&self)), Running { oracle: Arc::clone(&self), key });
@@ -187,6 +190,13 @@ impl Oracle {
 
     fn foresee(&self, wants: &Wants, key: usize) -> Foresight {
         self.simulator.foresee(&self.keys[key].label, &wants.model, wants.prompt_tokens, wants.max_tokens)
+    }
+
+    /// How many requests like this one the key's quotas have room for within the hour.
+    fn room(&self, wants: &Wants, key: usize) -> u64 {
+        let (labels, until) = ([&*self.keys[key].label], Instant::now() + HORIZON);
+        let quota = self.simulator.room_in_quotas(&labels, until);
+        quota.into_iter().chain(self.simulator.room_for(&labels, &wants.model, until)).min().unwrap_or(u64::MAX)
     }
 
     /// Whether there will be room for one that comes now, behind those who are there.
