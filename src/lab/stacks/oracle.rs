@@ -192,11 +192,10 @@ impl Oracle {
         self.simulator.foresee(&self.keys[key].label, &wants.model, wants.prompt_tokens, wants.max_tokens)
     }
 
-    /// How many requests like this one the key's quotas have room for within the hour.
+    /// How many more requests like this one the key's free quota lets in within the hour.
     fn room(&self, wants: &Wants, key: usize) -> u64 {
-        let (labels, until) = ([&*self.keys[key].label], Instant::now() + HORIZON);
-        let quota = self.simulator.room_in_quotas(&labels, until);
-        quota.into_iter().chain(self.simulator.room_for(&labels, &wants.model, until)).min().unwrap_or(u64::MAX)
+        let until = Instant::now() + HORIZON;
+        self.simulator.room_for(&[&*self.keys[key].label], &wants.model, until).unwrap_or(u64::MAX)
     }
 
     /// Whether there will be room for one that comes now, behind those who are there.

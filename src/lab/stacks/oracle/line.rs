@@ -74,8 +74,8 @@ impl Line {
         counts
     }
 
-    /// The first that a key would serve now, and of such keys the one with the most room in its quotas, so that what is scarce
-    /// is kept. One that must wait keeps those of its model waiting, and no others.
+    /// The first that a key would serve now, and of such keys the one with the most room for the day, so that what is scarce is
+    /// kept. One that must wait keeps those of its model waiting, and no others.
     pub(super) fn next(
         &mut self,
         foresee: impl Fn(&Wants, usize) -> Foresight,
