@@ -9,7 +9,7 @@ import json
 import subprocess
 import sys
 
-SINGLE = ["hyper", "rustls", "tower-http"]
+SINGLE = ["hyper", "rustls"]
 
 
 def cargo(*arguments):

@@ -85,8 +85,10 @@ impl Matrix<'_> {
     /// # Errors
     /// The first that cannot be built, by scenario and stack; those after it are not run.
     pub fn run(&self, jobs: NonZeroUsize, mut each: impl FnMut(usize, Run)) -> Result<(), BoxError> {
-        let (next, (tell, told)) = (AtomicUsize::new(0), mpsc::channel());
+        let next = AtomicUsize::new(0);
         thread::scope(|scope| {
+            // gone when this ends early, so that no worker waits for room in it
+            let (tell, told) = mpsc::sync_channel(jobs.get());
             for _ in 0..jobs.get().min(self.len()) {
                 let (next, tell) = (&next, tell.clone());
                 scope.spawn(move || self.work(next, &tell));
@@ -106,7 +108,7 @@ impl Matrix<'_> {
     }
 
     /// One of the workers: takes what is next until nothing is left, or nobody listens.
-    fn work(&self, next: &AtomicUsize, tell: &mpsc::Sender<(usize, Result<Run, BoxError>)>) {
+    fn work(&self, next: &AtomicUsize, tell: &mpsc::SyncSender<(usize, Result<Run, BoxError>)>) {
         let take = || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|index| *index < self.len());
         for index in std::iter::from_fn(take) {
             let (scenario, stack, seed) = self.place(index);

@@ -9,6 +9,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
+use tower_openrouter::lab::trace::Trace;
 
 use super::support::*;
 
@@ -158,6 +159,10 @@ fn each_request_is_a_line_that_says_what_its_client_saw_and_nothing_private() {
     assert_ne!(records[4]["session"], records[3]["session"]);
     assert!(before <= records[4]["at_ms"].as_u64().unwrap(), "the times of one follow on those of the other");
     let text = recording.text();
+    let trace = Trace::open(&recording.0).unwrap();
+    let read: Vec<_> = trace.records().iter().map(|record| (record.model.as_deref(), record.prompt_tokens)).collect();
+    let told = records.iter().map(|record| (record["model"].as_str(), record["prompt_tokens"].as_u64().unwrap()));
+    assert_eq!(read, told.collect::<Vec<_>>(), "as the lab reads it");
     for private in PRIVATE {
         assert!(!text.contains(private), "{private} in {text}");
     }

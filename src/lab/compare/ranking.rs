@@ -158,17 +158,21 @@ mod tests {
         (1..).zip(values).map(|(seed, (goodput, refusals))| (seed, figures(*goodput, *refusals))).collect()
     }
 
+    fn percent(share: Option<f64>) -> Option<f64> {
+        share.map(|share| (share * 100.0).round())
+    }
+
     #[test]
     fn rank_is_by_goodput_then_by_fewer_refusals_and_the_oracle_has_none() {
         let (good, better) = (seeds(&[(9.0, 0.5), (9.2, 0.5)]), seeds(&[(9.2, 0.1), (9.0, 0.1)]));
         let (bad, oracle) = (seeds(&[(5.0, 0.0), (5.0, 0.0)]), seeds(&[(10.0, 0.0), (10.0, 0.0)]));
         let standings = rank(&[("bad", &bad), (ORACLE, &oracle), ("good", &good), ("better", &better)]);
-        let told: Vec<_> = standings.iter().map(|s| (&*s.stack, s.rank, s.goodput_to_oracle)).collect();
+        let told: Vec<_> = standings.iter().map(|s| (&*s.stack, s.rank, percent(s.goodput_to_oracle))).collect();
         let expected = [
-            ("better", Some(1), Some(0.91)),
-            ("good", Some(2), Some(0.91)),
-            ("bad", Some(3), Some(0.5)),
-            (ORACLE, None, Some(1.0)),
+            ("better", Some(1), Some(91.0)),
+            ("good", Some(2), Some(91.0)),
+            ("bad", Some(3), Some(50.0)),
+            (ORACLE, None, Some(100.0)),
         ];
         assert_eq!(told, expected);
     }

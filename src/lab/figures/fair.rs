@@ -42,7 +42,7 @@ fn allowance(scenario: &Scenario, account: &str, span: f64) -> f64 {
     if let Some(quota) = &account.quota {
         bound = quota.requests as f64 * windows(quota.window_s);
     }
-    if world.models.iter().all(|model| Model::is_free(&model.id)) {
+    if !world.models.is_empty() && world.models.iter().all(|model| Model::is_free(&model.id)) {
         bound = bound.min(account.free_per_minute as f64 * windows(60.0));
         if let Some(daily) = account.free_per_day {
             bound = bound.min(daily as f64 * windows(86_400.0));
