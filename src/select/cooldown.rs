@@ -32,6 +32,9 @@ use crate::{
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 /// Guessed rests of a provider pool double up to this (row 18).
 const POOL_MOST: Duration = Duration::from_secs(30);
+/// Those of one that fails, rather than is full, double up to this: nobody said how long it will, and whoever waits loses what
+/// a rest goes on after it has healed.
+const FAILING_MOST: Duration = Duration::from_secs(4);
 /// Guessed rests of our own address double up to this.
 const EGRESS_MOST: Duration = Duration::from_secs(300);
 /// While the platform refuses every key, we ask again after 1 s, doubling up to this (row 8).
@@ -179,6 +182,7 @@ impl Book {
             return true;
         }
         let most = match fault.scope {
+            Scope::Pool if fault.cause.is_suspect() => FAILING_MOST,
             Scope::Pool => POOL_MOST,
             Scope::Egress => EGRESS_MOST,
             _ => rest.duration,
@@ -198,9 +202,22 @@ impl Book {
         self.marked.load(Ordering::Acquire) == 0
     }
 
-    /// A success: what had rested there, and does so no more, starts from nothing next time.
-    pub(super) fn succeed(&self, endpoint: &Endpoint, request: &RequestContext, now: Instant) {
+    /// A success of what was sent at `sent`, `None` if nothing rested then: what had rested there, and does so no more, starts from nothing next time. And
+    /// the platform does not refuse everybody, if it was told so before that: one key that is really dead would prolong that
+    /// rest for all, each time it ends. Says whether a rest has ended.
+    pub(super) fn succeed(
+        &self,
+        endpoint: &Endpoint,
+        request: &RequestContext,
+        sent: Option<Instant>,
+        now: Instant,
+    ) -> bool {
         let mut entries = self.entries();
+        let refuted = |entry: &Entry| entry.cause == Cause::PlatformAuth && sent.is_some_and(|sent| sent > entry.first);
+        let lifted = entries.get(&Place::Egress).is_some_and(|entry| entry.until > now && refuted(entry));
+        if lifted {
+            entries.remove(&Place::Egress);
+        }
         for scope in [
             Scope::Key,
             Scope::Workspace,
@@ -217,6 +234,7 @@ impl Book {
             }
         }
         self.publish(&mut entries, now);
+        lifted
     }
 
     /// Ends a rest for a 401 of a key that upstream, `asked` about it since, accepts. A key that is refused again after that

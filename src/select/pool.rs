@@ -213,6 +213,13 @@ impl Pool {
         }
     }
 
+    /// Notes a success of what was sent at `sent`; `None` is when nothing rested yet.
+    pub(super) fn succeed(&self, endpoint: &Endpoint, request: &RequestContext, sent: Option<Instant>, now: Instant) {
+        if self.0.known.book.succeed(endpoint, request, sent, now) {
+            self.changed();
+        }
+    }
+
     /// Notes that upstream, asked about the key at `asked`, accepts it: a rest for a 401 before that ends.
     pub(crate) fn vouch(&self, endpoint: &Endpoint, asked: Instant) {
         if self.0.known.book.vouch(endpoint, asked, Instant::now()) {

@@ -142,6 +142,35 @@ async fn the_earliest_of_the_providers_counts_and_a_slow_one_is_asked_when_it_is
 }
 
 #[tokio::test(start_paused = true)]
+async fn requests_on_their_way_to_a_pool_have_their_place_in_it() {
+    let simulator = simulator(&world("", "", ", accept_ms = 1000, pool = { requests = 3, window_s = 60 }"));
+    let start = Instant::now();
+    let mut running = tokio::task::JoinSet::new();
+    for number in 0..3 {
+        assert_eq!(foresee(&simulator, "k", "m/paid", 9), Foresight::Now, "{number}");
+        let simulator = simulator.clone();
+        running.spawn(async move { succeeds(&simulator, "k", "m/paid", 9).await });
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(foresee(&simulator, "k", "m/paid", 9), Foresight::At(start + seconds(59.0)));
+    running.abort_all();
+    while running.join_next().await.is_some() {}
+    assert_eq!(foresee(&simulator, "k", "m/paid", 9), Foresight::Now, "who has left takes no place");
+}
+
+#[tokio::test(start_paused = true)]
+async fn neither_a_fast_request_nor_a_slow_one_gets_into_a_window_of_trouble() {
+    let simulator = simulator(&world("", "", ", accept_ms = 1000, jitter = 0.5"));
+    let start = Instant::now();
+    simulator.inject(Fault::new(What::PoolFull { retry_after: None }).window(5.0, 5.0)).unwrap();
+    for (until, opens) in [(3.499, None), (3.5, Some(9.5)), (9.4, Some(9.5)), (9.5, None)] {
+        advance((start + seconds(until)).duration_since(Instant::now())).await;
+        let wanted = opens.map_or(Foresight::Now, |at| Foresight::At(start + seconds(at)));
+        assert_eq!(foresee(&simulator, "k", "m/paid", 9), wanted, "at {until} s");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn asking_changes_nothing() {
     let lucky = |asks: usize| async move {
         let simulator = simulator(&world(", quota = { requests = 50 }", "", ", jitter = 0.5, first_token_ms = 100"));
