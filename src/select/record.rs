@@ -42,7 +42,11 @@ impl Record {
         claims: Claims,
         entry: Option<Box<Entry>>,
     ) -> Self {
-        let sent = (!selection.pool().book().is_blank()).then(Instant::now);
+        let book = selection.pool().book();
+        let sent = (!book.is_blank()).then(Instant::now);
+        if let Some(now) = sent {
+            book.send(&endpoint, attempt.context(), now);
+        }
         Self { selection, endpoint, attempt, cell: None, sent, awaits: false, claims, entry }
     }
 

