@@ -199,7 +199,11 @@
 //!
 //! # Where to read on
 //!
-//! [`outcome`] for the vocabulary, [`openrouter`](openrouter#the-classification-table) for what each answer of OpenRouter
+//! The [`guide`]: [start](guide::start), [the picture of the stack](guide::architecture), [each layer](guide::layers),
+//! [choosing policies](guide::choosing), [writing your own](guide::own), [operating the gateway](guide::gateway),
+//! [what OpenRouter really limits](guide::limits), and [from common Python recipes to these layers](guide::migrating).
+//!
+//! Then [`outcome`] for the vocabulary, [`openrouter`](openrouter#the-classification-table) for what each answer of OpenRouter
 //! means, [`select`] for filters and picks of one's own, [`breaker::TripPolicy`] for what opens a breaker, [`stack`] for the
 //! settings of the default.
 //!
@@ -209,12 +213,13 @@
 //! - `reqwest`: [`ReqwestTransport`](openrouter::ReqwestTransport).
 //! - `simulator`: the [`simulator`].
 //! - `settings`: [`stack::settings`], the stack's policies as they stand in a file.
+//! - `lab`: the [`lab`], with `settings` and `simulator`.
 //! - `cli`: the binary; of no use to a library.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // the pages are written for all features, as docs.rs shows them
 #![cfg_attr(
-    not(all(feature = "hyper", feature = "reqwest", feature = "settings", feature = "simulator")),
+    not(all(feature = "hyper", feature = "lab", feature = "reqwest", feature = "settings", feature = "simulator")),
     allow(rustdoc::broken_intra_doc_links)
 )]
 
@@ -256,6 +261,10 @@ pub mod batch;
 pub mod simulator;
 #[cfg(feature = "lab")]
 pub mod lab;
+
+// nothing but pages
+#[cfg(any(doc, doctest))]
+pub mod guide;
 
 pub use batch::Batch;
 pub use breaker::CircuitBreakerLayer;

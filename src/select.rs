@@ -11,8 +11,9 @@
 //! a usable key is found if there is one.
 //!
 //! Picks that come along: [`RoundRobin`], [`SmoothWeighted`] and [`WeightedRandom`] by the keys' weights, [`LeastInFlight`]
-//! and [`PeakEwma`] by their load, [`Rendezvous`] by the conversation, [`PriorityTiers`] around another pick, and [`pick_fn`].
-//! Filters: [`RequireTags`], [`AdaptiveLimit`] and [`filter_fn`]; those that every selector has are named [there](KeySelectLayer::filter).
+//! and [`PeakEwma`] by their load, [`MostCredit`] and [`Sticky`] by what they may spend, [`Rendezvous`] by the conversation,
+//! [`PriorityTiers`] around another pick, and [`pick_fn`]. Filters: [`RequireTags`], [`CreditLimit`], [`CreditFloor`],
+//! [`Pacing`], [`AdaptiveLimit`] and [`filter_fn`]; those that every selector has are named [there](KeySelectLayer::filter).
 //!
 //! When nobody can serve, a request waits in the pool's line, in order of arrival and of its
 //! [class](crate::request::Priority), for at most [`max_wait`](KeySelectLayer::max_wait) and its own deadline. If nobody comes
