@@ -83,7 +83,8 @@
 //! - `attempt`: `key`, `gen_ai.provider.name`, `gen_ai.response.model`, `gen_ai.usage.input_tokens`,
 //!   `gen_ai.usage.output_tokens`, `cost_usd`, `server.address`, `server.port`, `scope` and `rest_ms` of a fault.
 //!
-//! Tokens and cost stand on attempts alone, each of which is billed, so that who adds up spans adds nothing twice. Keys go
+//! An attempt is named by operation and model, as the conventions have it; a request, whose body is not read yet as its span
+//! begins, by the operation. Tokens and cost stand on attempts alone, each of which is billed, so that who adds up spans adds nothing twice. Keys go
 //! by their labels; of headers only the id is told, and of bodies only the names of models.
 //!
 //! # Examples

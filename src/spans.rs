@@ -46,22 +46,19 @@ pub(crate) fn attempt(key: &str, path: &str, context: Option<&RequestContext>) -
         rest_ms = Empty,
         cost_usd = Empty,
     ))?;
-    name(&span, Operation::of_path(path), context.and_then(|context| context.asks().model.as_deref()));
-    Some(span)
-}
-
-/// Says what is asked of which model.
-pub(crate) fn name(span: &Span, operation: Operation, model: Option<&str>) {
-    span.record("gen_ai.operation.name", operation.as_str());
-    match model {
+    // before it is entered: exporters take the name from there
+    let operation = Operation::of_path(path).as_str();
+    span.record("gen_ai.operation.name", operation);
+    match context.and_then(|context| context.asks().model.as_deref()) {
         Some(model) => {
             span.record("gen_ai.request.model", model);
-            span.record("otel.name", tracing::field::display(format_args!("{} {model}", operation.as_str())));
+            span.record("otel.name", tracing::field::display(format_args!("{operation} {model}")));
         }
         None => {
-            span.record("otel.name", operation.as_str());
+            span.record("otel.name", operation);
         }
     }
+    Some(span)
 }
 
 /// How an exchange came out.

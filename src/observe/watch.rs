@@ -108,7 +108,9 @@ impl Watch {
         #[cfg(feature = "metrics")]
         self.told.asked(self.operation, model);
         if let Some(span) = &self.span {
-            spans::name(span, self.operation, model);
+            if let Some(model) = model {
+                span.record("gen_ai.request.model", model);
+            }
             let ledger = context.ledger();
             span.record("attempts", ledger.attempts().len());
             if let Some(attempt) = ledger.latest() {

@@ -22,7 +22,6 @@ use opentelemetry_otlp::{SpanExporter, WithHttpConfig};
 use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
 use tokio::{
     runtime::{Handle, Runtime},
-    task::spawn_blocking,
     time::timeout,
 };
 use tower::{BoxError, ServiceExt};
@@ -69,7 +68,7 @@ impl Export {
 
     /// Sends what has not been sent, on a thread of its own: the collector is spoken to on the runtime.
     pub(super) fn stop(self, runtime: &Runtime) {
-        let stopped = runtime.block_on(spawn_blocking(move || self.0.shutdown_with_timeout(LAST)));
+        let stopped = runtime.block_on(runtime.spawn_blocking(move || self.0.shutdown_with_timeout(LAST)));
         if let Ok(Err(error)) = stopped {
             tracing::warn!(%error, "the last spans were not exported");
         }
@@ -92,13 +91,15 @@ impl HttpClient for Client {
         Self: 'b,
     {
         let transport = self.transport.clone();
-        let sending = self.runtime.spawn(timeout(PATIENCE, async move {
+        let asked = async move {
             let response = transport.oneshot(request.map(Full::new)).await?;
             let (head, body) = response.into_parts();
             let body = Limited::new(body, LONGEST_ANSWER).collect().await?.to_bytes();
             Ok::<_, BoxError>(Response::from_parts(head, body))
-        }));
-        Box::pin(async move { sending.await?? })
+        };
+        // its timer, too, is the runtime's
+        let sending = self.runtime.spawn(async { timeout(PATIENCE, asked).await? });
+        Box::pin(async move { sending.await? })
     }
 }
 
