@@ -44,6 +44,20 @@ pub enum Why {
 }
 
 impl Why {
+    /// Every reason.
+    pub const ALL: [Self; 10] = [
+        Self::NoKey,
+        Self::NoRoute,
+        Self::QueueFull,
+        Self::LimitReached,
+        Self::BreakerOpen,
+        Self::Deadline,
+        Self::BodyTooLarge,
+        Self::BodyBroken,
+        Self::Overloaded,
+        Self::Draining,
+    ];
+
     /// The reason's name in metrics, logs and error bodies.
     pub fn as_str(&self) -> &'static str {
         match self {

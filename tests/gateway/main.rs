@@ -6,8 +6,13 @@ mod cut;
 mod explain;
 mod keep_alive;
 mod leaving;
+mod metrics;
+#[cfg(feature = "otel")]
+mod otel;
 mod polls;
 mod process;
+#[path = "../support/prometheus.rs"]
+mod prometheus;
 #[cfg(unix)]
 mod record;
 mod reload;
