@@ -37,6 +37,8 @@ pub enum Why {
     BodyTooLarge,
     /// The request's body broke off.
     BodyBroken,
+    /// The request's body came too slowly.
+    BodyTooSlow,
     /// Memory for request bodies is used up.
     Overloaded,
     /// The process is about to stop.
@@ -69,6 +71,7 @@ impl Why {
             Self::Deadline => "deadline",
             Self::BodyTooLarge => "body_too_large",
             Self::BodyBroken => "body_broken",
+            Self::BodyTooSlow => "body_too_slow",
             Self::Overloaded => "overloaded",
             Self::Draining => "draining",
         }

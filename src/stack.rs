@@ -186,7 +186,7 @@ where
     S: Service<Request<ReplayBody>, Response = Response<ResB>> + Clone + Send + Sync + 'static,
     S::Error: Into<BoxError>,
     S::Future: Send,
-    ResB: 'static,
+    ResB: Body + 'static,
     B: Body + Unpin + Send + 'static,
     B::Data: Send,
     B::Error: Into<BoxError>,

@@ -14,12 +14,13 @@ use http::{Request, Response};
 use http_body_util::Either;
 use tokio::{
     net::TcpListener,
+    runtime::Handle,
     sync::{mpsc, watch},
     time::{sleep, timeout},
 };
 use tower::{Layer, ServiceExt};
 use tower_openrouter::{ObserveLayer, buffer::ReplayBody, openrouter::HyperTransport};
-use tracing::{error, info, warn};
+use tracing::{error, info, trace, warn};
 
 mod access;
 mod admin;
@@ -31,7 +32,9 @@ mod check;
 mod config;
 mod drain;
 mod headers;
+mod intake;
 mod live;
+mod log;
 mod metrics;
 pub(crate) mod poll;
 mod proxy;
@@ -219,10 +222,12 @@ async fn gateway<T: Transport>(
 }
 
 /// A timer that is the next to ring wakes its runtime, which costs a busy thread two system calls: with a single request in
-/// flight each of its timers is the next. While this runs, none is.
+/// flight each of its timers is the next. While this runs, none is. It also tells who debugs how many tasks there are.
 async fn heartbeat() {
+    let metrics = Handle::current().metrics();
     loop {
         sleep(Duration::from_secs(1)).await;
+        trace!(target: "tower_openrouter::tasks", alive = metrics.num_alive_tasks());
     }
 }
 

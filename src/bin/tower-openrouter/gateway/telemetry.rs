@@ -1,13 +1,12 @@
 //! Where the gateway's own words go: log lines to standard error and, with the feature `otel`, spans to the OpenTelemetry
 //! collector that the environment names.
 
-use std::{
-    error::Error,
-    io::{self, IsTerminal},
-};
+use std::error::Error;
 
 use tokio::runtime::Runtime;
 use tracing_subscriber::EnvFilter;
+
+use super::log::OneLine;
 
 #[cfg(feature = "otel")]
 mod export;
@@ -32,11 +31,8 @@ impl Telemetry {
             return Ok(Self { export: Some(export::Export::start(filter, runtime.handle())?) });
         }
         let _ = runtime;
-        tracing_subscriber::fmt()
-            .with_env_filter(filter)
-            .with_writer(io::stderr)
-            .with_ansi(io::stderr().is_terminal())
-            .init();
+        let log = OneLine::default();
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(log).with_ansi(log.colours).init();
         if let Some(name) = named {
             tracing::warn!("{name} is set, and this binary exports no spans: build it with the feature otel");
         }

@@ -80,6 +80,8 @@ pub(crate) struct Arguments {
     admin_token: Option<SecretString>,
 
     /// How long a connection may take to send a request's head, and may idle [default: 30s]
+    ///
+    /// A body must come in as long, and in a second more for each 500 bytes; who is slower is answered with a 408.
     #[arg(long, env = "TOWER_OPENROUTER_HEADER_TIMEOUT", value_name = "TIME", help_heading = "Listeners")]
     header_timeout: Option<Time>,
 
@@ -116,6 +118,9 @@ pub(crate) struct Arguments {
     pub(crate) check: bool,
 
     /// Base URL of the upstream [default: https://openrouter.ai/api/v1]
+    ///
+    /// Over https its certificate must be good by Mozilla's list of authorities, which is built in. Proxies named in the
+    /// environment (HTTPS_PROXY …) are not used.
     #[arg(long, env = "TOWER_OPENROUTER_UPSTREAM", value_name = "URL", help_heading = "Upstream and keys")]
     upstream: Option<String>,
 

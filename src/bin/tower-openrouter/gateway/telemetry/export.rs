@@ -4,14 +4,7 @@
 //! `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_TRACES_SAMPLER`, `OTEL_BSP_…` for its queue. That queue is bounded:
 //! when the collector is slow or gone, spans are lost and counted, and no request waits.
 
-use std::{
-    env,
-    error::Error,
-    fmt,
-    io::{self, IsTerminal},
-    pin::Pin,
-    time::Duration,
-};
+use std::{env, error::Error, fmt, pin::Pin, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -30,6 +23,8 @@ use tracing::Level;
 use tracing_subscriber::{
     EnvFilter, Layer, filter::Targets, fmt as log, layer::SubscriberExt, util::SubscriberInitExt,
 };
+
+use super::super::log::OneLine;
 
 const SERVICE: &str = "tower-openrouter";
 /// The spans that are exported.
@@ -61,7 +56,8 @@ impl Export {
             .with_threads(false)
             .with_tracked_inactivity(false)
             .with_filter(Targets::new().with_target(SPANS, Level::DEBUG));
-        let lines = log::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal()).with_filter(filter);
+        let to = OneLine::default();
+        let lines = log::layer().with_writer(to).with_ansi(to.colours).with_filter(filter);
         tracing_subscriber::registry().with(spans).with(lines).init();
         Ok(Self(provider))
     }
