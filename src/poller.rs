@@ -232,7 +232,8 @@ where
         let client = self.client.clone();
         Some(match about {
             About::Key(id) => {
-                let endpoint = endpoints.iter().find(|endpoint| endpoint.id() == *id && !is_isolated(endpoint))?.clone();
+                let endpoint =
+                    endpoints.iter().find(|endpoint| endpoint.id() == *id && !is_isolated(endpoint))?.clone();
                 Box::pin(async move {
                     let found = client.key(endpoint.key()).await;
                     Answer::Key(endpoint, found)
