@@ -9,7 +9,7 @@ use crate::{
     breaker::BreakerHandle,
     endpoint::EndpointId,
     hedge::HedgeHandle,
-    retry::RetryHandle,
+    retry::{RetryHandle, RetryStats},
     select::Pool,
     sync::{Mutex, lock},
 };
@@ -77,6 +77,11 @@ impl BalancerHandle {
             }
         }
         self.pool.reset(label)
+    }
+
+    /// What was tried again, and why not.
+    pub fn retry_stats(&self) -> RetryStats {
+        self.retry.stats()
     }
 
     /// The breaker of an endpoint: to watch, isolate and reset it. `None` before the first request could have used it.

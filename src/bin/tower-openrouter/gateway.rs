@@ -23,6 +23,7 @@ use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
 mod access;
+mod actions;
 mod admin;
 mod app;
 mod around;
@@ -31,8 +32,10 @@ mod bursts;
 mod check;
 mod config;
 mod drain;
+mod events;
 mod headers;
 mod live;
+mod page;
 pub(crate) mod poll;
 mod proxy;
 mod record;
@@ -186,6 +189,7 @@ async fn gateway<T: Transport>(
     let _ = write!(io::stdout(), "{banner}").and_then(|()| io::stdout().flush());
 
     tokio::spawn(heartbeat());
+    tokio::spawn(runner.admin().now().events.run(runner.admin()));
     while let Asked::Reload = signals.next().await {
         if let Err(why) = runner.reload() {
             error!("the configuration was read again and is not used, what ran before runs on: {why}");
