@@ -6,6 +6,7 @@ mod cut;
 mod explain;
 mod keep_alive;
 mod leaving;
+mod page;
 mod polls;
 mod process;
 #[cfg(unix)]

@@ -53,7 +53,7 @@ pub(super) struct Local(pub(super) SocketAddr);
 
 /// The admin application. Each request must carry [`Local`] in its extensions.
 pub(super) fn app(admin: Live<Admin>) -> Router {
-    page::routes(Router::new())
+    page::routes()
         .route("/events", get(events::listen))
         .route("/keys/{label}/{action}", post(actions::act))
         .route("/healthz", get(async || Json(json!({"alive": true}))))
@@ -119,7 +119,8 @@ fn origin_is_same(headers: &HeaderMap, host: Option<&Authority>) -> bool {
 async fn ready(State(admin): Asked) -> Response<Body> {
     let (admin, now) = (admin.now(), Instant::now());
     let pool = admin.balancer.pool();
-    let is_usable = |key: &Endpoint| key.is_in_service() && pool.resting(key).is_none() && key.shut_until(now).is_none();
+    let is_usable =
+        |key: &Endpoint| key.is_in_service() && pool.resting(key).is_none() && key.shut_until(now).is_none();
     let usable = pool.endpoints().iter().any(is_usable);
     let why = match (admin.drain.is_draining(), usable) {
         (true, _) => "draining",

@@ -3,7 +3,7 @@
 //! Nothing of it comes from elsewhere, and its policy lets nothing else in: no inline script or style, no other site, no
 //! markup made from text.
 
-use axum::{Router, body::Body, routing::get};
+use axum::{Router, body::Body, extract::State, routing::get};
 use bytes::Bytes;
 use http::{
     HeaderValue, Response,
@@ -13,6 +13,8 @@ use http::{
     },
 };
 
+use super::{admin::Admin, live::Live};
+
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; \
                       trusted-types 'none'";
@@ -21,16 +23,28 @@ const HTML: &str = include_str!("page/page.html");
 const CSS: &str = include_str!("page/page.css");
 const JS: &str = include_str!("page/page.js");
 
-/// Adds the page's files to a router.
-pub(super) fn routes<S: Clone + Send + Sync + 'static>(router: Router<S>) -> Router<S> {
-    router
-        .route("/", get(async || file(HTML, "text/html; charset=utf-8")))
-        .route("/page.css", get(async || file(CSS, "text/css; charset=utf-8")))
-        .route("/page.js", get(async || file(JS, "text/javascript; charset=utf-8")))
+/// What the page says of itself; the other is said where a token is asked for, so that it need not ask in vain.
+const NO_TOKEN: &str = "data-token=\"none\"";
+const TOKEN: &str = "data-token=\"asked\"";
+
+/// The page's files.
+pub(super) fn routes() -> Router<Live<Admin>> {
+    Router::new()
+        .route("/", get(page))
+        .route("/page.css", get(async || file(Bytes::from_static(CSS.as_bytes()), "text/css; charset=utf-8")))
+        .route("/page.js", get(async || file(Bytes::from_static(JS.as_bytes()), "text/javascript; charset=utf-8")))
 }
 
-fn file(text: &'static str, kind: &'static str) -> Response<Body> {
-    let mut response = Response::new(Body::from(Bytes::from_static(text.as_bytes())));
+async fn page(State(admin): State<Live<Admin>>) -> Response<Body> {
+    let text = match admin.now().access.0 {
+        None => Bytes::from_static(HTML.as_bytes()),
+        Some(_) => HTML.replacen(NO_TOKEN, TOKEN, 1).into(),
+    };
+    file(text, "text/html; charset=utf-8")
+}
+
+fn file(text: Bytes, kind: &'static str) -> Response<Body> {
+    let mut response = Response::new(Body::from(text));
     for (name, value) in [
         (CONTENT_TYPE, kind),
         (CONTENT_SECURITY_POLICY, POLICY),
@@ -39,7 +53,6 @@ fn file(text: &'static str, kind: &'static str) -> Response<Body> {
         (X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (X_FRAME_OPTIONS, "DENY"),
         (REFERRER_POLICY, "no-referrer"),
-        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
         (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
     ] {
         response.headers_mut().insert(name, HeaderValue::from_static(value));
@@ -61,6 +74,7 @@ mod tests {
         for markup in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function"] {
             assert!(!JS.contains(markup), "{markup} makes markup or script of text");
         }
+        assert_eq!(HTML.matches(NO_TOKEN).count(), 1);
         assert!(!HTML.contains("style=") && !HTML.contains("onclick") && !HTML.contains("<style"));
     }
 }

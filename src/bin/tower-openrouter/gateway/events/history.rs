@@ -106,8 +106,7 @@ impl Serialize for Total {
 
 /// Mean time to the first output over these buckets, in milliseconds.
 pub(super) fn mean_ms<'a>(buckets: impl Iterator<Item = &'a Bucket>) -> Option<f64> {
-    let (us, count) =
-        buckets.fold((0, 0), |(us, count), bucket| (us + bucket.first_byte_us, count + bucket.succeeded));
+    let (us, count) = buckets.fold((0, 0), |(us, count), bucket| (us + bucket.first_byte_us, count + bucket.succeeded));
     (count > 0).then(|| (us as f64 / count as f64 / 100.0).round() / 10.0)
 }
 

@@ -5,11 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use tokio::time::Instant;
 use tower_openrouter::{
-    Snapshot,
-    breaker::BreakerState,
-    endpoint::Endpoint,
-    explain::Explanation,
-    monitor::CreditSnapshot,
+    Snapshot, breaker::BreakerState, endpoint::Endpoint, explain::Explanation, monitor::CreditSnapshot,
     retry::RetryStats,
 };
 
@@ -159,9 +155,7 @@ pub(super) fn write(admin: &Admin, history: &History, tick: u64, full: bool) -> 
             account: endpoint.account(),
             admin: endpoint.admin_state().as_str(),
             usable: usable(endpoint),
-            rest: pool
-                .resting(endpoint)
-                .map(|rest| Rest { cause: rest.cause.as_str(), ms: millis(now, rest.until) }),
+            rest: pool.resting(endpoint).map(|rest| Rest { cause: rest.cause.as_str(), ms: millis(now, rest.until) }),
             breaker,
             in_flight: endpoint.figures().in_flight(),
             attempts: measured.measures.attempts,

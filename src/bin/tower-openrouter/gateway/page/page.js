@@ -1,6 +1,4 @@
 // Draws what /events tells, once a second. All that comes from there is text, and is only ever set as text.
-"use strict";
-
 const TOKEN = "tower-openrouter-admin-token";
 const SILENCE_MS = 5000; // an event comes every second
 const LONGEST_WAIT_S = 8;
@@ -39,8 +37,8 @@ function span(ms) {
 function usd(amount) {
   if (amount === null || amount === undefined) return "–";
   if (amount === "unlimited") return "no limit";
-  const digits = amount !== 0 && Math.abs(amount) < 0.1 ? 4 : 2;
-  return `$${amount.toFixed(digits)}`;
+  const digits = Math.abs(amount) < 1 ? 3 : 2;
+  return `$${amount.toFixed(amount === 0 ? 2 : digits)}`;
 }
 
 const words = (name) => name.replaceAll("_", " ");
@@ -88,10 +86,10 @@ function seconds(number) {
 }
 
 /** A round number above the largest. */
-function top(largest, least) {
+function ceiling(largest, least) {
   const most = Math.max(largest, least);
   const power = 10 ** Math.floor(Math.log10(most));
-  return [1, 2, 5, 10].map((step) => step * power).find((step) => step >= most * 0.999);
+  return [1, 1.5, 2, 3, 4, 5, 6, 8, 10].map((step) => step * power).find((step) => step >= most * 0.999);
 }
 
 function bars(rows, height, scale) {
@@ -132,8 +130,8 @@ function curve(values, height, scale) {
 
 function chart(id, svg, said, most) {
   svg.setAttribute("aria-label", said);
-  const axis = made("div", { className: "axis" }, made("span", { textContent: "5 min ago" }), made("span", { textContent: `top ${most}` }));
-  $(id).replaceChildren(svg, axis);
+  const axis = made("div", { className: "axis" }, made("span", { textContent: "5 min ago" }), made("span", { textContent: "now" }));
+  $(id).replaceChildren(made("p", { className: "scale", textContent: most }), svg, axis);
 }
 
 // ---- the whole
@@ -146,17 +144,17 @@ function showTotals() {
   const time = lately.reduce((sum, [number]) => sum + seconds(number), 0);
   const ended = lately.reduce((sum, [, good, bad]) => sum + good + bad, 0);
   set($("rate"), rate(ended / time));
-  set($("rate-note"), `${plural(picture.usable, "key")} of ${whole.format(picture.keys_in_all)} can serve`);
-  let scale = top(most, 1);
-  chart("chart-rate", bars(perSecond, 44, scale), `Attempts per second over five minutes, at most ${rate(most)}`, `${rate(scale)}/s`);
+  set($("rate-note"), `most in 5 min: ${rate(most)}/s`);
+  let scale = ceiling(most, 1);
+  chart("chart-rate", bars(perSecond, 44, scale), `Attempts per second over five minutes, at most ${rate(most)}`, `${scale}/s`);
 
   const good = all.reduce((sum, row) => sum + row[1], 0);
   const bad = all.reduce((sum, row) => sum + row[2], 0);
   set($("failed"), good + bad ? ((100 * bad) / (good + bad)).toFixed(1) : "0.0");
   set($("failed-note"), `${whole.format(bad)} of ${plural(good + bad, "attempt")}`);
   const mostBad = Math.max(...perSecond.map((row) => row[1]));
-  scale = top(mostBad, 1);
-  chart("chart-failed", bars(perSecond.map((row) => [0, row[1]]), 44, scale), `Failed attempts per second over five minutes, at most ${rate(mostBad)}`, `${rate(scale)}/s`);
+  scale = ceiling(mostBad, 1);
+  chart("chart-failed", bars(perSecond.map((row) => [0, row[1]]), 44, scale), `Failed attempts per second over five minutes, at most ${rate(mostBad)}`, `${scale}/s`);
 
   const first = all.map((row) => row[3]);
   const minute = all.slice(-Math.round(60 / picture.bucket_s)).filter((row) => row[3] !== null);
@@ -167,14 +165,14 @@ function showTotals() {
   set($("first-unit"), unit ?? "");
   const slowest = Math.max(0, ...first.filter((ms) => ms !== null));
   set($("first-note"), slowest ? `slowest 5 s: ${span(slowest)}` : "");
-  scale = top(slowest, 100);
+  scale = ceiling(slowest, 100);
   chart("chart-first", curve(first, 44, scale), `Mean time to first output over five minutes, at most ${span(slowest)}`, span(scale));
 
   const flight = all.map((row) => (totals.has(row[0]) ? row[4] : null));
   const peak = Math.max(0, ...flight);
   set($("flight"), whole.format(picture.in_flight));
   set($("flight-note"), `most in 5 min: ${whole.format(peak)}`);
-  scale = top(peak, 5);
+  scale = ceiling(peak, 5);
   chart("chart-flight", curve(flight, 44, scale), `Attempts in flight over five minutes, at most ${peak}`, `${scale}`);
 
   const waits = all.map((row) => (totals.has(row[0]) ? row[5] : null));
@@ -182,7 +180,7 @@ function showTotals() {
   const classes = picture.waiting;
   set($("waiting"), whole.format(classes.high + classes.normal + classes.low));
   set($("waiting-note"), `${classes.high} high · ${classes.normal} normal · ${classes.low} low`);
-  scale = top(crowd, 5);
+  scale = ceiling(crowd, 5);
   chart("chart-waiting", curve(waits, 44, scale), `Requests waiting for a key over five minutes, at most ${crowd}`, `${scale}`);
 }
 
@@ -190,7 +188,7 @@ function showTotals() {
 function standing(key) {
   const rest = key.rest && [`resting ${span(key.rest.ms)}`, words(key.rest.cause)];
   if (key.admin === "isolated") {
-    return ["out", key.in_flight ? `isolated, ${key.in_flight} end` : "isolated", rest ? rest.join(" · ") : "takes nothing, asked nothing"];
+    return ["out", key.in_flight ? `isolated, ${key.in_flight} still run` : "isolated", rest ? rest.join(" · ") : "takes nothing, asked nothing"];
   }
   if (key.admin === "draining") {
     return ["out", key.in_flight ? `draining ${key.in_flight}` : "drained", rest ? rest.join(" · ") : "takes nothing new"];
@@ -336,10 +334,11 @@ function why(one) {
   const compared = look.compared.filter((figure) => figure.key !== one.key);
   const own = look.compared.find((figure) => figure.key === one.key);
   const value = (figure) => (figure.value === null ? "–" : Number(figure.value.toFixed(2)));
-  const against = own ? `, ${words(own.figure)} ${value(own)}` + (compared.length ? ` against ${compared.slice(0, 2).map((figure) => `${value(figure)} of ${figure.key}`).join(", ")}` : "") : "";
-  const how = { pick: `${look.pick} chose it`, scan: `${look.pick} proposed none that could; a scan found it`, line: "first to come free while it waited" }[one.by] ?? "";
-  const found = one.key ? `${how} among ${look.candidates.count} of ${look.keys}${against}` : "no key could be had";
-  return out.length ? `${found}; out: ${out.join(", ")}` : found;
+  const others = compared.slice(0, 2).map((figure) => `, ${figure.key} ${value(figure)}`);
+  const against = own ? `: ${words(own.figure)} ${value(own)}${others.join("")}` : "";
+  const how = { pick: look.pick, scan: `a scan after ${look.pick}`, line: "first to come free" }[one.by] ?? look.pick;
+  const found = one.key ? `${how}, of ${plural(look.candidates.count, "key")}${against}` : "no key could be had";
+  return out.length ? `${found} · out: ${out.join(", ")}` : found;
 }
 
 function result(one, request) {
@@ -429,13 +428,14 @@ function showRequests() {
       parts.button.setAttribute("aria-expanded", "false");
       set(parts.button, "Details");
       const last = request.attempts[request.attempts.length - 1];
-      set(parts.age, span(Math.floor(request.age_ms / 1000) * 1000));
+      set(parts.age, request.age_ms < 1000 ? "now" : span(Math.floor(request.age_ms / 1000) * 1000).replace(".0", ""));
       if (last) {
         const [kind, word] = result(last, request);
         set(parts.model, last.model ?? "–");
+        parts.model.title = last.model ?? "";
         set(parts.key, last.key ?? "–");
         set(parts.why, (request.attempts.length > 1 ? `${request.attempts.length} attempts; ` : "") + why(last));
-        set(parts.waited, span(last.waited_ms));
+        set(parts.waited, last.waited_ms ? span(last.waited_ms) : "–");
         set(parts.took, span(last.took_ms));
         set(parts.chip, word);
         parts.chip.className = `chip ${kind}`;
@@ -610,4 +610,5 @@ document.addEventListener("visibilitychange", () => {
     link("lost", "paused while hidden");
   } else if ($("door").hidden) listen();
 });
-if (!document.hidden) listen();
+if (document.body.dataset.token === "asked" && !token()) ask("It is kept in this tab until that is closed.");
+else if (!document.hidden) listen();
