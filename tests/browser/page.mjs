@@ -181,7 +181,7 @@ page.on("request", (request) => {
   if (!/^data:/.test(request.url()) && new URL(request.url()).origin !== admin) heard.push(`asks for ${request.url()}`);
 });
 page.on("response", async (response) => {
-  if (/\/($|page\.)/.test(new URL(response.url()).pathname)) bytes += (await response.body()).length;
+  if (/\/($|[a-z]+\.(css|js)$)/.test(new URL(response.url()).pathname)) bytes += (await response.body()).length;
 });
 
 const row = (label) => page.locator(`tr[data-key="${label}"]`);

@@ -45,6 +45,8 @@ fn the_page_is_served_to_whom_the_admin_side_is_and_lets_nothing_else_in() {
         ("/", "text/html", "data-token=\"asked\""),
         ("/page.css", "text/css", "tabular-nums"),
         ("/page.js", "text/javascript", "fetch("),
+        ("/draw.js", "text/javascript", "svg"),
+        ("/requests.js", "text/javascript", "export"),
     ] {
         let reply = get(gateway.admin, path, "");
         assert_eq!(reply.status, 200, "{path}");

@@ -1,4 +1,4 @@
-//! The live page: `/` and the two files it needs. It holds no data; that comes from `/events`, which asks who is there.
+//! The live page: `/` and the files it needs. It holds no data; that comes from `/events`, which asks who is there.
 //!
 //! Nothing of it comes from elsewhere, and its policy lets nothing else in: no inline script or style, no other site, no
 //! markup made from text.
@@ -21,7 +21,11 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; c
 
 const HTML: &str = include_str!("page/page.html");
 const CSS: &str = include_str!("page/page.css");
-const JS: &str = include_str!("page/page.js");
+const SCRIPTS: [(&str, &str); 3] = [
+    ("/page.js", include_str!("page/page.js")),
+    ("/draw.js", include_str!("page/draw.js")),
+    ("/requests.js", include_str!("page/requests.js")),
+];
 
 /// What the page says of itself; the other is said where a token is asked for, so that it need not ask in vain.
 const NO_TOKEN: &str = "data-token=\"none\"";
@@ -29,10 +33,12 @@ const TOKEN: &str = "data-token=\"asked\"";
 
 /// The page's files.
 pub(super) fn routes() -> Router<Live<Admin>> {
-    Router::new()
-        .route("/", get(page))
-        .route("/page.css", get(async || file(Bytes::from_static(CSS.as_bytes()), "text/css; charset=utf-8")))
-        .route("/page.js", get(async || file(Bytes::from_static(JS.as_bytes()), "text/javascript; charset=utf-8")))
+    let css = async || file(Bytes::from_static(CSS.as_bytes()), "text/css; charset=utf-8");
+    let router = Router::new().route("/", get(page)).route("/page.css", get(css));
+    SCRIPTS.into_iter().fold(router, |router, (path, text)| {
+        let js = async move || file(Bytes::from_static(text.as_bytes()), "text/javascript; charset=utf-8");
+        router.route(path, get(js))
+    })
 }
 
 async fn page(State(admin): State<Live<Admin>>) -> Response<Body> {
@@ -66,13 +72,14 @@ mod tests {
 
     #[test]
     fn the_page_is_small_and_whole_by_itself() {
-        assert!(HTML.len() + CSS.len() + JS.len() < 100_000);
-        for text in [HTML, CSS, JS] {
+        let scripts = SCRIPTS.map(|(_, text)| text);
+        assert!(HTML.len() + CSS.len() + scripts.map(str::len).iter().sum::<usize>() < 100_000);
+        for text in [HTML, CSS].into_iter().chain(scripts) {
             let elsewhere = text.replace("http://www.w3.org/2000/svg", "");
-            assert!(!elsewhere.contains("http://") && !elsewhere.contains("https://") && !elsewhere.contains("//cdn"));
-        }
-        for markup in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function"] {
-            assert!(!JS.contains(markup), "{markup} makes markup or script of text");
+            assert!(!elsewhere.contains("http://") && !elsewhere.contains("https://"));
+            for markup in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function"] {
+                assert!(!text.contains(markup), "{markup} makes markup or script of text");
+            }
         }
         assert_eq!(HTML.matches(NO_TOKEN).count(), 1);
         assert!(!HTML.contains("style=") && !HTML.contains("onclick") && !HTML.contains("<style"));

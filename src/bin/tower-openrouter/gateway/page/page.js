@@ -1,138 +1,18 @@
 // Draws what /events tells, once a second. All that comes from there is text, and is only ever set as text.
+import { $, bars, cell, ceiling, chart, curve, made, numbers, plural, rate, say, seconds, set, span, state, usd, whole, words } from "./draw.js";
+import { showRequests } from "./requests.js";
+
 const TOKEN = "tower-openrouter-admin-token";
 const SILENCE_MS = 5000; // an event comes every second
 const LONGEST_WAIT_S = 8;
-const SVG = "http://www.w3.org/2000/svg";
-const $ = (id) => document.getElementById(id);
 
 /** Buckets by key and number, as told so far. */
 const past = new Map();
 let totals = new Map();
-let picture = null;
 let connection = null; // AbortController
 let attempt = 0;
 let retry = 0; // timer
 let lastHeard = 0;
-
-// ---- words and numbers
-
-const whole = new Intl.NumberFormat("en");
-const plural = (count, one, many = `${one}s`) => `${whole.format(count)} ${count === 1 ? one : many}`;
-
-function rate(perSecond) {
-  return perSecond >= 100 ? whole.format(Math.round(perSecond)) : perSecond.toFixed(1);
-}
-
-function span(ms) {
-  if (ms === null || ms === undefined) return "–";
-  if (ms < 1000) return `${Math.round(ms)} ms`;
-  const s = ms / 1000;
-  if (s < 10) return `${s.toFixed(1)} s`;
-  if (s < 120) return `${Math.round(s)} s`;
-  if (s < 7200) return `${Math.round(s / 60)} min`;
-  if (s < 172800) return `${Math.round(s / 3600)} h`;
-  return s > 3e8 ? "for good" : `${Math.round(s / 86400)} d`;
-}
-
-function usd(amount) {
-  if (amount === null || amount === undefined) return "–";
-  if (amount === "unlimited") return "no limit";
-  const digits = Math.abs(amount) < 1 ? 3 : 2;
-  return `$${amount.toFixed(amount === 0 ? 2 : digits)}`;
-}
-
-const words = (name) => name.replaceAll("_", " ");
-
-// ---- elements
-
-function set(element, text) {
-  if (element.textContent !== text) element.textContent = text;
-}
-
-function made(name, properties = {}, ...children) {
-  const element = document.createElement(name);
-  Object.assign(element, properties);
-  element.append(...children);
-  return element;
-}
-
-function drawn(name, attributes, ...children) {
-  const element = document.createElementNS(SVG, name);
-  for (const [attribute, value] of Object.entries(attributes)) element.setAttribute(attribute, value);
-  element.append(...children);
-  return element;
-}
-
-function cell(className, label) {
-  const td = made("td", { className });
-  td.setAttribute("role", "cell");
-  if (label) td.dataset.label = label;
-  return td;
-}
-
-/** Tells in words, for eyes and for screen readers. */
-function say(text, bad = false) {
-  $("said").className = bad ? "bad" : "";
-  set($("said"), text);
-}
-
-// ---- charts: one bar or point a bucket, the oldest left
-
-const numbers = () => Array.from({ length: picture.buckets }, (_, at) => picture.bucket - picture.buckets + 1 + at);
-
-/** How many seconds of a bucket have passed; the one that runs is drawn at its rate so far. */
-function seconds(number) {
-  return number === picture.bucket ? Math.max(1, (performance.now() - picture.bucketSince) / 1000) : picture.bucket_s;
-}
-
-/** A round number above the largest. */
-function ceiling(largest, least) {
-  const most = Math.max(largest, least);
-  const power = 10 ** Math.floor(Math.log10(most));
-  return [1, 1.5, 2, 3, 4, 5, 6, 8, 10].map((step) => step * power).find((step) => step >= most * 0.999);
-}
-
-function bars(rows, height, scale) {
-  const svg = drawn("svg", { viewBox: `0 0 ${picture.buckets * 4} ${height}`, preserveAspectRatio: "none", role: "img" });
-  svg.append(drawn("line", { class: "base", x1: 0, x2: picture.buckets * 4, y1: height, y2: height }));
-  rows.forEach(([good, bad], at) => {
-    const [up, down] = [(good / scale) * height, (bad / scale) * height];
-    const bar = (kind, y, h) => {
-      if (h > 0) svg.append(drawn("rect", { class: kind, x: at * 4 + 0.4, width: 3.2, y, height: Math.max(h, 0.8) }));
-    };
-    bar("good", height - up, up);
-    bar("bad-bar", height - up - Math.max(down, bad > 0 ? 1.5 : 0), Math.max(down, bad > 0 ? 1.5 : 0));
-  });
-  return svg;
-}
-
-function curve(values, height, scale) {
-  const svg = drawn("svg", { viewBox: `0 0 ${picture.buckets * 4} ${height}`, preserveAspectRatio: "none", role: "img" });
-  svg.append(drawn("line", { class: "base", x1: 0, x2: picture.buckets * 4, y1: height, y2: height }));
-  let run = [];
-  const flush = () => {
-    if (run.length === 1) run.push([run[0][0] + 1.5, run[0][1]]);
-    if (run.length) {
-      const path = run.map(([x, y]) => `${x.toFixed(1)},${y.toFixed(1)}`).join(" ");
-      const [first, last] = [run[0][0], run[run.length - 1][0]];
-      svg.append(drawn("polygon", { class: "under", points: `${first},${height} ${path} ${last},${height}` }));
-      svg.append(drawn("polyline", { class: "curve", points: path }));
-    }
-    run = [];
-  };
-  values.forEach((value, at) => {
-    if (value === null || value === undefined) flush();
-    else run.push([at * 4 + 2, height - Math.min(1, value / scale) * height]);
-  });
-  flush();
-  return svg;
-}
-
-function chart(id, svg, said, most) {
-  svg.setAttribute("aria-label", said);
-  const axis = made("div", { className: "axis" }, made("span", { textContent: "5 min ago" }), made("span", { textContent: "now" }));
-  $(id).replaceChildren(made("p", { className: "scale", textContent: most }), svg, axis);
-}
 
 // ---- the whole
 
@@ -157,7 +37,7 @@ function showTotals() {
   chart("chart-failed", bars(perSecond.map((row) => [0, row[1]]), 44, scale), `Failed attempts per second over five minutes, at most ${rate(mostBad)}`, `${scale}/s`);
 
   const first = all.map((row) => row[3]);
-  const minute = all.slice(-Math.round(60 / picture.bucket_s)).filter((row) => row[3] !== null);
+  const minute = all.slice(-Math.round(60 / state.picture.bucket_s)).filter((row) => row[3] !== null);
   const weight = minute.reduce((sum, row) => sum + row[1], 0);
   const mean = weight ? minute.reduce((sum, row) => sum + row[1] * row[3], 0) / weight : null;
   const [value, unit] = span(mean).split(" ");
@@ -170,14 +50,14 @@ function showTotals() {
 
   const flight = all.map((row) => (totals.has(row[0]) ? row[4] : null));
   const peak = Math.max(0, ...flight);
-  set($("flight"), whole.format(picture.in_flight));
+  set($("flight"), whole.format(state.picture.in_flight));
   set($("flight-note"), `most in 5 min: ${whole.format(peak)}`);
   scale = ceiling(peak, 5);
   chart("chart-flight", curve(flight, 44, scale), `Attempts in flight over five minutes, at most ${peak}`, `${scale}`);
 
   const waits = all.map((row) => (totals.has(row[0]) ? row[5] : null));
   const crowd = Math.max(0, ...waits);
-  const classes = picture.waiting;
+  const classes = state.picture.waiting;
   set($("waiting"), whole.format(classes.high + classes.normal + classes.low));
   set($("waiting-note"), `${classes.high} high · ${classes.normal} normal · ${classes.low} low`);
   scale = ceiling(crowd, 5);
@@ -239,7 +119,7 @@ function keyRow(key) {
 function showKeys() {
   const seen = new Map();
   const body = $("keys-body");
-  const drawnRows = picture.keys.map((key) => {
+  const drawnRows = state.picture.keys.map((key) => {
     // labels need not differ
     const nth = (seen.get(key.key) ?? 0) + 1;
     seen.set(key.key, nth);
@@ -247,7 +127,7 @@ function showKeys() {
     return [id, key, rows.get(id) ?? keyRow(key)];
   });
   const most = Math.max(
-    1 / picture.bucket_s,
+    1 / state.picture.bucket_s,
     ...drawnRows.flatMap(([id]) => [...(past.get(id)?.values() ?? [])].map(([number, good, bad]) => (good + bad) / seconds(number))),
   );
   for (const [id, key, parts] of drawnRows) {
@@ -284,8 +164,8 @@ function showKeys() {
     for (const [at, button] of parts.buttons.entries()) {
       const idle = (ACTIONS[at][0] === "drain" && key.admin === "draining") || (ACTIONS[at][0] === "isolate" && key.admin === "isolated");
       // a disabled button loses the focus, and with it who works by keyboard
-      button.setAttribute("aria-disabled", String(!picture.can_act || idle));
-      button.disabled = !picture.can_act;
+      button.setAttribute("aria-disabled", String(!state.picture.can_act || idle));
+      button.disabled = !state.picture.can_act;
     }
     rows.set(id, parts);
   }
@@ -300,162 +180,25 @@ function showKeys() {
   drawnRows.forEach(([, , parts], at) => {
     if (body.children[at] !== parts.tr) body.insertBefore(parts.tr, body.children[at] ?? null);
   });
-  const hidden = picture.keys_in_all - picture.keys.length;
-  set($("keys-note"), `${picture.usable} of ${plural(picture.keys_in_all, "key")} can serve${hidden ? ` · ${whole.format(hidden)} that do well and do little are left out` : ""}`);
-  set($("act-note"), picture.can_act ? "Drain: nothing new, what runs is finished. Isolate: the same, and nobody asks about the key either. Reset: back in service; rests, breaker and penalties are forgotten." : "To drain, isolate or reset keys here, start the gateway with --admin-token.");
+  const hidden = state.picture.keys_in_all - state.picture.keys.length;
+  set($("keys-note"), `${state.picture.usable} of ${plural(state.picture.keys_in_all, "key")} can serve${hidden ? ` · ${whole.format(hidden)} that do well and do little are left out` : ""}`);
+  set($("act-note"), state.picture.can_act ? "Drain: nothing new, what runs is finished. Isolate: the same, and nobody asks about the key either. Reset: back in service; rests, breaker and penalties are forgotten." : "To drain, isolate or reset keys here, start the gateway with --admin-token.");
 }
 
 function showCauses() {
-  const most = Math.max(1, ...picture.causes.map((trouble) => trouble.count));
+  const most = Math.max(1, ...state.picture.causes.map((trouble) => trouble.count));
   $("causes-body").replaceChildren(
-    ...picture.causes.map((trouble) => {
+    ...state.picture.causes.map((trouble) => {
       const bar = made("span", { className: "bar" });
       bar.style.width = `${(100 * trouble.count) / most}%`;
       const others = trouble.keys > 1 ? ` and ${plural(trouble.keys - 1, "other")}` : "";
       return made("tr", {}, made("td", {}, words(trouble.cause), bar), made("td", { className: "n", textContent: whole.format(trouble.count) }), made("td", { textContent: trouble.most + others }));
     }),
   );
-  $("causes-none").hidden = picture.causes.length > 0;
+  $("causes-none").hidden = state.picture.causes.length > 0;
   const sum = (counts) => Object.values(counts).reduce((all, count) => all + count, 0);
-  const { requests, retries, failovers } = picture.retry;
+  const { requests, retries, failovers } = state.picture.retry;
   set($("retry-note"), `Since the start: ${plural(requests, "request")}, ${whole.format(sum(failovers))} went on to another key at once, ${plural(sum(retries), "retry", "retries")}.`);
-}
-
-// ---- requests
-
-/** Why a request went to its key, in a sentence. */
-function why(one) {
-  const look = one.looks[one.looks.length - 1];
-  if (!look) return one.key ? "it came free for this request, which waited" : "";
-  const out = look.refused.map((group) => {
-    const reason = words(group.reason) + (group.cause ? ` (${words(group.cause)})` : group.filter ? ` (${group.filter})` : "");
-    return `${group.count} ${reason}`;
-  });
-  const compared = look.compared.filter((figure) => figure.key !== one.key);
-  const own = look.compared.find((figure) => figure.key === one.key);
-  const value = (figure) => (figure.value === null ? "–" : Number(figure.value.toFixed(2)));
-  const others = compared.slice(0, 2).map((figure) => `, ${figure.key} ${value(figure)}`);
-  const against = own ? `: ${words(own.figure)} ${value(own)}${others.join("")}` : "";
-  const how = { pick: look.pick, scan: `a scan after ${look.pick}`, line: "first to come free" }[one.by] ?? look.pick;
-  const found = one.key ? `${how}, of ${plural(look.candidates.count, "key")}${against}` : "no key could be had";
-  return out.length ? `${found} · out: ${out.join(", ")}` : found;
-}
-
-function result(one, request) {
-  if (one.rejected) return ["bad", words(one.rejected)];
-  if (one.outcome?.cause) return ["bad", words(one.outcome.cause)];
-  if (one.outcome?.success) return ["plain", one.ending === null ? `${one.status} running` : `${one.status ?? ""} ok`];
-  if (request.result?.kind === "left" || one.ending === "dropped" || one.ending === "future_dropped") return ["warn", "client left"];
-  return ["plain", one.status ? `${one.status} running` : "running"];
-}
-
-function next(one) {
-  if (!one.next) return "";
-  const { kind, wait_ms, why: reason } = one.next;
-  return { failover: "went on to another key", retry: `tried again after ${span(wait_ms)}`, other_model: "went on to the next model", give_up: `gave up: ${words(reason ?? "")}` }[kind] ?? kind;
-}
-
-const requestRows = new Map();
-let open = null;
-
-function requestRow(request) {
-  const tr = made("tr");
-  tr.setAttribute("role", "row");
-  const parts = { tr, age: cell("n", "Age"), model: cell("model"), key: cell("key"), why: cell("why"), waited: cell("n", "Waited"), took: cell("n", "Took"), end: cell("end"), more: cell("more") };
-  parts.end.append((parts.chip = made("span")));
-  parts.button = made("button", { type: "button", textContent: "Details" });
-  parts.button.setAttribute("aria-expanded", "false");
-  parts.button.setAttribute("aria-label", `Details of request ${request.id}`);
-  parts.button.addEventListener("click", () => {
-    open = open === request.id ? null : request.id;
-    showRequests();
-  });
-  parts.more.append(parts.button);
-  tr.append(parts.age, parts.model, parts.key, parts.why, parts.waited, parts.took, parts.end, parts.more);
-  return parts;
-}
-
-function details(request) {
-  const steps = request.attempts.map((one) => {
-    const [, word] = result(one, request);
-    const facts = [
-      one.waited_ms ? `waited ${span(one.waited_ms)}` : "",
-      one.head_ms !== null ? `head after ${span(one.head_ms)}` : "",
-      one.took_ms !== null ? `took ${span(one.took_ms)}` : "",
-      one.provider ? `provider ${one.provider}` : "",
-      one.usage ? `${whole.format(one.usage.prompt_tokens)} + ${whole.format(one.usage.completion_tokens)} tokens, ${usd(one.usage.cost_usd)}` : "",
-      one.outcome?.rest_ms ? `asks for a rest of ${span(one.outcome.rest_ms)}` : "",
-      next(one),
-    ].filter(Boolean);
-    return made("li", {}, made("b", { textContent: one.key ?? "no key" }), ` ${word}${one.hedge ? ", sent beside the one before" : ""}`, made("p", { textContent: why(one) }), made("p", { textContent: facts.join(" · ") }));
-  });
-  const list = made("ol", { className: "steps" }, ...steps);
-  if (request.left_out) list.prepend(made("li", { textContent: `${plural(request.left_out, "earlier attempt")} left out` }));
-  list.append(made("p", {}, "id ", made("code", { textContent: request.id })));
-  if (request.result?.detail) list.append(made("p", { textContent: request.result.detail }));
-  const td = cell("");
-  td.colSpan = 8;
-  td.append(list);
-  const tr = made("tr", { className: "opened" }, td);
-  tr.setAttribute("role", "row");
-  return tr;
-}
-
-function showRequests() {
-  const body = $("requests-body");
-  // what is being read is not moved
-  const held = open !== null && requestRows.has(open);
-  if (!held) open = null;
-  if (held) {
-    for (const [id, parts] of requestRows) {
-      const isOpen = id === open;
-      if (parts.button.getAttribute("aria-expanded") !== String(isOpen)) parts.button.setAttribute("aria-expanded", String(isOpen));
-      set(parts.button, isOpen ? "Close" : "Details");
-      if (!isOpen) {
-        parts.details?.remove();
-        parts.details = null;
-      } else if (!parts.details) {
-        parts.details = details(parts.request);
-        parts.tr.after(parts.details);
-      }
-    }
-  } else {
-    const shown = picture.requests.map((request) => {
-      const parts = requestRows.get(request.id) ?? requestRow(request);
-      parts.request = request;
-      parts.details?.remove();
-      parts.details = null;
-      parts.button.setAttribute("aria-expanded", "false");
-      set(parts.button, "Details");
-      const last = request.attempts[request.attempts.length - 1];
-      set(parts.age, request.age_ms < 1000 ? "now" : span(Math.floor(request.age_ms / 1000) * 1000).replace(".0", ""));
-      if (last) {
-        const [kind, word] = result(last, request);
-        set(parts.model, last.model ?? "–");
-        parts.model.title = last.model ?? "";
-        set(parts.key, last.key ?? "–");
-        set(parts.why, (request.attempts.length > 1 ? `${request.attempts.length} attempts; ` : "") + why(last));
-        set(parts.waited, last.waited_ms ? span(last.waited_ms) : "–");
-        set(parts.took, span(last.took_ms));
-        set(parts.chip, word);
-        parts.chip.className = `chip ${kind}`;
-      } else {
-        set(parts.chip, request.result ? words(request.result.kind) : "running");
-        parts.chip.className = "chip plain";
-      }
-      requestRows.set(request.id, parts);
-      return parts;
-    });
-    const ids = new Set(picture.requests.map((request) => request.id));
-    for (const id of requestRows.keys()) if (!ids.has(id)) requestRows.delete(id);
-    const active = document.activeElement;
-    body.replaceChildren(...shown.map((parts) => parts.tr));
-    if (active && active !== document.activeElement && body.contains(active)) active.focus({ preventScroll: true });
-  }
-  const which = { all: "every one", asked: "up to 10 a second while this page is open, and those that ask", off: "none: start with --explain asked or all" };
-  set($("requests-note"), held ? "held while one is open" : which[picture.explain] ?? "");
-  $("requests-none").hidden = picture.requests.length > 0;
-  set($("requests-none"), picture.explain === "off" ? "No request is explained (--explain off)." : "None yet.");
 }
 
 function take(told) {
@@ -475,8 +218,8 @@ function take(told) {
     past.set(id, mine);
   }
   for (const number of totals.keys()) if (number <= told.bucket - told.buckets) totals.delete(number);
-  told.bucketSince = picture && picture.bucket === told.bucket && !told.full ? picture.bucketSince : performance.now();
-  picture = told;
+  told.bucketSince = state.picture && state.picture.bucket === told.bucket && !told.full ? state.picture.bucketSince : performance.now();
+  state.picture = told;
   $("main").hidden = false;
   set($("about"), `gateway ${told.version}${told.simulated ? " · simulated upstream: answers are made up" : ""}`);
   showTotals();
@@ -571,9 +314,9 @@ function lost(why) {
 }
 
 async function act(label, action) {
-  const others = picture.keys.filter((key) => key.key !== label && key.admin === "in_service");
-  const key = picture.keys.find((key) => key.key === label);
-  if (!picture.can_act || (action !== "reset" && key?.admin === { drain: "draining", isolate: "isolated" }[action])) return;
+  const others = state.picture.keys.filter((key) => key.key !== label && key.admin === "in_service");
+  const key = state.picture.keys.find((key) => key.key === label);
+  if (!state.picture.can_act || (action !== "reset" && key?.admin === { drain: "draining", isolate: "isolated" }[action])) return;
   if (action !== "reset" && others.length === 0 && !confirm(`${label} is the last key in service: requests will be refused. Go on?`)) return;
   if (!token()) return ask("To act on keys, show the admin token.");
   try {
