@@ -253,6 +253,7 @@ impl<S, P> Shared<S, P> {
                 back = back.max(Some(at));
             }
             let reason = match resting {
+                _ if !endpoint.is_in_service() => "taken_out_of_service",
                 _ if filter::built_in(book, &[], endpoint, request, now) == Fit::No => "other_models_tags_or_drained",
                 Some(resting) => resting.cause.as_str(),
                 None if filtered != Fit::Yes => "kept_back_by_a_filter",
@@ -260,7 +261,8 @@ impl<S, P> Shared<S, P> {
                 None => "busy_or_tried",
             };
             *reasons.entry(reason).or_default() += 1;
-            if reason != "other_models_tags_or_drained"
+            if endpoint.is_in_service()
+                && reason != "other_models_tags_or_drained"
                 && filtered != Fit::No
                 && let Some(back) = back
             {

@@ -13,6 +13,7 @@ mod log;
 mod metrics;
 #[cfg(feature = "otel")]
 mod otel;
+mod page;
 mod polls;
 mod process;
 #[path = "../support/prometheus.rs"]

@@ -23,6 +23,7 @@ use tower_openrouter::{ObserveLayer, buffer::ReplayBody, openrouter::HyperTransp
 use tracing::{error, info, trace, warn};
 
 mod access;
+mod actions;
 mod admin;
 mod app;
 mod around;
@@ -31,11 +32,13 @@ mod bursts;
 mod check;
 mod config;
 mod drain;
+mod events;
 mod headers;
 mod intake;
 mod live;
 mod log;
 mod metrics;
+mod page;
 pub(crate) mod poll;
 mod proxy;
 mod record;
@@ -192,6 +195,7 @@ async fn gateway<T: Transport>(
     let _ = write!(io::stdout(), "{banner}").and_then(|()| io::stdout().flush());
 
     tokio::spawn(heartbeat());
+    tokio::spawn(runner.admin().now().events.run(runner.admin()));
     while let Asked::Reload = signals.next().await {
         if let Err(why) = runner.reload() {
             error!("the configuration was read again and is not used, what ran before runs on: {why}");
