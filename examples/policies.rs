@@ -24,7 +24,7 @@ use tower_openrouter::{
 };
 
 const PICKS: u64 = if cfg!(debug_assertions) { 500 } else { 100_000 };
-const AT_ONCE: u64 = 100;
+const AT_ONCE: u64 = if cfg!(debug_assertions) { 10 } else { 100 };
 const SESSIONS: u64 = 1_000;
 const CHAT: &str =
     r#"{"model":"acme/swift","stream":true,"max_tokens":10,"messages":[{"role":"user","content":"Hi"}]}"#;
