@@ -193,7 +193,7 @@ impl<L> KeySelectLayer<L> {
             pick: Arc::default(),
             filters: Vec::new(),
             classify: Arc::new(HttpStatus),
-            waiting: WaitPolicy { max_wait: Duration::from_secs(30), max_waiters: 1024 },
+            waiting: WaitPolicy { max_wait: Duration::from_secs(30), max_waiters: 4096 },
             ejection: Ejection::default(),
         }
     }
@@ -231,7 +231,7 @@ impl<L, P: Pick> KeySelectLayer<L, P> {
         self
     }
 
-    /// Sets how many requests may wait at once; default 1024, so that memory is bounded. Beyond it they are refused with
+    /// Sets how many requests may wait at once; default 4096, so that memory is bounded. Beyond it they are refused with
     /// [`Why::QueueFull`](crate::error::Why::QueueFull). Zero never waits.
     pub fn max_waiters(mut self, max_waiters: usize) -> Self {
         self.waiting.max_waiters = max_waiters;

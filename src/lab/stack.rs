@@ -105,10 +105,7 @@ impl Built {
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        let service = service
-            .map_response(|response: Response<B>| response.map(|body| body.map_err(Into::into).boxed_unsync()))
-            .map_err(Into::into);
-        Self { service: BoxCloneSyncService::new(service), handle: None }
+        Self { service: erase(service), handle: None }
     }
 
     /// Has the run look at keys, breakers, rests and those who wait as time goes by.
@@ -117,6 +114,22 @@ impl Built {
         self.handle = Some(handle);
         self
     }
+}
+
+/// Forgets what it is.
+pub(super) fn erase<S, Q, B>(service: S) -> BoxCloneSyncService<Request<Q>, Response<LabBody>, BoxError>
+where
+    S: Service<Request<Q>, Response = Response<B>> + Clone + Send + Sync + 'static,
+    S::Error: Into<BoxError>,
+    S::Future: Send + 'static,
+    Q: 'static,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    let service = service
+        .map_response(|response: Response<B>| response.map(|body| body.map_err(Into::into).boxed_unsync()))
+        .map_err(Into::into);
+    BoxCloneSyncService::new(service)
 }
 
 /// What a stack is put before: the keys it may use, and the upstream of its run.

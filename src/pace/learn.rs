@@ -5,7 +5,9 @@
 //! learns a rate, and sends evenly at it; nothing is held back before the first refusal.
 //!
 //! - The *measure* is how many were served from one refusal to the next, over the time between: with the quota at its end
-//!   both times that is its rate, whatever its kind. Time in which nobody wanted a slot does not count.
+//!   both times that is its rate, whatever its kind. Time in which nobody wanted a slot does not count. At the first refusal
+//!   there is no such time, and the quiet hours before it say nothing of the quota: it is what was sent just before, if that is
+//!   more. Too much is found out at the next refusal, too little only by and by.
 //! - Around the measure the rate moves as AIMD does: a little up with every request that used its slot in time, down at a
 //!   refusal. The steps start large, shrink with each refusal to less than a hundredth, and the longer none comes the faster
 //!   the rate grows, so a quota that was raised, or guessed too low, is found.
@@ -38,6 +40,8 @@ const TRUST: f64 = 0.03;
 const ENOUGH: f64 = 5.0;
 /// The measure forgets by a factor of e over so many requests.
 const MEMORY: f64 = 150.0;
+/// Before the first refusal what was sent counts less by a factor of e after so many seconds.
+const RECENT: f64 = 10.0;
 /// A slot not used in time can be used so much later, or one slot later, so that timers need not be exact.
 const GRACE: f64 = 0.25;
 /// Requests per second within which a rate is believed.
@@ -65,6 +69,8 @@ pub(crate) struct Learner {
     /// Since when requests are counted: the refused one that ended the count before was sent then.
     since: Instant,
     taken: f64,
+    /// Requests before the first refusal, the older the less, and when the latest was.
+    recent: (f64, Instant),
     /// Seconds since then in which a slot was free and nobody came.
     idle: f64,
     /// Requests and seconds from refusal to refusal, the older the less.
@@ -89,6 +95,7 @@ impl Learner {
             served: false,
             since: now,
             taken: 0.0,
+            recent: (0.0, now),
             idle: 0.0,
             measured: (0.0, 0.0),
             quiet: 0.0,
@@ -118,7 +125,11 @@ impl Learner {
             self.since = now;
         }
         self.taken += 1.0;
-        let Some(rate) = self.rate else { return };
+        let Some(rate) = self.rate else {
+            let (requests, latest) = self.recent;
+            self.recent = (requests * libm::exp(-seconds(latest, now) / RECENT) + 1.0, now);
+            return;
+        };
         if now.saturating_duration_since(self.due.max(self.heeded)) > FORGET {
             *self = Self { taken: 1.0, ..Self::new(now) };
             return;
@@ -167,7 +178,7 @@ impl Learner {
                 let ahead = if known.is_some() { seconds(since, self.due) } else { 0.0 };
                 let time = (seconds(self.since, since) - self.idle + ahead).max(1e-3);
                 let rate = match known {
-                    None => self.taken.max(1.0) / time,
+                    None => (self.taken.max(1.0) / time).max(self.lately(time)),
                     Some(rate) => self.adjust(rate, time),
                 };
                 (self.since, self.taken, self.idle) = (since, 0.0, 0.0);
@@ -179,6 +190,11 @@ impl Learner {
         let guess = (f64::from(1_u32 << self.in_a_row.saturating_sub(1).min(16)) / rate).min(LONGEST_GUESS);
         self.closed = clock::after(now, reset.unwrap_or_else(|| span(guess)));
         self.due = self.closed;
+    }
+
+    /// The rate just before the first refusal, `time` seconds after the first request.
+    fn lately(&self, time: f64) -> f64 {
+        (self.recent.0 - 1.0).max(0.0) / (RECENT * (1.0 - libm::exp(-time / RECENT)))
     }
 
     /// The rate after a refusal that came `time` seconds after the one before.

@@ -3,7 +3,8 @@
 //! A refusal usually names somebody: this key has spent its cap, that account is out of credit, this model's provider is full
 //! for everybody. Gateways that bench "the key" for all of these burn healthy keys and keep asking exhausted accounts. The
 //! book keeps each rest under the scope the outcome names, and only there. A later end wins over an earlier one; a guess of
-//! our own that proves too short is doubled. A rest is not a breaker: it ends by itself at its instant.
+//! our own that proves too short is doubled. A rest is not a breaker: it ends by itself at its instant. But who guessed that a
+//! whole upstream fails knows no better afterwards, so one request goes ahead then, and the others wait for what it finds.
 //!
 //! Rests of a key, workspace or account hold for every request, so those endpoints leave the selector's snapshot. Rests of
 //! an account's free tier, or of an account for one model, are looked up per proposal; those of a model's provider pool and
@@ -32,8 +33,13 @@ use crate::{
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 /// Guessed rests of a provider pool double up to this (row 18).
 const POOL_MOST: Duration = Duration::from_secs(30);
+/// Those of one that fails, rather than is full, double up to this: nobody said how long it will, and whoever waits loses what
+/// a rest goes on after it has healed.
+const FAILING_MOST: Duration = Duration::from_secs(4);
 /// Guessed rests of our own address double up to this.
 const EGRESS_MOST: Duration = Duration::from_secs(300);
+/// After a rest for an upstream that fails, the next goes so long after the one before, until one is served.
+const PROBE: Duration = Duration::from_secs(1);
 /// While the platform refuses every key, we ask again after 1 s, doubling up to this (row 8).
 const INCIDENT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// A key refused this often over at least [`DEAD_AFTER`] is dead (row 7).
@@ -122,6 +128,8 @@ struct Entry {
     strikes: u32,
     /// Whether it is a guess about an upstream that fails, rather than a limit somebody named.
     soft: bool,
+    /// Whether it goes on only until the one that went ahead is back.
+    probed: bool,
     /// Whose request met a limit of unknown owner last.
     account: Option<AccountId>,
 }
@@ -179,6 +187,7 @@ impl Book {
             return true;
         }
         let most = match fault.scope {
+            Scope::Pool if fault.cause.is_suspect() => FAILING_MOST,
             Scope::Pool => POOL_MOST,
             Scope::Egress => EGRESS_MOST,
             _ => rest.duration,
@@ -198,9 +207,33 @@ impl Book {
         self.marked.load(Ordering::Acquire) == 0
     }
 
-    /// A success: what had rested there, and does so no more, starts from nothing next time.
-    pub(super) fn succeed(&self, endpoint: &Endpoint, request: &RequestContext, now: Instant) {
+    /// Notes that a request is sent. The first after a rest for an upstream that fails goes ahead of all others.
+    pub(super) fn send(&self, endpoint: &Endpoint, request: &RequestContext, now: Instant) {
+        let place = Place::Pool(route_of(endpoint, request));
         let mut entries = self.entries();
+        if let Some(entry) = entries.get_mut(&place).filter(|entry| entry.soft && entry.until <= now) {
+            (entry.until, entry.probed) = (clock::after(now, PROBE), true);
+            self.publish(&mut entries, now);
+        }
+    }
+
+    /// A success of what was sent at `sent`, `None` if nothing rested then: what had rested there, and does so no more, starts
+    /// from nothing next time; so does what rests until somebody who went ahead is back. And the platform does not refuse
+    /// everybody, if it was sent since that was thought: one key that is really dead would prolong that rest for all, each
+    /// time it ends. Says whether a rest has ended.
+    pub(super) fn succeed(
+        &self,
+        endpoint: &Endpoint,
+        request: &RequestContext,
+        sent: Option<Instant>,
+        now: Instant,
+    ) -> bool {
+        let mut entries = self.entries();
+        let since = |begin: Instant| sent.is_some_and(|sent| sent > begin);
+        let refuted = |entry: &Entry| {
+            entry.cause == Cause::PlatformAuth && since(entry.first) || entry.probed && since(entry.since)
+        };
+        let mut lifted = false;
         for scope in [
             Scope::Key,
             Scope::Workspace,
@@ -211,12 +244,15 @@ impl Book {
             Scope::Egress,
         ] {
             if let Some(place) = Place::of(scope, endpoint, request)
-                && entries.get(&place).is_some_and(|entry| entry.until <= now)
+                && let Some(entry) = entries.get(&place)
+                && (entry.until <= now || refuted(entry))
             {
+                lifted |= entry.until > now;
                 entries.remove(&place);
             }
         }
         self.publish(&mut entries, now);
+        lifted
     }
 
     /// Ends a rest for a 401 of a key that upstream, `asked` about it since, accepts. A key that is refused again after that
@@ -336,15 +372,16 @@ fn write(
         cause,
         strikes: 0,
         soft: false,
+        probed: false,
         account: None,
     });
-    let stands = entry.until > now;
+    let stands = entry.until > now && !entry.probed;
     if !stands {
         if entry.cause != cause {
             (entry.strikes, entry.first) = (0, now);
         }
         entry.strikes = entry.strikes.saturating_add(1);
-        entry.since = now;
+        (entry.since, entry.probed) = (now, false);
     }
     if rest.hinted || !stands {
         let doublings = if rest.hinted { 0 } else { entry.strikes.saturating_sub(1).min(31) };

@@ -72,6 +72,9 @@ impl WeakPool {
 pub(super) trait Watcher: Send + Sync {
     fn changed(&self);
 
+    /// An upstream that rested for everybody serves again, before its rest was over.
+    fn healed(&self);
+
     /// Something that filters had set aside for a request on `endpoint` was given back.
     fn freed(&self, endpoint: &Endpoint);
 }
@@ -210,6 +213,13 @@ impl Pool {
         }
         if is_worth_asking_about(fault.cause) && endpoint.doubt() {
             self.0.known.news.send_replace(());
+        }
+    }
+
+    /// Notes a success of what was sent at `sent`; `None` is when nothing rested yet.
+    pub(super) fn succeed(&self, endpoint: &Endpoint, request: &RequestContext, sent: Option<Instant>, now: Instant) {
+        if self.0.known.book.succeed(endpoint, request, sent, now) {
+            self.tell(|watcher| watcher.healed());
         }
     }
 

@@ -24,6 +24,8 @@ pub struct Record {
     endpoint: Endpoint,
     attempt: Attempting,
     cell: Option<OutcomeCell>,
+    /// When it was sent, if something rested then.
+    sent: Option<Instant>,
     awaits: Awaits,
     claims: Claims,
     /// The attempt in the request's trace, if it is explained.
@@ -50,7 +52,12 @@ impl Record {
         claims: Claims,
         entry: Option<Box<Entry>>,
     ) -> Self {
-        Self { selection, endpoint, attempt, cell: None, awaits: Awaits::Nothing, claims, entry }
+        let book = selection.pool().book();
+        let sent = (!book.is_blank()).then(Instant::now);
+        if let Some(now) = sent {
+            book.send(&endpoint, attempt.context(), now);
+        }
+        Self { selection, endpoint, attempt, cell: None, sent, awaits: Awaits::Nothing, claims, entry }
     }
 
     /// Which attempt of its request it is.
@@ -118,9 +125,8 @@ impl Record {
         match outcome {
             Outcome::Success => {
                 pool.state().warm_up();
-                let book = pool.book();
-                if !book.is_blank() {
-                    book.succeed(&self.endpoint, context, Instant::now());
+                if !pool.book().is_blank() {
+                    pool.succeed(&self.endpoint, context, self.sent, Instant::now());
                 }
             }
             Outcome::Fault(mut fault) => {

@@ -151,7 +151,7 @@ impl<S> Room<S> {
             return Others::None;
         }
         let place = Place::new(request.arrived().unwrap_or(now), request.priority(), u64::MAX);
-        if let Some(rate) = group.flow.rate(now) {
+        if let Some(rate) = group.rate(now) {
             let start = predict::start(now, group.view.returns(), group.ahead(place), rate);
             if predict::is_hopeless(start, give_up, now) {
                 return Others::TooMany(start);
@@ -229,7 +229,7 @@ impl<S> State<S> {
             if !group.flow.is_idle(now) {
                 by(now + REVIEW);
             }
-            let Some(rate) = group.flow.rate(now) else { continue };
+            let Some(rate) = group.rate(now) else { continue };
             for (ahead, (place, give_up)) in group.idle().enumerate() {
                 let start = predict::start(now, group.view.returns(), ahead, rate);
                 if predict::is_too_late(start, give_up, now) {
@@ -297,6 +297,11 @@ impl<S: Send + Sync + 'static, P: Pick> Watcher for Shared<S, P> {
         {
             self.settle_account(&lane);
         }
+    }
+
+    fn healed(&self) {
+        self.room.lock().spread_all(Instant::now());
+        self.changed();
     }
 
     fn changed(&self) {

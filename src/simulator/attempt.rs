@@ -53,7 +53,9 @@ impl Attempt<'_> {
             let draw = (self.draw.0.to_owned(), rng);
             let of = (admission.model, endpoint);
             ticket.ask(Served::new(draw, shared.clock.now().wall, self.asked, of, &shared.scenario.reply));
+            let on_its_way = OnItsWay::to(shared, *index);
             wait(delays.accept).await;
+            drop(on_its_way);
             let served = ticket.answer();
             match (self.ask_provider(*index, &admission), served) {
                 (None, Some(served)) => {
@@ -111,6 +113,26 @@ impl Attempt<'_> {
             served.completion_tokens = 1;
         }
         Accepted { served, twist: twist.filter(|what| !matches!(what, What::Huge { .. })), at: now.instant, delays }
+    }
+}
+
+/// Counts a request among those that a provider's pool will see.
+struct OnItsWay<'a> {
+    shared: &'a Shared,
+    endpoint: usize,
+}
+
+impl<'a> OnItsWay<'a> {
+    fn to(shared: &'a Shared, endpoint: usize) -> Option<Self> {
+        shared.scenario.endpoints[endpoint].pool.as_ref()?;
+        shared.lock().endpoints[endpoint].asked += 1;
+        Some(Self { shared, endpoint })
+    }
+}
+
+impl Drop for OnItsWay<'_> {
+    fn drop(&mut self) {
+        self.shared.lock().endpoints[self.endpoint].asked -= 1;
     }
 }
 

@@ -23,10 +23,11 @@ impl Delays {
         Self::of(endpoint, jitter, draw::spread(rng, endpoint.first_token_sigma), fault)
     }
 
-    /// As they are for the middle request.
+    /// How soon and how late any request is accepted or refused.
     #[cfg(feature = "lab")]
-    pub(super) fn median(endpoint: &ProviderEndpoint, fault: Option<&What>) -> Self {
-        Self::of(endpoint, 1.0, 1.0, fault)
+    pub(super) fn accept_between(endpoint: &ProviderEndpoint, fault: Option<&What>) -> (Duration, Duration) {
+        let accept = |jitter: f64| Self::of(endpoint, jitter, 1.0, fault).accept;
+        (accept(1.0 - endpoint.jitter), accept(1.0 + endpoint.jitter))
     }
 
     fn of(endpoint: &ProviderEndpoint, jitter: f64, spread: f64, fault: Option<&What>) -> Self {

@@ -122,7 +122,8 @@ impl World {
         Some(state.fault.what.clone())
     }
 
-    /// The first fault of `stage` that would strike such a request for sure, and when its window ends.
+    /// The first fault of `stage` that would strike such a request for sure, and when its window ends, or another's begins that
+    /// goes before it.
     #[cfg(feature = "lab")]
     pub(super) fn sure(
         &self,
@@ -131,7 +132,10 @@ impl World {
         elapsed: Duration,
     ) -> Option<(&What, Option<Duration>)> {
         let names = Names::of(target, &self.keys, &self.accounts);
-        let sure = |state: &&FaultState| state.fault.probability >= 1.0 && state.meets(stage, names, elapsed);
-        self.faults.iter().find(sure).map(|state| (&state.fault.what, state.until))
+        let sure = |at| move |state: &FaultState| state.fault.probability >= 1.0 && state.meets(stage, names, at);
+        let index = self.faults.iter().position(sure(elapsed))?;
+        let next = self.faults[..index].iter().filter(|state| state.from > elapsed && sure(state.from)(state));
+        let found = &self.faults[index];
+        Some((&found.fault.what, next.map(|state| state.from).chain(found.until).min()))
     }
 }

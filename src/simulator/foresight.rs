@@ -29,7 +29,7 @@ pub(crate) enum Foresight {
     /// Sent now it would be let in and answered whole.
     Now,
     /// Sent before this instant it would not. Then it may be, or the question be worth asking again. The end of a request
-    /// that runs now may make room in the in-flight budget earlier.
+    /// that runs now may make room in the in-flight budget earlier, and a fault that begins may lead around another.
     At(Instant),
     /// Time alone will not bring it.
     Never,
@@ -40,7 +40,7 @@ impl Simulator {
     /// in-flight budget and a provider) and struck by no fault that is certain; else from when it may be.
     ///
     /// Providers are looked at in the order in which they would be asked now, and as fast as they are now, when the request
-    /// would get to them. Requests on their way to a provider's pool are not foreseen.
+    /// would get to them; requests on their way to a provider's pool are thought to be there before.
     pub(crate) fn foresee(&self, label: &str, model: &str, prompt_tokens: u64, max_tokens: Option<u64>) -> Foresight {
         let shared: &Shared = &self.shared;
         let asked = Asked {
@@ -180,19 +180,25 @@ impl Inquiry<'_> {
     fn providers_open(&self, providers: &[usize]) -> Option<Duration> {
         let now = self.now.elapsed;
         let mut best: Option<Duration> = None;
-        let mut arrives = now;
+        let (mut arrives, mut latest) = (now, now);
         for index in providers {
             let endpoint = &self.scenario.endpoints[*index];
             let name = Some(&*endpoint.provider);
             let target = Target { key: Some(self.key), models: &self.asked.models, provider: name };
             let slow = self.world.sure(Stage::Delay, target, arrives).map(|(what, _)| what);
-            arrives += Delays::median(endpoint, slow).accept;
-            let opens = || {
-                let pool = self.world.endpoints[*index].pool.as_ref();
-                let room = pool.map_or(Some(0.0), |pool| pool.opens(arrives));
-                Some(self.clear(Stage::Provider, name, arrives)?.max(after(arrives, room?)))
+            let (soon, late) = Delays::accept_between(endpoint, slow);
+            (arrives, latest) = (arrives + soon, latest + late);
+            // neither who is fast nor who is slow may be struck
+            let clear = |stage| {
+                let (soon, late) = (self.clear(stage, name, arrives)?, self.clear(stage, name, latest)?);
+                Some(if late > latest { late } else { soon })
             };
-            let (takes, answers) = (opens(), self.clear(Stage::Body, name, arrives));
+            let opens = || {
+                let endpoint = &self.world.endpoints[*index];
+                let room = endpoint.pool.as_ref().map_or(Some(0.0), |pool| pool.opens(arrives, endpoint.asked));
+                Some(clear(Stage::Provider)?.max(after(arrives, room?)))
+            };
+            let (takes, answers) = (opens(), clear(Stage::Body));
             let whole = takes.zip(answers).map(|(takes, answers)| takes.max(answers));
             if whole.is_some_and(|at| at <= arrives) {
                 return Some(now);

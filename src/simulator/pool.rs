@@ -51,10 +51,14 @@ impl PoolState {
         }
     }
 
-    /// How many seconds after `elapsed` there will be room, as far as time alone brings it: 0 for at once, none for never.
+    /// How many seconds after `elapsed` there will be room for one more than so many, as far as time alone brings it: 0 for
+    /// at once, none for never.
     #[cfg(feature = "lab")]
-    pub(super) fn opens(&self, elapsed: Duration) -> Option<f64> {
-        (self.rule.requests > 0).then(|| self.clone().take(elapsed).err().unwrap_or(0.0))
+    pub(super) fn opens(&self, elapsed: Duration, before: u64) -> Option<f64> {
+        let mut pool = self.clone();
+        // who is refused takes nothing
+        let _full = (0..before).any(|_| pool.take(elapsed).is_err());
+        (self.rule.requests > 0).then(|| pool.take(elapsed).err().unwrap_or(0.0))
     }
 
     /// How many more it lets in from now to `until`, if they are there as soon as there is room.
@@ -107,7 +111,7 @@ impl QuotaState {
     /// As [`PoolState::opens`].
     #[cfg(feature = "lab")]
     pub(super) fn opens(&self, elapsed: Duration) -> Option<f64> {
-        self.pool.opens(self.shifted(elapsed))
+        self.pool.opens(self.shifted(elapsed), 0)
     }
 
     /// As [`PoolState::room`].

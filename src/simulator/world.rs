@@ -210,6 +210,8 @@ impl KeyState {
 #[derive(Debug)]
 pub(super) struct EndpointState {
     pub(super) pool: Option<PoolState>,
+    /// Requests on their way to the pool, if there is one.
+    pub(super) asked: u64,
     /// Its last failure, which lowers it in the order for a while.
     pub(super) failed: Option<Duration>,
 }
@@ -246,7 +248,7 @@ impl World {
             endpoints: scenario
                 .endpoints
                 .iter()
-                .map(|e| EndpointState { pool: e.pool.clone().map(PoolState::new), failed: None })
+                .map(|e| EndpointState { pool: e.pool.clone().map(PoolState::new), asked: 0, failed: None })
                 .collect(),
             stale: scenario.stale.clone(),
             faults: scenario.faults.iter().map(|f| FaultState::new(f.clone(), Duration::ZERO)).collect(),

@@ -133,7 +133,7 @@ impl<P: Pick> BalancerBuilder<P> {
         self
     }
 
-    /// Sets how many requests may wait for a key at once; default 1024. Zero never waits.
+    /// Sets how many requests may wait for a key at once; default 4096. Zero never waits.
     pub fn max_waiters(mut self, max_waiters: usize) -> Self {
         self.select = self.select.max_waiters(max_waiters);
         self

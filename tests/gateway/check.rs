@@ -59,7 +59,7 @@ fn the_sample_file_passes_and_its_stack_is_shown_without_a_secret() {
         "3 attempts, 500ms to 30s apart, hints up to 2m; at most 0.2 a request and 10 a second",
         "route     anthropic/* to search, chat\n            peak-ewma; conversations stay on one account; waits up to 30s",
         "route     openai/*, google/* to chat, spare\n            least-in-flight; tiers 1 before 2; waits up to 5s",
-        "route     *:free to batch, spare\n            least-in-flight; tiers 1 before 2; waits up to 30s, 1024 requests at once; \
+        "route     *:free to batch, spare\n            least-in-flight; tiers 1 before 2; waits up to 30s, 4096 requests at once; \
          provider preferences of its own\n",
         "every other model to all keys\n",
         "select    least-in-flight; tiers 1 before 2; waits up to 30s",

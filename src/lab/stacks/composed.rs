@@ -48,6 +48,7 @@ use super::super::{Built, Patience, Stack, World};
 use crate::{
     AccountPoller, Balancer, RespondLayer,
     buffer::ReplayBody,
+    lab::stack::erase,
     select::Pick,
     stack::{
         BalancerBuilder,
@@ -60,7 +61,7 @@ mod order;
 #[cfg(test)]
 mod tests;
 
-use layers::{Erased, Layers, erase, routes};
+use layers::{Erased, Layers, routes};
 use order::Order;
 pub use order::Place;
 

@@ -40,6 +40,8 @@ use line::{Line, Waiting};
 
 /// How often a request is sent at most.
 const ATTEMPTS: usize = 10;
+/// Over this much time keys are compared, so that what comes again each minute counts for more than what is for the day.
+const HORIZON: Duration = Duration::from_secs(3_600);
 
 /// Knows quotas, budgets and faults, and not who comes next: the mark that the others are measured by.
 ///
@@ -175,7 +177,7 @@ impl Oracle {
     /// Calls up one after the other, as the platform has room.
     async fn call_up(self: Arc<Self>) {
         loop {
-            let found = self.line().next(|wants, key| self.foresee(wants, key));
+            let found = self.line().next(|wants, key| self.foresee(wants, key), |wants, key| self.room(wants, key));
             if let Some((key, call)) = found.call {
                 // to nobody if its client has just left
                 let (turn, running) = (Turn(Arc::clone(&self)), Running { oracle: Arc::clone(&self), key });
@@ -188,6 +190,12 @@ impl Oracle {
 
     fn foresee(&self, wants: &Wants, key: usize) -> Foresight {
         self.simulator.foresee(&self.keys[key].label, &wants.model, wants.prompt_tokens, wants.max_tokens)
+    }
+
+    /// How many more requests like this one the key's free quota lets in within the hour.
+    fn room(&self, wants: &Wants, key: usize) -> u64 {
+        let until = Instant::now() + HORIZON;
+        self.simulator.room_for(&[&*self.keys[key].label], &wants.model, until).unwrap_or(u64::MAX)
     }
 
     /// Whether there will be room for one that comes now, behind those who are there.

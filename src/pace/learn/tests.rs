@@ -67,6 +67,23 @@ fn run(hidden: &mut Hidden, hint: Option<u32>, demand: f64, seconds: f64) -> (u3
 }
 
 #[test]
+fn quiet_hours_before_the_first_refusal_say_nothing_of_the_quota() {
+    let start = Instant::now();
+    let at = |seconds: f64| start + Duration::from_secs_f64(seconds);
+    let mut learner = Learner::new(start);
+    // one a minute for an hour, then three a second, of which a minute has room for 60
+    for minute in 0..60 {
+        learner.take(at(f64::from(minute) * 60.0));
+    }
+    for number in 0..=60 {
+        learner.take(at(3_600.0 + f64::from(number) / 3.0));
+    }
+    learner.refuse(at(3_620.0), at(3_620.0), None, None);
+    let rate = learner.rate().unwrap();
+    assert!((2.0..=3.2).contains(&rate), "{rate}");
+}
+
+#[test]
 fn an_unknown_quota_is_spent_nearly_whole_with_few_refusals() {
     for limit in [20, 40, 80] {
         for hint in [None, Some(limit)] {

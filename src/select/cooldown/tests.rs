@@ -98,9 +98,34 @@ fn guesses_about_a_pool_double_to_a_cap_and_a_success_starts_them_anew() {
         assert_eq!(until - desk.now, SECOND * expected, "the second refusal was sent before the rest began");
         desk.now = until;
     }
-    desk.book.succeed(&endpoint, &request, desk.now);
+    desk.book.succeed(&endpoint, &request, None, desk.now);
     desk.note(&endpoint, &request, busy);
     assert_eq!(desk.book.upstream_out(&endpoint, &request, desk.now).unwrap().until - desk.now, SECOND);
+}
+
+#[test]
+fn after_a_rest_of_a_failing_upstream_one_goes_ahead_and_the_others_wait_for_it() {
+    let mut desk = Desk::new();
+    let (endpoint, request) = (key("one", "a"), asking("m"));
+    let failing = fault(Cause::ServerError, Scope::Pool, Rest::guessed(SECOND));
+    let rests = |desk: &Desk| desk.book.upstream_out(&endpoint, &request, desk.now).map(|it| it.until - desk.now);
+    desk.note(&endpoint, &request, failing);
+    desk.book.send(&endpoint, &request, desk.now);
+    assert_eq!(rests(&desk), Some(SECOND), "who goes although it rests is no scout");
+    desk.now += SECOND;
+    assert_eq!(rests(&desk), None, "one may go");
+    desk.book.send(&endpoint, &request, desk.now);
+    assert_eq!(rests(&desk), Some(SECOND), "and the others wait for it, or a second");
+    assert!(!desk.book.succeed(&endpoint, &request, Some(desk.now - SECOND), desk.now), "sent before the rest");
+    desk.now += SECOND / 2;
+    desk.note(&endpoint, &request, failing);
+    assert_eq!(rests(&desk), Some(SECOND * 2), "it failed, too");
+    desk.now += SECOND * 2;
+    let sent = desk.now;
+    desk.book.send(&endpoint, &request, sent);
+    desk.now += SECOND / 2;
+    assert!(desk.book.succeed(&endpoint, &request, Some(sent), desk.now), "all may come");
+    assert_eq!((rests(&desk), desk.book.is_blank()), (None, true));
 }
 
 #[test]
@@ -108,7 +133,7 @@ fn a_straggling_success_does_not_lift_a_rest() {
     let desk = Desk::new();
     let (endpoint, request) = (key("one", "a"), asking("m"));
     desk.note(&endpoint, &request, fault(Cause::KeyLimit, Scope::Key, Rest::hinted(SECOND)));
-    desk.book.succeed(&endpoint, &request, desk.now);
+    desk.book.succeed(&endpoint, &request, None, desk.now);
     assert_eq!(desk.out(&endpoint), Some(SECOND));
 }
 
@@ -154,9 +179,36 @@ fn all_keys_refused_at_once_are_the_platforms_incident() {
         assert_eq!(desk.out(&keys[3]), None, "while it lasts, nor are others");
     }
     desk.now += SECOND * 60;
-    desk.book.succeed(&keys[0], &request, desk.now);
+    desk.book.succeed(&keys[0], &request, None, desk.now);
     desk.note(&keys[0], &request, refused);
     assert!(desk.out(&keys[0]).is_some(), "afterwards a refusal is the key's own again");
+}
+
+#[test]
+fn one_dead_key_does_not_prolong_an_incident_that_others_have_survived() {
+    let mut desk = Desk::new();
+    let keys: Vec<_> = (0..5).map(|index| key(&format!("k{index}"), "a")).collect();
+    let request = asking("m");
+    let refused = fault(Cause::InvalidKey, Scope::Key, Rest::guessed(SECOND * 60));
+    let before = desk.now;
+    desk.now += SECOND;
+    for key in &keys[..3] {
+        desk.note(key, &request, refused);
+    }
+    let until = |desk: &Desk| desk.book.upstream_out(&keys[4], &request, desk.now).map(|resting| resting.until);
+    desk.now = until(&desk).unwrap();
+    let released = desk.now;
+    desk.now += SECOND / 20;
+    desk.note(&keys[0], &request, refused);
+    let rests = until(&desk);
+    assert!(rests.is_some(), "the first to be back was refused again");
+    assert!(!desk.book.succeed(&keys[1], &request, None, desk.now), "sent when nothing rested yet");
+    assert!(!desk.book.succeed(&keys[1], &request, Some(before), desk.now), "sent before the incident");
+    assert_eq!(until(&desk), rests);
+    assert!(desk.book.succeed(&keys[1], &request, Some(released), desk.now), "sent with the one that was refused");
+    assert_eq!(until(&desk), None);
+    desk.note(&keys[0], &request, refused);
+    assert_eq!((until(&desk), desk.out(&keys[0])), (None, Some(SECOND * 60)), "now it is the key's own");
 }
 
 #[test]

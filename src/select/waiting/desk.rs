@@ -101,6 +101,17 @@ impl<S> State<S> {
         }
     }
 
+    /// Those who wait for the end of rests, which are over before their time, go one by one.
+    pub(super) fn spread_all(&mut self, now: Instant) {
+        let mut rest = false;
+        for desk in self.desks.values_mut().filter(|desk| desk.alarm.is_some_and(|(_, rest)| rest)) {
+            (desk.spread, rest) = (Some(now + spread::SPREAD), true);
+        }
+        if rest {
+            self.alarms.open(now, self.line.len());
+        }
+    }
+
     pub(super) fn forget(&mut self, id: EndpointId) -> Option<Desk<S>> {
         let desk = self.desks.remove(&id)?;
         desk.lane.contend(u64::MAX);

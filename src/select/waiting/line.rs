@@ -70,13 +70,6 @@ impl View {
         self.looked.map(|looked| looked + FRESH)
     }
 
-    /// Takes in what a look came to.
-    pub(super) fn heed(&mut self, outlook: &Outlook, now: Instant) {
-        let Outlook { earliest, busy, soft, via, .. } = outlook;
-        let via = via.clone();
-        *self = Self { looked: Some(now), earliest: *earliest, busy: *busy, soft: *soft, via, doubt: false };
-    }
-
     /// What a look would come to now.
     pub(super) fn outlook(&self) -> Outlook {
         let Self { earliest, busy, soft, .. } = *self;
@@ -95,6 +88,22 @@ impl View {
 }
 
 impl Group {
+    /// Takes in what a look came to.
+    pub(super) fn heed(&mut self, outlook: &Outlook, now: Instant) {
+        let Outlook { earliest, busy, soft, via, .. } = outlook;
+        // how many were served while the upstream failed says nothing of what it serves now
+        if self.view.soft && !soft {
+            self.flow = Flow::new(now);
+        }
+        let via = via.clone();
+        self.view = View { looked: Some(now), earliest: *earliest, busy: *busy, soft: *soft, via, doubt: false };
+    }
+
+    /// How many are served a second; `None` while that cannot be told, as nobody knows when an upstream that fails is well.
+    pub(super) fn rate(&self, now: Instant) -> Option<f64> {
+        if self.view.soft { None } else { self.flow.rate(now) }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.idle.len()
     }

@@ -131,13 +131,13 @@ impl Select {
 pub struct Waiting {
     /// How long a request may wait for a key when none can serve; default 30 s, zero never waits.
     pub max_wait: Span,
-    /// How many may wait at once; default 1024.
+    /// How many may wait at once; default 4096.
     pub max_waiters: usize,
 }
 
 impl Default for Waiting {
     fn default() -> Self {
-        Self { max_wait: Span::seconds(30), max_waiters: 1024 }
+        Self { max_wait: Span::seconds(30), max_waiters: 4096 }
     }
 }
 

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http::{Request, Response};
-use http_body::Body;
 use http_body_util::{BodyExt, Full};
 use tower::{
     BoxError, Layer, Service, ServiceExt,
@@ -20,6 +19,7 @@ use super::{
 use crate::{
     Endpoint, HedgeLayer, KeepAliveLayer, LoadMonitorLayer, ModelRouter, RespondLayer,
     buffer::ReplayBody,
+    lab::stack::erase,
     openrouter::AuthorizeLayer,
     route::{RouteError, Routes},
     select::{Pick, endpoint_fn},
@@ -32,21 +32,6 @@ use crate::{
 
 /// Any part of a stack.
 pub(super) type Erased = BoxCloneSyncService<Request<ReplayBody>, Response<LabBody>, BoxError>;
-
-/// Forgets what it is.
-pub(super) fn erase<S, B>(service: S) -> Erased
-where
-    S: Service<Request<ReplayBody>, Response = Response<B>> + Clone + Send + Sync + 'static,
-    S::Error: Into<BoxError>,
-    S::Future: Send + 'static,
-    B: Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<BoxError>,
-{
-    let service = service
-        .map_response(|response: Response<B>| response.map(|body| body.map_err(Into::into).boxed_unsync()))
-        .map_err(Into::into);
-    BoxCloneSyncService::new(service)
-}
 
 /// The same for bodies as clients have them.
 pub(super) fn replayable(

@@ -1,4 +1,4 @@
-use std::{collections::BTreeMap, sync::Arc};
+use std::{cmp::Reverse, collections::BTreeMap, sync::Arc};
 
 use tokio::{sync::oneshot, time::Instant};
 
@@ -74,8 +74,13 @@ impl Line {
         counts
     }
 
-    /// The first that a key would serve now. One that must wait keeps those of its model waiting, and no others.
-    pub(super) fn next(&mut self, foresee: impl Fn(&Wants, usize) -> Foresight) -> Found {
+    /// The first that a key would serve now, and of such keys the one with the most room for the day, so that what is scarce is
+    /// kept. One that must wait keeps those of its model waiting, and no others.
+    pub(super) fn next(
+        &mut self,
+        foresee: impl Fn(&Wants, usize) -> Foresight,
+        room: impl Fn(&Wants, usize) -> u64,
+    ) -> Found {
         let mut found = Found { call: None, again: None };
         if self.called {
             return found;
@@ -94,8 +99,8 @@ impl Line {
                     Foresight::Never => {}
                 }
             }
-            let least = |key: &usize| (failed.contains(key), self.in_flight[*key], *key);
-            if let Some(key) = open.into_iter().min_by_key(least) {
+            let order = |key: &usize| (failed.contains(key), Reverse(room(wants, *key)), self.in_flight[*key], *key);
+            if let Some(key) = open.into_iter().min_by_key(order) {
                 first = Some((*number, key));
                 break;
             }
