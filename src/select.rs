@@ -98,7 +98,7 @@ mod waiting;
 
 pub use cooldown::Resting;
 pub use ejection::SelectError;
-/// The random numbers a [`Pick`] is given.
+/// The random numbers a [`Pick`] is given, such as `rng.usize(..n)` and `rng.f64()`.
 pub use fastrand::Rng;
 pub use filter::{
     AdaptiveLimit, CreditFloor, CreditLimit, Ended, Filter, FilterFn, Fit, Pacing, RequireTags, filter_fn,
@@ -201,7 +201,7 @@ impl<L> KeySelectLayer<L> {
 }
 
 impl<L, P: Pick> KeySelectLayer<L, P> {
-    /// Sets the pick; default [`RoundRobin`].
+    /// Sets the pick; default [`RoundRobin`]. For one of one's own see [`Pick`].
     pub fn pick<Q: Pick>(self, pick: Q) -> KeySelectLayer<L, Q> {
         let Self { pool, per_key, filters, classify, waiting, ejection, .. } = self;
         KeySelectLayer { pool, per_key, pick: Arc::new(pick), filters, classify, waiting, ejection }
