@@ -218,7 +218,7 @@ async fn r099_no_part_of_a_key_shows_in_logs_spans_metrics_figures_or_answers() 
     poller.abort();
     let (seen, found) = (watcher.0.seen.load(Ordering::Relaxed), watcher.0.found.lock().unwrap());
     println!("{count} requests, {statuses:?}: {} hits in {} MB", found.len(), seen >> 20);
-    assert!(statuses.len() > 3 && statuses[&200] > count / 3, "{statuses:?}");
+    assert!(statuses.len() >= 3 && statuses[&200] > count / 3, "{statuses:?}");
     assert!(seen > 1000 * count as u64, "nothing was logged to look into: {seen} bytes");
     assert_eq!(found.first(), None);
 }
