@@ -94,8 +94,7 @@ async fn title(State(app): State<App>, text: String) -> Result<Response, AppErro
     if text.is_empty() {
         return Err(AppError::NoText);
     }
-    let answer =
-        app.models.oneshot(chat(app.model, &format!("A title for: {text}"))).await.unwrap_or_else(|no| match no {});
+    let Ok(answer) = app.models.oneshot(chat(app.model, &format!("A title for: {text}"))).await;
     if !answer.status().is_success() {
         return Ok(answer);
     }

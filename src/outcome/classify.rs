@@ -7,7 +7,7 @@ use crate::error::UpstreamError;
 
 /// Says what an answer means, for stacks whose leaf puts no [`OutcomeCell`](super::OutcomeCell) into its responses.
 ///
-/// Give the same one to every layer that judges: retry, select, monitor, breaker.
+/// Give the same one to every layer that judges: retry, commit gate, select, monitor, breaker.
 ///
 /// ```
 /// use http::{HeaderMap, StatusCode};
