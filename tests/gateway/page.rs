@@ -143,7 +143,7 @@ fn what_the_page_is_told_asks_for_the_token_and_holds_no_secret() {
     assert_ne!(post(gateway.api, "/v1/chat/completions", "x-balancer-explain: 1\r\n", &chat).status, 200);
     let told = picture(&gateway);
     assert_eq!(told["causes"][0]["cause"], "invalid_key");
-    assert!(told["keys"].as_array().unwrap().iter().any(|key| key["rest"]["cause"] == "invalid_key"), "{told}");
+    assert!(told["keys"].as_array().unwrap().iter().all(|key| key["failed"]["invalid_key"] == 1), "{told}");
     let model = told["requests"][0]["attempts"][0]["model"].as_str().unwrap();
     assert!(name.starts_with(model.trim_end_matches('…')) && model.chars().count() == 101, "{model}");
     for secret in ["canary", "sk-or-v1", "operator"] {
