@@ -1,4 +1,4 @@
-//! What each layer, and the whole stack, costs above the bare call, and what tower's own parts cost that do as much.
+//! What each layer, and the whole stack, costs above the bare call, and what tower's parts and tower-resilience's cost.
 //!
 //! `cargo bench --bench overhead` runs criterion over each of them, then measures them in turns, prints a table, and fails
 //! when the whole stack costs more than it may: with three keys at most 0.4 times what tower's own parts cost, and with
@@ -7,60 +7,24 @@
 
 #![allow(unreachable_pub, reason = "the modules of a bench are its own")]
 
+mod contention;
 mod exchange;
 mod measure;
+mod resilience;
 mod stacks;
+mod subjects;
 
 use std::process::ExitCode;
 
 use criterion::Criterion;
-use exchange::{Asking, Leaf};
-use measure::{Measured, Subject};
-use tower::{Layer, ServiceBuilder};
-use tower_openrouter::{
-    BufferLayer, CircuitBreakerLayer, ConcurrencyLimitLayer, DeadlineLayer, ExplainLayer, LoadMonitorLayer, OpenRouter,
-    RespondLayer, RetryLayer, breaker::BreakerPolicy, openrouter::AuthorizeLayer,
-};
+use exchange::Asking;
+use measure::Measured;
+use subjects::{BARE, MANY, TOWERS, WHOLE, subjects};
 
 /// The most the whole stack with three keys may cost, as a share of what tower's own parts cost.
 const MOST_OF_TOWERS: f64 = 0.4;
 /// The most the whole stack with 10,000 keys may cost, as a multiple of what it costs with three.
 const MOST_OF_MANY: f64 = 1.2;
-
-const BARE: &str = "bare call";
-const WHOLE: &str = "whole stack, 3 keys";
-const MANY: &str = "whole stack, 10,000 keys";
-const TOWERS: &str = "tower: retry + buffer + p2c of 3 + limit";
-
-fn subjects() -> Vec<Box<dyn Subject>> {
-    let (key, endpoint) = stacks::endpoint();
-    let authorize = AuthorizeLayer::new(&key);
-    let bare_authorize = authorize.clone();
-    let limit = ConcurrencyLimitLayer::new(1 << 20).expect("the cap is not 0");
-    let breaker = CircuitBreakerLayer::new(BreakerPolicy::default()).endpoint(&endpoint);
-    vec![
-        measure::subject(BARE, |_| Leaf::new()),
-        measure::subject(TOWERS, |_| stacks::towers()),
-        measure::subject(WHOLE, |_| stacks::ours(3)),
-        measure::subject(MANY, |_| stacks::ours(10_000)),
-        measure::subject("whole stack, boxed, 3 keys", |_| stacks::boxed(3)),
-        measure::subject("whole stack, 3 keys, explain off", |_| ExplainLayer::new().layer(stacks::ours(3))),
-        measure::subject("whole stack, 3 keys, explained", |_| ExplainLayer::new().all().layer(stacks::ours(3))),
-        measure::subject("respond", |leaf| RespondLayer::new().layer(leaf)),
-        measure::subject("deadline", |leaf| DeadlineLayer::default().layer(leaf)),
-        measure::subject("buffer", |leaf| BufferLayer::new().layer(leaf)),
-        measure::subject("retry", |leaf| RetryLayer::new().layer(leaf)),
-        measure::subject("select, 3 keys", |_| stacks::select(3)),
-        measure::subject("monitor", move |leaf| LoadMonitorLayer::endpoint(&endpoint).layer(leaf)),
-        measure::subject("breaker", move |leaf| breaker.layer(leaf)),
-        measure::subject("limit", move |leaf| limit.layer(leaf)),
-        measure::subject("authorize", move |leaf| bare_authorize.layer(leaf)),
-        measure::subject("openrouter", OpenRouter::new),
-        measure::subject("openrouter behind authorize", move |leaf| {
-            ServiceBuilder::new().layer(authorize).service(OpenRouter::new(leaf))
-        }),
-    ]
-}
 
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args().collect();
@@ -83,6 +47,12 @@ fn main() -> ExitCode {
     }
     let measured = Measured::of(&mut subjects, &asking, if quick { 400 } else { 4_000 });
     measured.print(BARE);
+
+    let rounds = if quick { 9 } else { 49 };
+    println!("two threads that share a stack, time of a request, of one thread's alone:");
+    println!("- whole stack, 3 keys: {:.2}", contention::of(|| stacks::ours(3), &asking, rounds));
+    println!("- {TOWERS}: {:.2}", contention::of(stacks::towers, &asking, rounds));
+    println!("- tower-resilience's: {:.2}\n", contention::of(resilience::stack, &asking, rounds));
 
     let (whole, many, towers) = (measured.above(WHOLE), measured.above(MANY), measured.above(TOWERS));
     let mut held = true;

@@ -35,7 +35,14 @@ pub(crate) fn pool(keys: usize) -> Pool {
 /// The default stack, every type known to the compiler.
 pub(crate) fn ours(
     keys: usize,
-) -> impl Service<Asked, Response = Response<impl Body<Data = Bytes, Error: std::fmt::Debug>>, Error = Infallible> {
+) -> impl Service<
+    Asked,
+    Response = Response<impl Body<Data = Bytes, Error: std::fmt::Debug> + Send>,
+    Error = Infallible,
+    Future: Send,
+> + Clone
++ Send
++ 'static {
     Balancer::builder(pool(keys)).service(OpenRouter::new(Leaf::new()))
 }
 
@@ -55,7 +62,8 @@ pub(crate) fn select(
 /// The same of tower's own parts: retry, buffer, and p2c over three endpoints with a limit each.
 ///
 /// It neither sets a key nor looks at the answer, as ours does, nor does its limit last until the body's end.
-pub(crate) fn towers() -> impl Service<Asked, Response = Response<Full<Bytes>>, Error = BoxError> {
+pub(crate) fn towers()
+-> impl Service<Asked, Response = Response<Full<Bytes>>, Error = BoxError, Future: Send> + Clone + Send + 'static {
     let endpoint = || {
         let limited = ServiceBuilder::new().layer(TowerLimitLayer::new(usize::MAX >> 4)).service(Leaf::new());
         PeakEwma::new(limited, Duration::from_millis(500), 1e6, CompleteOnResponse::default())
