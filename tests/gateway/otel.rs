@@ -18,17 +18,20 @@ use prost::Message;
 
 use super::support::*;
 
+/// Heads and bodies of what was exported.
+type Exports = Arc<Mutex<Vec<(String, Vec<u8>)>>>;
+
 /// Takes what is exported, and answers, or not.
 struct Collector {
     address: SocketAddr,
-    exports: Arc<Mutex<Vec<(String, Vec<u8>)>>>,
+    exports: Exports,
 }
 
 impl Collector {
     fn start(answers: bool) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let exports = Arc::<Mutex<Vec<(String, Vec<u8>)>>>::default();
+        let exports = Exports::default();
         let kept = exports.clone();
         thread::spawn(move || {
             for mut stream in listener.incoming().map_while(Result::ok) {

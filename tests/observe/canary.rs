@@ -132,14 +132,14 @@ fn chat(body: String) -> Request<Full<Bytes>> {
 /// Requests of all kinds, in turn.
 fn mixed(number: usize) -> Request<Full<Bytes>> {
     let model = ["acme/swift-1", "acme/deep-2", "acme/swift-1:free", "no/such"][number % 4];
-    let stream = number % 3 == 0;
+    let stream = number.is_multiple_of(3);
     let messages = r#"[{"role":"user","content":"hello"}]"#;
     let mut request = match number % 11 {
         9 => chat("{ not json".into()),
         10 => Request::get("/v1/models").body(Full::default()).unwrap(),
         _ => chat(format!(r#"{{"model":"{model}","max_tokens":4,"messages":{messages},"stream":{stream}}}"#)),
     };
-    if number % 5 == 0 {
+    if number.is_multiple_of(5) {
         request.headers_mut().insert("x-balancer-explain", "1".parse().unwrap());
     }
     request
@@ -200,7 +200,7 @@ async fn r099_no_part_of_a_key_shows_in_logs_spans_metrics_figures_or_answers() 
         }
         // so that limits by the minute let most requests through, and keys that were struck come back
         sleep(Duration::from_secs(2)).await;
-        if number % 5 == 0 {
+        if number.is_multiple_of(5) {
             for endpoint in handle.pool().endpoints().iter() {
                 handle.pool().reset(endpoint.key().name());
                 if let Some(breaker) = handle.breaker(endpoint) {
