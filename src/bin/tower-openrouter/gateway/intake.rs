@@ -127,7 +127,9 @@ mod tests {
 
     const GRACE: Duration = Duration::from_secs(30);
 
-    fn intake() -> (Sender<Bytes>, Pin<Box<Intake<Channel<Bytes>>>>) {
+    type Fed = (Sender<Bytes>, Pin<Box<Intake<Channel<Bytes>>>>);
+
+    fn intake() -> Fed {
         let (sender, body) = Channel::new(4);
         (sender, Box::pin(Intake::new(body, GRACE)))
     }
