@@ -127,9 +127,9 @@ mod tests {
 
     const GRACE: Duration = Duration::from_secs(30);
 
-    type Fed = (Sender<Bytes>, Pin<Box<Intake<Channel<Bytes>>>>);
+    type Boxed = Pin<Box<Intake<Channel<Bytes>>>>;
 
-    fn intake() -> Fed {
+    fn intake() -> (Sender<Bytes>, Boxed) {
         let (sender, body) = Channel::new(4);
         (sender, Box::pin(Intake::new(body, GRACE)))
     }
