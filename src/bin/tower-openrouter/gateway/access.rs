@@ -56,7 +56,7 @@ mod tests {
 
     #[test]
     fn r106_how_much_of_a_token_is_right_does_not_show_in_the_time() {
-        let token = "a".repeat(1 << 20);
+        let token = "a".repeat(1 << 16);
         let access = Access(Some(Token::new(&token).unwrap()));
         let headers = |at: usize| {
             let mut shown = token.clone();
@@ -72,7 +72,7 @@ mod tests {
             (0..20).map(time).min().unwrap()
         };
         let (first, last) = (shortest(&headers(0)), shortest(&headers(token.len() - 1)));
-        // a comparison that stops at the first difference would differ a thousandfold
-        assert!(first * 3 > last && last * 3 > first, "{first:?} {last:?}");
+        // a comparison that stops at the first difference would differ ten-thousandfold
+        assert!(first * 20 > last && last * 20 > first, "{first:?} {last:?}");
     }
 }
