@@ -94,6 +94,7 @@ impl ErrorAnswer {
                 Why::Deadline => (StatusCode::GATEWAY_TIMEOUT, false),
                 Why::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, false),
                 Why::BodyBroken => (StatusCode::BAD_REQUEST, false),
+                Why::BodyTooSlow => (StatusCode::REQUEST_TIMEOUT, false),
             };
             let mut answer = Self::new(status, refusal.to_string()).reason(refusal.why().as_str());
             answer.retry_after = retryable.then(|| refusal.after().unwrap_or(SOON));

@@ -37,6 +37,8 @@ pub enum Why {
     BodyTooLarge,
     /// The request's body broke off.
     BodyBroken,
+    /// The request's body came too slowly.
+    BodyTooSlow,
     /// Memory for request bodies is used up.
     Overloaded,
     /// The process is about to stop.
@@ -44,6 +46,20 @@ pub enum Why {
 }
 
 impl Why {
+    /// Every reason.
+    pub const ALL: [Self; 10] = [
+        Self::NoKey,
+        Self::NoRoute,
+        Self::QueueFull,
+        Self::LimitReached,
+        Self::BreakerOpen,
+        Self::Deadline,
+        Self::BodyTooLarge,
+        Self::BodyBroken,
+        Self::Overloaded,
+        Self::Draining,
+    ];
+
     /// The reason's name in metrics, logs and error bodies.
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -55,6 +71,7 @@ impl Why {
             Self::Deadline => "deadline",
             Self::BodyTooLarge => "body_too_large",
             Self::BodyBroken => "body_broken",
+            Self::BodyTooSlow => "body_too_slow",
             Self::Overloaded => "overloaded",
             Self::Draining => "draining",
         }

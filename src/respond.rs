@@ -12,6 +12,7 @@
 //! | no route for the model | 404 | `NOT_FOUND` |
 //! | request body too large | 413 | `INVALID_ARGUMENT` |
 //! | request body broken | 400 | `INVALID_ARGUMENT` |
+//! | request body too slow | 408 | `DEADLINE_EXCEEDED` |
 //! | no connection, connection broken, any other error | 502 | `UNAVAILABLE` |
 //!
 //! That no key can serve is a 429 and not a 503, because the official OpenRouter clients repeat a 5xx for up to an hour.
@@ -25,7 +26,11 @@
 //! Who stands above, in the same process, finds in the answer's extensions the [`Rejected`] that it stands for, or what
 //! any other error means as an [`OutcomeCell`].
 //!
-//! An error of the response body comes too late for an answer. In an event stream it becomes one more event, the error in
+//! An answer that was held back until it said something, and failed before it did (see
+//! [`CommitGateLayer`](crate::CommitGateLayer)), is such an error too, unless it is an event stream: a server that is given a
+//! head and at once a failure closes the connection without a word.
+//!
+//! Any other error of the response body comes too late for an answer. In an event stream it becomes one more event, the error in
 //! the shape of the path, after the last whole one; then the body fails, so that the server ends the connection uncleanly
 //! and nobody takes what came for all there was. A compressed stream, a JSON body and gRPC just fail. See [`ToldBody`].
 //!
@@ -86,6 +91,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{Request, Response};
+use http_body::Body;
 use http_body_util::{Either, Full};
 use pin_project_lite::pin_project;
 use tower::BoxError;
@@ -165,6 +171,7 @@ impl<S, B, ResB> Service<Request<B>> for Respond<S>
 where
     S: Service<Request<B>, Response = Response<ResB>>,
     S::Error: Into<BoxError>,
+    ResB: Body,
 {
     type Response = Response<RespondBody<ResB>>;
     type Error = Infallible;
@@ -213,6 +220,7 @@ impl<F, ResB, E> Future for RespondFuture<F>
 where
     F: Future<Output = Result<Response<ResB>, E>>,
     E: Into<BoxError>,
+    ResB: Body,
 {
     type Output = Result<Response<RespondBody<ResB>>, Infallible>;
 
@@ -220,7 +228,16 @@ where
         let this = self.project();
         let error = match this.state.project() {
             StateProj::Running { future } => match ready!(future.poll(cx)) {
-                Ok(response) => return Poll::Ready(Ok(this.form.pass(response))),
+                Ok(response) => {
+                    return Poll::Ready(Ok(match this.form.unsaid(&response) {
+                        None => this.form.pass(response),
+                        Some(error) => {
+                            let mut answer = this.form.answer(&ErrorAnswer::to(&error));
+                            *answer.extensions_mut() = response.into_parts().0.extensions;
+                            answer
+                        }
+                    }));
+                }
                 Err(error) => error.into(),
             },
             StateProj::Failed { error } => error.take().expect("polled after it was ready"),

@@ -53,6 +53,8 @@ use crate::{
 
 mod builder;
 mod handle;
+#[cfg(feature = "metrics")]
+mod metrics;
 #[cfg(feature = "settings")]
 pub mod settings;
 
@@ -184,7 +186,7 @@ where
     S: Service<Request<ReplayBody>, Response = Response<ResB>> + Clone + Send + Sync + 'static,
     S::Error: Into<BoxError>,
     S::Future: Send,
-    ResB: 'static,
+    ResB: Body + 'static,
     B: Body + Unpin + Send + 'static,
     B::Data: Send,
     B::Error: Into<BoxError>,

@@ -12,7 +12,7 @@ use http::{HeaderValue, Request, Response, header::HOST, uri::Scheme};
 use http_body::Body;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, builderstates::WantsSchemes};
 use hyper_util::{
     client::legacy::{Builder, Client, Error, ResponseFuture, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
@@ -68,19 +68,23 @@ where
 {
     /// A client of its own.
     pub fn new() -> Self {
-        let mut tcp = HttpConnector::new();
-        tcp.set_nodelay(true);
-        tcp.enforce_http(false);
-        tcp.set_connect_timeout(Some(Duration::from_secs(10)));
-        tcp.set_keepalive(Some(Duration::from_secs(60)));
         let tls = HttpsConnectorBuilder::new().with_provider_and_webpki_roots(rustls::crypto::ring::default_provider());
         let tls = match tls {
             Ok(tls) => tls,
             Err(error) => unreachable!("ring supports the default protocol versions: {error}"),
         };
-        let connector = tls.https_or_http().enable_http1().enable_http2().wrap_connector(tcp);
-        Self::from_client(settings().build(connector))
+        Self::from_client(settings().build(connector(tls)))
     }
+}
+
+/// How a client of our own connects.
+fn connector(tls: HttpsConnectorBuilder<WantsSchemes>) -> HttpsConnector<HttpConnector> {
+    let mut tcp = HttpConnector::new();
+    tcp.set_nodelay(true);
+    tcp.enforce_http(false);
+    tcp.set_connect_timeout(Some(Duration::from_secs(10)));
+    tcp.set_keepalive(Some(Duration::from_secs(60)));
+    tls.https_or_http().enable_http1().enable_http2().wrap_connector(tcp)
 }
 
 /// How a client of our own speaks HTTP.
@@ -194,9 +198,19 @@ fn upstream_error(error: Error) -> BoxError {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        io::{Read, Write},
+        net::SocketAddr,
+        thread,
+    };
+
     use http_body_util::BodyExt;
     use hyper::{server::conn::http2, service::service_fn};
     use hyper_util::rt::TokioIo;
+    use rcgen::{BasicConstraints, Certificate, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
+    use rustls::{
+        ClientConfig, RootCertStore, ServerConfig, ServerConnection, Stream, crypto::ring, pki_types::PrivateKeyDer,
+    };
     use tokio::{net::TcpListener, time::timeout};
     use tower::ServiceExt;
 
@@ -226,5 +240,63 @@ mod tests {
         }
         let read = async { ask().await.unwrap().into_body().collect().await.unwrap().to_bytes().len() };
         assert_eq!(timeout(Duration::from_secs(5), read).await.expect("held up"), 512 * 1024);
+    }
+
+    /// A server over TLS with this certificate.
+    fn serve_tls(certificate: &Certificate, key: &KeyPair) -> SocketAddr {
+        let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let config = ServerConfig::builder_with_provider(ring::default_provider().into());
+        let config = config.with_safe_default_protocol_versions().unwrap().with_no_client_auth();
+        let config = std::sync::Arc::new(config.with_single_cert(vec![certificate.der().clone()], key).unwrap());
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        thread::spawn(move || {
+            for mut tcp in listener.incoming().map_while(Result::ok) {
+                let mut tls = ServerConnection::new(config.clone()).unwrap();
+                if Stream::new(&mut tls, &mut tcp).read(&mut [0; 4096]).is_ok_and(|read| read > 0) {
+                    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
+                    Stream::new(&mut tls, &mut tcp).write_all(answer).unwrap();
+                }
+            }
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn r116_a_certificate_must_be_of_a_known_authority_for_this_name_and_of_this_time() {
+        let mut params = CertificateParams::new([]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(authority.der().clone()).unwrap();
+        let tls = ClientConfig::builder_with_provider(ring::default_provider().into());
+        let tls =
+            tls.with_safe_default_protocol_versions().unwrap().with_root_certificates(roots).with_no_client_auth();
+        let connector = connector(HttpsConnectorBuilder::new().with_tls_config(tls));
+        let transport = HyperTransport::<Full<Bytes>, _>::from_client(settings().build(connector));
+
+        let params = |name: &str| CertificateParams::new([name.to_owned()]).unwrap();
+        let (mut expired, mut early) = (params("localhost"), params("localhost"));
+        (expired.not_before, expired.not_after) = (date_time_ymd(2019, 1, 1), date_time_ymd(2020, 1, 1));
+        (early.not_before, early.not_after) = (date_time_ymd(3000, 1, 1), date_time_ymd(3001, 1, 1));
+        let key = KeyPair::generate().unwrap();
+        let signed = |params: CertificateParams| params.signed_by(&key, &authority).unwrap();
+        for (what, certificate, is_good) in [
+            ("good", signed(params("localhost")), true),
+            ("for another name", signed(params("openrouter.ai")), false),
+            ("expired", signed(expired), false),
+            ("not yet valid", signed(early), false),
+            ("self-signed", params("localhost").self_signed(&key).unwrap(), false),
+        ] {
+            let uri = format!("https://localhost:{}/", serve_tls(&certificate, &key).port());
+            let asked = transport.clone().oneshot(Request::get(uri).body(Full::default()).unwrap()).await;
+            match asked {
+                Ok(_) => assert!(is_good, "{what}"),
+                Err(error) => {
+                    assert!(!is_good, "{what}: {error:?}");
+                    assert_eq!(UpstreamError::find(&*error).unwrap().kind(), UpstreamErrorKind::Connect, "{what}");
+                }
+            }
+        }
     }
 }

@@ -3,13 +3,15 @@
 use std::fmt::Write;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Response, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+use http_body::Body;
 use http_body_util::{Either, Full};
 
 use super::ToldBody;
 use crate::{
     answer::{ErrorAnswer, Shape},
-    error::whole_seconds,
+    error::{UpstreamError, UpstreamErrorKind, whole_seconds},
+    outcome::{Cause, Outcome, OutcomeCell},
 };
 
 /// In which form an answer is given, decided by the layer and, for HTTP, by the path.
@@ -32,6 +34,22 @@ impl Form {
             Self::Http(_) | Self::Grpc => response.map(ToldBody::untouched),
         };
         body.map(Either::Left)
+    }
+
+    /// What an answer failed with before it said anything, where its head can still be taken back.
+    pub(super) fn unsaid<B: Body>(self, response: &Response<B>) -> Option<UpstreamError> {
+        let Outcome::Fault(fault) = response.extensions().get::<OutcomeCell>()?.at_commit()? else { return None };
+        let kind = match fault.cause {
+            Cause::Truncated => UpstreamErrorKind::Truncated,
+            Cause::FirstOutputTimeout => UpstreamErrorKind::FirstOutputTimeout,
+            Cause::GapTimeout => UpstreamErrorKind::GapTimeout,
+            Cause::Timeout => UpstreamErrorKind::TotalTimeout,
+            _ => return None,
+        };
+        // one that came to its end is passed on as it is, since it has a length
+        let fails = response.status() == StatusCode::OK && response.body().size_hint().exact().is_none();
+        let is_plain = matches!(self, Self::Http(_)) && !is_plain_event_stream(response.headers());
+        (fails && is_plain).then(|| UpstreamError::new(kind, None))
     }
 
     pub(super) fn answer<B>(self, answer: &ErrorAnswer) -> Response<Either<B, Full<Bytes>>> {
@@ -87,7 +105,7 @@ fn grpc_status(answer: &ErrorAnswer) -> &'static str {
         400 | 413 => "3", // INVALID_ARGUMENT
         404 => "5",       // NOT_FOUND
         429 => "8",       // RESOURCE_EXHAUSTED
-        504 => "4",       // DEADLINE_EXCEEDED
+        408 | 504 => "4", // DEADLINE_EXCEEDED
         _ => "14",        // UNAVAILABLE
     }
 }
@@ -113,7 +131,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::error::{Rejected, UpstreamError, UpstreamErrorKind, Why};
+    use crate::error::{Rejected, Why};
 
     #[test]
     fn r110_every_refusal_has_its_answer() {
@@ -126,6 +144,7 @@ mod tests {
             (Why::Deadline, 504, false, "4", "timeout_error"),
             (Why::BodyTooLarge, 413, false, "3", "invalid_request_error"),
             (Why::BodyBroken, 400, false, "3", "invalid_request_error"),
+            (Why::BodyTooSlow, 408, false, "4", "timeout_error"),
             (Why::Overloaded, 503, true, "14", "overloaded_error"),
             (Why::Draining, 503, true, "14", "overloaded_error"),
         ] {

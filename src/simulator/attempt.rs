@@ -145,6 +145,16 @@ pub(super) struct Accepted {
 }
 
 impl Accepted {
+    /// An answer that is there already.
+    pub(super) fn ready(served: Served, at: tokio::time::Instant) -> Self {
+        Self { served, twist: None, at, delays: Delays::NONE }
+    }
+
+    /// Whether nothing goes wrong with the answer.
+    pub(super) fn is_sound(&self) -> bool {
+        self.twist.is_none()
+    }
+
     /// The head, and a body that tells the rest in its own time.
     pub(super) fn response(self, shared: &Shared, mut ticket: Ticket, trace: &Trace) -> Response<SimulatorBody> {
         let served = Arc::new(Served { routing: trace.member(), ..self.served });

@@ -23,6 +23,10 @@ impl Delays {
         Self::of(endpoint, jitter, draw::spread(rng, endpoint.first_token_sigma), fault)
     }
 
+    /// There is nobody to wait for.
+    pub(super) const NONE: Self =
+        Self { accept: Duration::ZERO, first_token: Duration::ZERO, per_token: Duration::ZERO };
+
     /// How soon and how late any request is accepted or refused.
     #[cfg(feature = "lab")]
     pub(super) fn accept_between(endpoint: &ProviderEndpoint, fault: Option<&What>) -> (Duration, Duration) {

@@ -10,7 +10,7 @@ use super::request::{Asked, Dialect};
 use super::scenario::{Model, ProviderEndpoint, Reply};
 
 /// An accepted request; fixed from the moment the provider said yes.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Served {
     pub(super) id: String,
     pub(super) created: Wall,
@@ -31,6 +31,8 @@ pub(super) struct Served {
     pub(super) per_event: u64,
     /// A text of this many bytes instead of words.
     pub(super) huge: Option<usize>,
+    /// Out of the response cache: it has used nothing.
+    pub(super) cached: bool,
     /// `openrouter_metadata`, when asked for.
     pub(super) routing: Option<serde_json::Value>,
 }
@@ -63,8 +65,14 @@ impl Served {
             text_seed: rng.u64(..),
             per_event: reply.tokens_per_event,
             huge: None,
+            cached: false,
             routing: None,
         }
+    }
+
+    /// The tokens of prompt and answer that are reported.
+    pub(super) fn used(&self) -> (u64, u64) {
+        if self.cached { (0, 0) } else { (self.prompt_tokens, self.completion_tokens) }
     }
 
     pub(super) fn cost(&self) -> f64 {

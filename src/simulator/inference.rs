@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use http::Response;
+use http::{HeaderMap, Response};
 
-use super::attempt::Attempt;
+use super::attempt::{Accepted, Attempt};
 use super::faults::{Stage, Target};
 use super::generation::EndOf;
 use super::refusal::{self, Refusal, Struck};
@@ -68,12 +68,37 @@ pub(super) async fn answer(shared: &Arc<Shared>, call: Call, dialect: Dialect) -
         Ok(asked) => asked,
         Err(refusal) => return Ok(refuse(shared, &refusal, &reference, Some(ticket))),
     };
+    let cached = call
+        .cache
+        .zip(call.body.as_deref())
+        .map(|(wish, body)| shared.lock().cache.find(wish, (key, &call.path, body), shared.clock.now().elapsed));
+    let mut miss = match cached {
+        None => None,
+        Some(Err(miss)) => Some(miss),
+        Some(Ok(hit)) => {
+            let now = shared.clock.now();
+            let accepted = Accepted::ready(hit.served(id, now.wall), now.instant);
+            let mut response = accepted.response(shared, ticket, &Trace::new(false, model));
+            hit.tell(response.headers_mut());
+            return Ok(response);
+        }
+    };
     let mut last = refusal::bad_request("No models provided");
     let mut trace = Trace::new(call.metadata, model);
     for model in &asked.models {
         let request = Attempt { shared, key, asked: &asked, model, draw: (&id, &rng) };
         match request.run(&mut ticket, &mut trace).await {
-            Ok(accepted) => return Ok(accepted.response(shared, ticket, &trace)),
+            Ok(accepted) => {
+                let Some(miss) = miss.take() else { return Ok(accepted.response(shared, ticket, &trace)) };
+                let mut told = HeaderMap::new();
+                miss.tell(&mut told);
+                if accepted.is_sound() {
+                    ticket.keep(miss);
+                }
+                let mut response = accepted.response(shared, ticket, &trace);
+                response.headers_mut().extend(told);
+                return Ok(response);
+            }
             Err(refusal) => last = refusal,
         }
         ticket.release();

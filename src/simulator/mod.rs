@@ -77,8 +77,10 @@
 mod admission;
 mod attempt;
 mod body;
+mod cache;
 mod clock;
 mod control;
+mod cors;
 mod delays;
 pub(crate) mod draw;
 mod faults;

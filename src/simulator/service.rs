@@ -8,16 +8,17 @@ use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
 use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
-use http::{HeaderMap, Method, Request, Response};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tower_service::Service;
 
+use super::cache::Wish;
 use super::refusal::{self, Refusal};
 use super::request::Dialect;
 use super::stats::Received;
 use super::ticket::Ticket;
 use super::trace::Trace;
-use super::{Shared, SimulatorBody, SimulatorError, ids, inference, lookup};
+use super::{Shared, SimulatorBody, SimulatorError, cors, ids, inference, lookup};
 
 /// Answers requests as OpenRouter would. Always ready, cheap to clone.
 #[derive(Clone)]
@@ -85,6 +86,8 @@ pub(super) struct Call {
     pub(super) credentials: Credentials,
     /// Whether `openrouter_metadata` is wanted.
     pub(super) metadata: bool,
+    /// What is said about the response cache.
+    pub(super) cache: Option<Wish>,
     /// None when it was larger than [`Wire::max_body_bytes`](super::Wire::max_body_bytes).
     pub(super) body: Option<Bytes>,
 }
@@ -113,6 +116,29 @@ where
     B::Data: Buf + Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
+    let is_cross_origin = cors::is_cross_origin(request.headers());
+    let mut response = if cors::is_preflight(request.method(), request.headers()) {
+        shared.lock().ledger.lookup();
+        let mut response = Response::new(SimulatorBody::whole(Bytes::new(), None));
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        *response.headers_mut() = cors::preflight();
+        common(&shared, response.headers_mut(), None);
+        response
+    } else {
+        reply(shared, request).await?
+    };
+    if is_cross_origin {
+        cors::open(response.headers_mut());
+    }
+    Ok(response)
+}
+
+async fn reply<B>(shared: Arc<Shared>, request: Request<B>) -> Answer
+where
+    B: http_body::Body + Send + 'static,
+    B::Data: Buf + Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
     let (parts, body) = request.into_parts();
     let body = match Limited::new(body, shared.scenario.wire.max_body_bytes).collect().await {
         Ok(collected) => Some(collected.to_bytes()),
@@ -125,8 +151,15 @@ where
     let path = path.strip_prefix("/api").unwrap_or(path);
     let path = path.strip_prefix("/v1/").unwrap_or_default().trim_matches('/').to_owned();
     let query = parts.uri.query().unwrap_or_default().to_owned();
-    let call =
-        Call { method: parts.method, path, query, credentials, metadata: Trace::wanted_by(&parts.headers), body };
+    let call = Call {
+        method: parts.method,
+        path,
+        query,
+        credentials,
+        metadata: Trace::wanted_by(&parts.headers),
+        cache: Wish::of(&parts.headers),
+        body,
+    };
     let dialect = match call.path.as_str() {
         "chat/completions" => Dialect::Chat,
         "completions" => Dialect::Completions,
@@ -232,7 +265,7 @@ pub(super) fn respond(
         ticket.answered(status);
     }
     let mut response = Response::new(SimulatorBody::whole(bytes, ticket));
-    *response.status_mut() = http::StatusCode::from_u16(status).unwrap_or_default();
+    *response.status_mut() = StatusCode::from_u16(status).unwrap_or_default();
     *response.headers_mut() = headers;
     let content_type = HeaderValue::try_from(content_type).unwrap_or(HeaderValue::from_static("text/plain"));
     response.headers_mut().insert(CONTENT_TYPE, content_type);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Shared;
+use super::cache::Miss;
 use super::generation::{EndOf, Generation, Served, Settled};
 use super::stats::{Attempt, Ended, Ending};
 
@@ -21,6 +22,8 @@ pub(super) struct Ticket {
     /// At a provider that has neither accepted nor refused.
     asked: Option<Box<Served>>,
     bill: Option<Arc<Served>>,
+    /// To be kept in the cache once it is whole.
+    miss: Option<Miss>,
     /// When the provider will have written all of it, whoever listens; since the simulator was made.
     written: Duration,
     /// Tokens handed to the caller.
@@ -58,6 +61,7 @@ impl Ticket {
             hold: None,
             asked: None,
             bill: None,
+            miss: None,
             written: Duration::ZERO,
             sent: 0,
             answered: false,
@@ -110,6 +114,11 @@ impl Ticket {
         world.generations.push_back(Generation { served, account, workspace, started, settled: None });
     }
 
+    /// The answer is to be kept once all of it was sent.
+    pub(super) fn keep(&mut self, miss: Miss) {
+        self.miss = Some(miss);
+    }
+
     pub(super) fn answered(&mut self, status: u16) {
         self.answered = true;
         let now = self.shared.clock.now();
@@ -145,6 +154,9 @@ impl Ticket {
                     hold.until = Some(over.saturating_add(Duration::from_secs_f64(settle)));
                 }
             }
+        }
+        if let (EndOf::Whole, Some(miss), Some(served)) = (end, self.miss.take(), &self.bill) {
+            world.cache.keep(miss, Arc::clone(served), now.elapsed);
         }
         if let Some(served) = &self.bill {
             let record = world.generations.iter_mut().rev().find(|g| Arc::ptr_eq(&g.served, served));

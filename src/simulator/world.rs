@@ -4,6 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::cache::Cache;
 use super::clock::Wall;
 use super::faults::FaultState;
 use super::generation::Generation;
@@ -226,6 +227,7 @@ pub(super) struct World {
     pub(super) endpoints: Vec<EndpointState>,
     pub(super) faults: Vec<FaultState>,
     pub(super) generations: VecDeque<Generation>,
+    pub(super) cache: Cache,
     pub(super) ledger: Ledger,
     stale: Stale,
     pub(super) rng: fastrand::Rng,
@@ -253,6 +255,7 @@ impl World {
             stale: scenario.stale.clone(),
             faults: scenario.faults.iter().map(|f| FaultState::new(f.clone(), Duration::ZERO)).collect(),
             generations: VecDeque::new(),
+            cache: Cache::default(),
             rng: draw::rng(seed, "faults", 0),
             next_generation: 0,
             next_answer: 0,

@@ -11,7 +11,7 @@ use std::{
 use http_body_util::{BodyExt, Full};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 
-use super::support::*;
+use super::{frames::*, support::*};
 
 /// A listener nobody should connect to.
 struct Canary(TcpListener);
@@ -61,6 +61,8 @@ fn the_paths_of_the_api_reach_the_upstream_and_no_others() {
         ("GET", "/stats", 404),
         ("GET", "/readyz", 404),
         ("GET", "/healthz", 404),
+        ("GET", "/metrics", 404),
+        ("GET", "/explain/1", 404),
         ("GET", "/v1/chat/completions", 405),
         ("DELETE", "/v1/models", 405),
         ("OPTIONS", "/v1/chat/completions", 405),
@@ -82,7 +84,9 @@ fn r102_r105_the_upstream_sees_the_key_and_nothing_of_the_clients_own() {
     let gateway = Gateway::before(&upstream, &[]);
     let reply = gateway.chat(
         "Authorization: Bearer private-1\r\nX-Api-Key: private-2\r\nCookie: private-3\r\nProxy-Authorization: private-4\r\n\
+         Authorization: Basic private\r\nAPI-KEY: private\r\nx-goog-api-key: private\r\nX-Auth-Token: private\r\ncookie: private\r\n\
          Connection: X-Hop\r\nX-Hop: private-5\r\nTE: trailers\r\nX-Forwarded-For: private-6\r\nContent-Type: application/json\r\n\
+         Connection: keep-alive,  X-Other , content-type2\r\nX-Other: private\r\nKeep-Alive: private\r\nUpgrade: private\r\n\
          HTTP-Referer: https://app.example\r\nX-Title: App\r\n",
     );
     assert_eq!(reply.status, 200);
@@ -158,6 +162,14 @@ fn r101_a_redirect_is_neither_followed_nor_passed_on() {
         assert_eq!(reply.json()["error"]["code"], 502);
     }
     assert!(canary.is_untouched());
+    // nor to another place on the same server
+    let upstream = Upstream::start(|request, stream| {
+        let host = request.split("host: ").nth(1).unwrap().lines().next().unwrap();
+        let location = format!("location: http://{host}/api/v1/models\r\n");
+        stream.write_all(response("307 Temporary Redirect", &location, "").as_bytes()).unwrap();
+    });
+    assert_eq!(Gateway::before(&upstream, &[]).chat("").status, 502);
+    assert_eq!(upstream.seen().len(), 1);
 }
 
 #[test]
@@ -185,6 +197,13 @@ fn r104_no_client_chooses_the_upstream() {
     ] {
         let reply = raw(gateway.api, &format!("{head}{end}"));
         assert!(reply.status == 200 || (400..500).contains(&reply.status), "{head} -> {reply:?}");
+    }
+    for (scheme, authority) in [("http", &*evil), ("https", &evil), ("http", "localhost"), ("ftp", "a@b")] {
+        let mut client = Http2::connect(gateway.api);
+        let headers =
+            [(":method", "POST"), (":scheme", scheme), (":path", "/v1/chat/completions"), (":authority", authority)];
+        client.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &block(&[&headers[..], &[("host", &evil)]].concat())));
+        client.until(|frame| frame.stream == 1 && frame.kind != WINDOW_UPDATE);
     }
     assert!(canary.is_untouched());
     let ours = format!("host: {}", upstream.address());

@@ -113,18 +113,28 @@ async fn r075_over_http2_the_error_event_comes_before_the_reset() {
     }
 }
 
-#[test]
-fn a_document_that_breaks_off_ends_uncleanly() {
-    let upstream = Upstream::start(|_, stream| {
-        write(
-            stream,
-            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n\r\n{\"id\":\"gen-1\",",
-        );
+/// What a client sees of a document that breaks off after so many bytes.
+fn broken_document(bytes: usize) -> String {
+    let upstream = Upstream::start(move |_, stream| {
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n\r\n";
+        write(stream, &format!("{head}{{\"id\":\"{}", "x".repeat(bytes)));
         let _ = stream.shutdown(Shutdown::Both);
     });
     let gateway = Gateway::before(&upstream, &[]);
     let mut client = connect(gateway.api);
     client.write_all(request("POST", "/v1/chat/completions", "", CHAT).as_bytes()).unwrap();
-    let text = rest(&mut client);
-    assert!(!text.contains("0\r\n\r\n") && !text.contains("error"), "{text}");
+    rest(&mut client)
+}
+
+#[test]
+fn r110_a_document_that_breaks_off_while_its_head_is_held_is_an_error_and_no_silence() {
+    let reply = Reply::parse(&broken_document(1000));
+    assert_eq!((reply.status, &reply.json()["error"]["metadata"]["reason"]), (502, &"truncated".into()), "{reply:?}");
+}
+
+#[test]
+fn a_document_that_breaks_off_later_ends_uncleanly() {
+    let text = broken_document(200_000);
+    assert!(text.starts_with("HTTP/1.1 200 OK") && text.contains("xxx"), "{text}");
+    assert!(!text.contains("\r\n0\r\n\r\n") && !text.contains("error"), "{text}");
 }

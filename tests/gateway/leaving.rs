@@ -1,10 +1,8 @@
 //! Who leaves, or falls silent, is let go on the other side too: on real sockets, as the upstream sees it.
 
 use std::{
-    fs,
     io::{Read, Write},
     net::TcpStream,
-    path::PathBuf,
     sync::mpsc::{Receiver, channel},
     time::{Duration, Instant},
 };
@@ -37,27 +35,6 @@ fn waiting(said: String) -> (Upstream, Receiver<Instant>, Receiver<Seen>) {
         let _ = see.send(Seen { said, closed: Instant::now() });
     });
     (upstream, told, seen)
-}
-
-/// A configuration file that is removed with the test.
-struct File(PathBuf);
-
-impl File {
-    fn new(name: &str, text: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("tower-openrouter-leaving-{}-{name}.toml", std::process::id()));
-        fs::write(&path, text).unwrap();
-        Self(path)
-    }
-
-    fn flag(&self) -> [&str; 2] {
-        ["--config", self.0.to_str().unwrap()]
-    }
-}
-
-impl Drop for File {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
-    }
 }
 
 fn streamed() -> String {

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use super::support::*;
+use super::{frames::*, support::*};
 
 #[test]
 fn without_any_key_the_simulator_answers_the_printed_lines() {
@@ -209,4 +209,45 @@ fn r112_idle_connections_do_not_hold_it_up() {
     gateway.signal("TERM");
     let (status, took) = gateway.ended();
     assert!(status.code() == Some(0) && took < Duration::from_secs(1), "{status} {took:?}");
+}
+
+/// The frames of an HTTP/2 stream that has begun, as the gateway stops, and how it ended.
+fn stopped(gateway: &Gateway, upstream: &Upstream, then: impl FnOnce()) -> (String, Vec<Frame>) {
+    let mut client = Http2::connect(gateway.api);
+    client.send(&frame(HEADERS, END_HEADERS, 1, &block(&chat(&[]))));
+    client.send(&frame(DATA, END_STREAM, 1, CHAT.replace("\"messages\"", "\"stream\":true,\"messages\"").as_bytes()));
+    client.until(|frame| frame.kind == DATA);
+    assert_eq!(upstream.seen().len(), 1);
+    gateway.signal("TERM");
+    client.until(|frame| frame.kind == GOAWAY);
+    then();
+    let (mut text, mut frames) = (String::new(), Vec::new());
+    while let Some(came) = client.next() {
+        match came.kind {
+            DATA => text.push_str(&String::from_utf8_lossy(&came.payload)),
+            PING if came.flags == 0 => drop(client.send(&frame(PING, ACK, 0, &came.payload))),
+            _ => {}
+        }
+        frames.push(came);
+    }
+    (text, frames)
+}
+
+#[test]
+fn r111_streams_of_http2_are_finished_too_or_told_that_they_are_not() {
+    let (upstream, go) = held_upstream();
+    let mut gateway = Gateway::before(&upstream, &[]);
+    let (text, frames) = stopped(&gateway, &upstream, || go.send(()).unwrap());
+    assert!(text.ends_with("data: [DONE]\n\n"), "{text} {frames:?}");
+    assert!(frames.iter().any(|frame| frame.kind == DATA && frame.flags & END_STREAM != 0), "{frames:?}");
+    let (status, took) = gateway.ended();
+    assert!(status.code() == Some(0) && took < Duration::from_secs(1), "{status} {took:?}");
+
+    let (upstream, _hold) = held_upstream();
+    let mut gateway = Gateway::before(&upstream, &["--drain-timeout", "300ms"]);
+    let (text, frames) = stopped(&gateway, &upstream, || ());
+    assert!(text.contains("\"error\":{\"code\":503,"), "{text}");
+    assert!(!frames.iter().any(|frame| frame.kind == DATA && frame.flags & END_STREAM != 0), "a clean end: {frames:?}");
+    let (status, took) = gateway.ended();
+    assert!(status.code() == Some(0) && took < Duration::from_millis(1300), "{status} {took:?}");
 }

@@ -3,6 +3,7 @@
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
+    path::PathBuf,
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex},
     thread,
@@ -22,6 +23,27 @@ pub(crate) struct Gateway {
     pub(crate) admin: SocketAddr,
     pub(crate) banner: String,
     log: Arc<Mutex<String>>,
+}
+
+/// A configuration file that is removed with the test.
+pub(crate) struct File(PathBuf);
+
+impl File {
+    pub(crate) fn new(name: &str, text: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("tower-openrouter-{}-{name}.toml", std::process::id()));
+        std::fs::write(&path, text).unwrap();
+        Self(path)
+    }
+
+    pub(crate) fn flag(&self) -> [&str; 2] {
+        ["--config", self.0.to_str().unwrap()]
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 /// A command that knows nothing of the machine's own keys and settings.
@@ -111,6 +133,14 @@ impl Gateway {
             assert!(start.elapsed() < PATIENCE, "it does not end: {}", self.log());
             thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// The bytes it has in memory.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
     }
 
     /// What it has logged.

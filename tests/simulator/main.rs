@@ -1,6 +1,8 @@
 //! The simulator's behaviour, read as a specification of the simulated platform.
 
 mod broken;
+mod cache;
+mod cors;
 mod counts;
 mod faults;
 mod leaving;

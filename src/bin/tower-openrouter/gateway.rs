@@ -3,7 +3,7 @@
 use std::{
     env,
     error::Error,
-    io::{self, IsTerminal, Write},
+    io::{self, Write},
     path::PathBuf,
     sync::{Mutex, PoisonError},
     thread,
@@ -14,13 +14,13 @@ use http::{Request, Response};
 use http_body_util::Either;
 use tokio::{
     net::TcpListener,
+    runtime::Handle,
     sync::{mpsc, watch},
     time::{sleep, timeout},
 };
 use tower::{Layer, ServiceExt};
-use tower_openrouter::{buffer::ReplayBody, openrouter::HyperTransport};
-use tracing::{error, info, warn};
-use tracing_subscriber::EnvFilter;
+use tower_openrouter::{ObserveLayer, buffer::ReplayBody, openrouter::HyperTransport};
+use tracing::{error, info, trace, warn};
 
 mod access;
 mod actions;
@@ -34,7 +34,10 @@ mod config;
 mod drain;
 mod events;
 mod headers;
+mod intake;
 mod live;
+mod log;
+mod metrics;
 mod page;
 pub(crate) mod poll;
 mod proxy;
@@ -44,6 +47,7 @@ mod reload;
 pub(crate) mod routed;
 mod server;
 pub(crate) mod stack;
+mod telemetry;
 mod traces;
 mod upstream;
 
@@ -61,6 +65,7 @@ use reload::Runner;
 use routed::Routed;
 use server::Server;
 use stack::Stack;
+use telemetry::Telemetry;
 use traces::Traces;
 
 /// How long cut connections have to pass their last words on.
@@ -86,17 +91,13 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
         let plan = Plan { configuration: &configuration, simulated: matches!(upstream, Upstream::Simulated(..)) };
         return Ok(write!(io::stdout(), "{plan}")?);
     }
-    tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")))
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .init();
     // with one core to run on, threads only cost: nothing is gained by handing tasks from one to the other
     let mut runtime = match thread::available_parallelism() {
         Ok(cores) if cores.get() == 1 => tokio::runtime::Builder::new_current_thread(),
         _ => tokio::runtime::Builder::new_multi_thread(),
     };
     let runtime = runtime.enable_all().build()?;
+    let telemetry = Telemetry::start(&runtime)?;
     let outcome = runtime.block_on(async {
         match Upstream::choose(&mut configuration)? {
             Upstream::Real => gateway(arguments, configuration, HyperTransport::<ReplayBody>::new(), None).await,
@@ -105,6 +106,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
             }
         }
     });
+    telemetry.stop(&runtime);
     // a name look-up that hangs must not hold up the end
     runtime.shutdown_background();
     outcome
@@ -118,6 +120,9 @@ async fn gateway<T: Transport>(
     simulated: Option<String>,
 ) -> Result<(), Box<dyn Error>> {
     let (drain, traces) = (Drain::new(), Traces::default());
+    metrics::install()?;
+    // one for all configurations, so that counting goes on
+    let observe = ObserveLayer::new();
     let mut signals = Signals::new()?;
     let settings = &configuration.settings;
     let header_timeout = settings.header_timeout.get();
@@ -147,6 +152,7 @@ async fn gateway<T: Transport>(
             None => response.map(Either::Left),
             Some(hear_out) => hear_out.watch(response).map(Either::Right),
         });
+        let service = observe.layer(service);
         // above all that waits, and below what writes on heads
         Ok(app::app(settings.stream.keep_alive()?.layer(service), shared))
     };
@@ -220,10 +226,12 @@ async fn gateway<T: Transport>(
 }
 
 /// A timer that is the next to ring wakes its runtime, which costs a busy thread two system calls: with a single request in
-/// flight each of its timers is the next. While this runs, none is.
+/// flight each of its timers is the next. While this runs, none is. It also tells who debugs how many tasks there are.
 async fn heartbeat() {
+    let metrics = Handle::current().metrics();
     loop {
         sleep(Duration::from_secs(1)).await;
+        trace!(target: "tower_openrouter::tasks", alive = metrics.num_alive_tasks());
     }
 }
 

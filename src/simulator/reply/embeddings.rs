@@ -22,8 +22,8 @@ pub(super) fn json(served: &Served) -> Bytes {
         "model": served.model,
         "data": data,
         "usage": {
-            "prompt_tokens": served.prompt_tokens,
-            "total_tokens": served.prompt_tokens,
+            "prompt_tokens": served.used().0,
+            "total_tokens": served.used().0,
             "cost": served.cost()
         }
     });

@@ -24,7 +24,7 @@ fn message(served: &Served, content: Value, stop: Option<&str>, output_tokens: u
         "stop_details": null,
         "stop_sequence": null,
         "usage": {
-            "input_tokens": served.prompt_tokens,
+            "input_tokens": served.used().0,
             "output_tokens": output_tokens,
             "output_tokens_details": {"thinking_tokens": 0},
             "cache_creation_input_tokens": 0,
@@ -39,7 +39,7 @@ fn message(served: &Served, content: Value, stop: Option<&str>, output_tokens: u
 
 pub(super) fn json(served: &Served, text: &str) -> Bytes {
     let content = json!([{"type": "text", "text": text, "citations": null}]);
-    let mut body = message(served, content, Some(stop_reason(served)), served.completion_tokens);
+    let mut body = message(served, content, Some(stop_reason(served)), served.used().1);
     body["usage"]["cost"] = served.cost().into();
     body["usage"]["is_byok"] = false.into();
     Bytes::from(with_routing(served, body).to_string())
@@ -88,8 +88,8 @@ pub(super) fn closing(served: &Served) -> Vec<Bytes> {
             "stop_sequence": null
         },
         "usage": {
-            "input_tokens": served.prompt_tokens,
-            "output_tokens": served.completion_tokens,
+            "input_tokens": served.used().0,
+            "output_tokens": served.used().1,
             "output_tokens_details": {"thinking_tokens": 0},
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": 0,

@@ -138,7 +138,7 @@ const DONE: Bytes = Bytes::from_static(b"data: [DONE]\n\n");
 
 /// The `usage` of chat and completions.
 fn usage(served: &Served) -> Value {
-    let (prompt, completion) = (served.prompt_tokens, served.completion_tokens);
+    let (prompt, completion) = served.used();
     json!({
         "prompt_tokens": prompt,
         "completion_tokens": completion,

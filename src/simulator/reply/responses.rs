@@ -59,11 +59,11 @@ fn done(served: &Served, text: &str) -> Value {
     }
     body["output_text"] = text.into();
     body["usage"] = json!({
-        "input_tokens": served.prompt_tokens,
+        "input_tokens": served.used().0,
         "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
-        "output_tokens": served.completion_tokens,
+        "output_tokens": served.used().1,
         "output_tokens_details": {"reasoning_tokens": 0},
-        "total_tokens": served.prompt_tokens + served.completion_tokens,
+        "total_tokens": served.used().0 + served.used().1,
         "cost": served.cost(),
         "is_byok": false
     });

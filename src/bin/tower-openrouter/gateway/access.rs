@@ -53,4 +53,26 @@ mod tests {
         assert!(!allowed(&[]) && !allowed(&[("x-api-key", "Bearer let-me-in")]));
         assert!(Access(None).allows(&HeaderMap::new()));
     }
+
+    #[test]
+    fn r106_how_much_of_a_token_is_right_does_not_show_in_the_time() {
+        let token = "a".repeat(1 << 20);
+        let access = Access(Some(Token::new(&token).unwrap()));
+        let headers = |at: usize| {
+            let mut shown = token.clone();
+            shown.replace_range(at..=at, "b");
+            HeaderMap::from_iter([(AUTHORIZATION, format!("Bearer {shown}").parse().unwrap())])
+        };
+        let shortest = |headers: &HeaderMap| {
+            let time = |_| {
+                let start = std::time::Instant::now();
+                assert!(!access.allows(headers));
+                start.elapsed()
+            };
+            (0..20).map(time).min().unwrap()
+        };
+        let (first, last) = (shortest(&headers(0)), shortest(&headers(token.len() - 1)));
+        // a comparison that stops at the first difference would differ a thousandfold
+        assert!(first * 3 > last && last * 3 > first, "{first:?} {last:?}");
+    }
 }

@@ -1,4 +1,5 @@
-//! The operator's side: the [page](super::page), `/healthz`, `/readyz`, `/stats`, `/explain/{id}`, on a listener of its own.
+//! The operator's side: the [page](super::page), `/healthz`, `/readyz`, `/stats`, `/metrics`, `/explain/{id}`, on a listener of
+//! its own.
 //!
 //! A web page can make a browser ask a local address, and by changing what a name resolves to even read the answer. Such
 //! requests carry the page's name in `Host` or `Origin`, so only addresses are accepted there, unless the admin token is shown.
@@ -29,7 +30,7 @@ use super::{
     drain::Drain,
     events::{self, Events},
     live::Live,
-    page, refusal,
+    metrics, page, refusal,
     traces::{Explained, Traces},
 };
 
@@ -59,9 +60,13 @@ pub(super) fn app(admin: Live<Admin>) -> Router {
         .route("/healthz", get(async || Json(json!({"alive": true}))))
         .route("/readyz", get(ready))
         .route("/stats", get(stats))
+        .route("/metrics", get(metrics::page))
         .route("/explain/{id}", get(explain))
         .fallback(async || {
-            refuse(StatusCode::NOT_FOUND, "Not Found: there are /, /healthz, /readyz, /stats and /explain/{id}")
+            refuse(
+                StatusCode::NOT_FOUND,
+                "Not Found: there are /, /healthz, /readyz, /stats, /metrics and /explain/{id}",
+            )
         })
         .method_not_allowed_fallback(async || refuse(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed"))
         .layer(middleware::from_fn_with_state(admin.clone(), guard))

@@ -8,16 +8,24 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, Waker, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
-use tokio::sync::{Notify, futures::OwnedNotified, watch};
+use tokio::{
+    sync::{Notify, futures::OwnedNotified, watch},
+    time::{Sleep, sleep},
+};
 use tower::BoxError;
 use tower_openrouter::answer::Shape;
 
 use super::refusal;
+
+/// How long the last event of a stream has to be written out, which the error after it would discard; HTTP/2 does so on another
+/// task.
+const PAUSE: Duration = Duration::from_millis(50);
 
 pub(super) const STOPPING: &str = "the gateway is stopping: send the request again";
 
@@ -111,11 +119,11 @@ pin_project! {
     }
 }
 
-#[derive(Debug, Clone, Copy)]
 enum State {
     Flowing,
-    Told,
-    Flushed,
+    /// The event is out.
+    Told(Pin<Box<Sleep>>),
+    Over,
 }
 
 impl<B> Cuttable<B> {
@@ -140,16 +148,15 @@ where
                     return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
                 }
                 ready!(this.cut.poll(cx));
-                *this.state = State::Told;
+                *this.state = State::Told(Box::pin(sleep(PAUSE)));
                 Poll::Ready(Some(Ok(Frame::data(refusal::last_event(*this.shape, STOPPING)))))
             }
-            // a turn for the event to be written, which an error would discard
-            State::Told => {
-                *this.state = State::Flushed;
-                cx.waker().wake_by_ref();
-                Poll::Pending
+            State::Told(pause) => {
+                ready!(pause.as_mut().poll(cx));
+                *this.state = State::Over;
+                Poll::Ready(Some(Err(STOPPING.into())))
             }
-            State::Flushed => Poll::Ready(Some(Err(STOPPING.into()))),
+            State::Over => Poll::Ready(None),
         }
     }
 
@@ -164,7 +171,7 @@ where
 
 impl<B> fmt::Debug for Cuttable<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Cuttable").field("state", &self.state).finish_non_exhaustive()
+        f.debug_struct("Cuttable").field("is_flowing", &matches!(self.state, State::Flowing)).finish_non_exhaustive()
     }
 }
 

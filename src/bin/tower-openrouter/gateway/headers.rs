@@ -1,7 +1,21 @@
 //! Which headers pass, and which end here.
 
-use http::{HeaderMap, HeaderName, header::CONNECTION};
+use http::{
+    HeaderMap, HeaderName,
+    header::{CONNECTION, TRANSFER_ENCODING},
+};
 use smallvec::SmallVec;
+
+/// Whether a request's body is framed in a way that everybody on the line takes for the same. hyper takes the last of several
+/// codings; another may take the first.
+pub(super) fn framing_is_plain(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => true,
+        (Some(coding), None) => coding.as_bytes().eq_ignore_ascii_case(b"chunked"),
+        (Some(_), Some(_)) => false,
+    }
+}
 
 /// Takes off a request what is between the client and this gateway: credentials, connection-level headers, and what
 /// proxies in front of it noted.
@@ -9,7 +23,9 @@ pub(super) fn to_upstream(headers: &mut HeaderMap) {
     strip(headers, |name| {
         is_hop_by_hop(name)
             || match name {
-                "authorization" | "x-api-key" | "api-key" | "x-goog-api-key" | "cookie" | "host" | "expect" => true,
+                "authorization" | "cookie" | "host" | "expect" => true,
+                // api-key, x-goog-api-key, x-litellm-api-key, x-auth-token, x-amz-security-token, helicone-auth …
+                _ if ["api-key", "-token", "-auth"].iter().any(|suffix| name.ends_with(suffix)) => true,
                 // between the client and our own line
                 "x-priority" => true,
                 // a CDN refuses requests that carry another one's marks
@@ -42,6 +58,7 @@ fn is_hop_by_hop(name: &str) -> bool {
             | "proxy-authorization"
             | "proxy-authentication-info"
             | "proxy-connection"
+            | "http2-settings"
             | "te"
             | "trailer"
             | "transfer-encoding"
@@ -87,6 +104,12 @@ mod tests {
         let headers = [
             ("authorization", "Bearer t"),
             ("X-Api-Key", "t"),
+            ("api-key", "t"),
+            ("x-goog-api-key", "t"),
+            ("x-litellm-api-key", "t"),
+            ("x-auth-token", "t"),
+            ("helicone-auth", "t"),
+            ("idempotency-key", "1"),
             ("cookie", "a=b"),
             ("cookie", "c=d"),
             ("proxy-authorization", "Basic x"),
@@ -97,6 +120,7 @@ mod tests {
             ("keep-alive", "timeout=5"),
             ("te", "trailers"),
             ("upgrade", "h2c"),
+            ("http2-settings", "AAMAAABkAAQCAAAAAAIAAAAA"),
             ("transfer-encoding", "chunked"),
             ("host", "evil.example"),
             ("x-forwarded-host", "evil.example"),
@@ -109,7 +133,8 @@ mod tests {
             ("x-title", "App"),
             ("anthropic-version", "2023-06-01"),
         ];
-        assert_eq!(left(to_upstream, &headers), ["anthropic-version", "content-type", "http-referer", "x-title"]);
+        let left = left(to_upstream, &headers);
+        assert_eq!(left, ["anthropic-version", "content-type", "http-referer", "idempotency-key", "x-title"]);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Accepting connections and serving HTTP/1.1 and cleartext HTTP/2 on them.
 //!
 //! axum's own `serve` sets no header timeout, so that a client that never finishes its request's head holds a connection for
-//! ever; here hyper is used directly.
+//! ever; here hyper is used directly. What a connection may cost is bounded by hyper's own limits: 100 headers, 200 streams of
+//! HTTP/2 at once, 1 MiB of their bodies unread, 20 streams that were reset before anybody looked at them.
 
 use std::{
     convert::Infallible,
@@ -10,7 +11,7 @@ use std::{
     net::SocketAddr,
     pin::{Pin, pin},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll},
@@ -21,11 +22,11 @@ use bytes::Bytes;
 use http::{Request, Response};
 use hyper::{
     body::Incoming,
-    rt::{Sleep, Timer},
+    rt::{Executor, Sleep, Timer},
     service::service_fn,
 };
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    rt::{TokioIo, TokioTimer},
     server::conn::auto,
 };
 use tokio::{
@@ -37,14 +38,19 @@ use tokio::{
 use tower::{BoxError, Service, ServiceExt};
 use tracing::{debug, warn};
 
+use super::intake::Intake;
+
 /// What is kept of an answer for a client that does not read, and the longest request head, which is Node's; hyper's default of 400 KiB would
 /// be taken for each such client.
 const BUFFER: usize = 16 * 1024;
 
+/// How long a client has to end an HTTP/2 connection that it was asked to end.
+const GOODBYE: Duration = Duration::from_millis(500);
+
 /// Serves a listener until it should stop, and its connections until they end.
 #[derive(Debug, Clone)]
 pub(super) struct Server {
-    /// How long a request's head may take, and how long a connection may idle.
+    /// How long a request's head may take, a body that hardly comes, and how long a connection may idle.
     pub(super) header_timeout: Duration,
     /// Turns true when nothing new should be taken.
     pub(super) stop: watch::Receiver<bool>,
@@ -58,7 +64,7 @@ impl Server {
     pub(super) async fn serve<F, S, B>(mut self, listener: TcpListener, app: impl Fn(SocketAddr) -> F)
     where
         F: Fn() -> S + Send + 'static,
-        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
+        S: Service<Request<Intake<Incoming>>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
         S::Future: Send,
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
@@ -89,20 +95,20 @@ impl Server {
 
     async fn connection<S, B>(mut self, stream: TcpStream, app: impl Fn() -> S + Send + 'static)
     where
-        S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
+        S: Service<Request<Intake<Incoming>>, Response = Response<B>, Error = Infallible> + Clone + Send + 'static,
         S::Future: Send,
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        let (heads, asked) = (Heads::default(), Arc::new(AtomicBool::new(false)));
+        let (heads, streams, asked) = (Heads::default(), Streams::default(), Arc::new(AtomicBool::new(false)));
         let service = service_fn({
-            let asked = asked.clone();
-            move |request| {
+            let (asked, grace) = (asked.clone(), self.header_timeout);
+            move |request: Request<Incoming>| {
                 asked.store(true, Ordering::Relaxed);
-                app().oneshot(request)
+                app().oneshot(request.map(|body| Intake::new(body, grace)))
             }
         });
-        let mut builder = auto::Builder::new(TokioExecutor::new());
+        let mut builder = auto::Builder::new(streams.clone());
         // answers come in small pieces: to put them together in one buffer costs less than to keep a list of them
         builder
             .http1()
@@ -110,14 +116,20 @@ impl Server {
             .max_buf_size(BUFFER)
             .timer(heads.clone())
             .header_read_timeout(self.header_timeout);
-        builder.http2().max_send_buf_size(BUFFER).timer(TokioTimer::new());
+        // whoever is gone without a word would else be waited for with all that runs for it
+        builder
+            .http2()
+            .max_send_buf_size(BUFFER)
+            .timer(TokioTimer::new())
+            .keep_alive_interval(self.header_timeout)
+            .keep_alive_timeout(self.header_timeout);
         let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
         // hyper's own timeout starts once it knows which HTTP is spoken
         let mut alarm = pin!(sleep(self.header_timeout));
         let draining = self.stop.clone();
         // not to be put off for fairness, since it is not asked again
         let mut stop = pin!(unconstrained(self.stop.changed()));
-        let (mut stopping, mut told, mut set) = (false, false, false);
+        let (mut stopping, mut told, mut set, mut leaving) = (false, false, false, false);
         poll_fn(|cx| {
             loop {
                 if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
@@ -147,8 +159,18 @@ impl Server {
                     return Poll::Ready(());
                 }
                 let now = tokio::time::Instant::now();
-                let next = heads.latest().filter(|latest| *latest > now);
-                alarm.as_mut().reset(next.unwrap_or(now + self.header_timeout));
+                let next = match streams.quiet_since().map(|since| since + self.header_timeout) {
+                    Some(over) if over <= now => {
+                        if mem::replace(&mut leaving, true) {
+                            return Poll::Ready(());
+                        }
+                        connection.as_mut().graceful_shutdown();
+                        now + GOODBYE
+                    }
+                    Some(over) => over,
+                    None => heads.latest().filter(|latest| *latest > now).unwrap_or(now + self.header_timeout),
+                };
+                alarm.as_mut().reset(next);
             }
         })
         .await;
@@ -194,6 +216,52 @@ impl Future for Head {
 }
 
 impl Sleep for Head {}
+
+/// Runs the streams of an HTTP/2 connection, each as a task, and knows since when there is none. hyper has a time limit for
+/// heads and for idling of HTTP/1 only.
+#[derive(Debug, Clone, Default)]
+struct Streams(Arc<Mutex<Running>>);
+
+#[derive(Debug, Default)]
+struct Running {
+    streams: usize,
+    /// When the last one ended.
+    ended: Option<tokio::time::Instant>,
+}
+
+impl Streams {
+    fn lock(&self) -> MutexGuard<'_, Running> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `None` while a stream runs, and before the first.
+    fn quiet_since(&self) -> Option<tokio::time::Instant> {
+        let running = self.lock();
+        running.ended.filter(|_| running.streams == 0)
+    }
+}
+
+impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
+    fn execute(&self, stream: F) {
+        self.lock().streams += 1;
+        let ending = Ending(self.clone());
+        tokio::spawn(async move {
+            let _ending = ending;
+            stream.await;
+        });
+    }
+}
+
+/// The end of a stream, however it comes.
+struct Ending(Streams);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let mut running = self.0.lock();
+        running.streams -= 1;
+        running.ended = Some(tokio::time::Instant::now());
+    }
+}
 
 /// Whether only the one connection failed, before it was accepted.
 fn is_of_connection(error: &io::Error) -> bool {

@@ -53,7 +53,7 @@ pub(crate) struct Arguments {
     #[arg(long, env = "TOWER_OPENROUTER_LISTEN", value_name = "ADDR:PORT", value_parser = address, help_heading = "Listeners")]
     listen: Option<SocketAddr>,
 
-    /// Address of /healthz, /readyz, /stats and /explain/{id} [default: 127.0.0.1:9090]
+    /// Address of /healthz, /readyz, /stats, /metrics and /explain/{id} [default: 127.0.0.1:9090]
     #[arg(long, env = "TOWER_OPENROUTER_ADMIN_LISTEN", value_name = "ADDR:PORT", value_parser = address, help_heading = "Listeners")]
     admin_listen: Option<SocketAddr>,
 
@@ -69,7 +69,7 @@ pub(crate) struct Arguments {
     )]
     access_token: Option<SecretString>,
 
-    /// The same for /stats and /explain; required when the admin address is not on loopback
+    /// The same for /stats, /metrics and /explain; required when the admin address is not on loopback
     #[arg(
         long,
         env = "TOWER_OPENROUTER_ADMIN_TOKEN",
@@ -80,6 +80,8 @@ pub(crate) struct Arguments {
     admin_token: Option<SecretString>,
 
     /// How long a connection may take to send a request's head, and may idle [default: 30s]
+    ///
+    /// A body must come in as long, and in a second more for each 500 bytes; who is slower is answered with a 408.
     #[arg(long, env = "TOWER_OPENROUTER_HEADER_TIMEOUT", value_name = "TIME", help_heading = "Listeners")]
     header_timeout: Option<Time>,
 
@@ -116,6 +118,9 @@ pub(crate) struct Arguments {
     pub(crate) check: bool,
 
     /// Base URL of the upstream [default: https://openrouter.ai/api/v1]
+    ///
+    /// Over https its certificate must be good by Mozilla's list of authorities, which is built in. Proxies named in the
+    /// environment (HTTPS_PROXY …) are not used.
     #[arg(long, env = "TOWER_OPENROUTER_UPSTREAM", value_name = "URL", help_heading = "Upstream and keys")]
     upstream: Option<String>,
 
