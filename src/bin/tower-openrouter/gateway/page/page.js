@@ -324,6 +324,9 @@ async function act(label, action) {
     const told = await response.json();
     if (response.status === 401) return ask("That was not the token: try again.");
     if (!response.ok) return say(told.error?.message ?? `The gateway answered ${response.status}.`, true);
+    // what the next second would tell
+    for (const one of state.picture.keys.filter((one) => one.key === label)) Object.assign(one, { admin: told.state, in_flight: told.in_flight });
+    showKeys();
     const done = { drain: "is drained", isolate: "is isolated", reset: "is back in service" }[action];
     say(`${label} ${done}${action !== "reset" && told.in_flight ? `; ${plural(told.in_flight, "request")} on it will be finished` : ""}.`);
   } catch {

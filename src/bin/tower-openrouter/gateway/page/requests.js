@@ -83,6 +83,7 @@ export function showRequests() {
   const body = $("requests-body");
   // what is being read is not moved
   const held = open !== null && requestRows.has(open);
+  const wasOpen = [...requestRows.keys()].find((id) => requestRows.get(id).details);
   if (!held) open = null;
   if (held) {
     for (const [id, parts] of requestRows) {
@@ -97,7 +98,7 @@ export function showRequests() {
         parts.tr.after(parts.details);
       }
     }
-  } else {
+  } else if (!body.matches(":hover, :focus-within") || !body.children.length || requestRows.get(wasOpen)?.details) {
     const shown = state.picture.requests.map((request) => {
       const parts = requestRows.get(request.id) ?? requestRow(request);
       parts.request = request;
@@ -131,7 +132,7 @@ export function showRequests() {
     if (active && active !== document.activeElement && body.contains(active)) active.focus({ preventScroll: true });
   }
   const which = { all: "every one", asked: "up to 10 a second while this page is open, and those that ask", off: "none: start with --explain asked or all" };
-  set($("requests-note"), held ? "held while one is open" : which[state.picture.explain] ?? "");
+  set($("requests-note"), held || body.matches(":hover, :focus-within") ? "held while you are at them" : which[state.picture.explain] ?? "");
   $("requests-none").hidden = state.picture.requests.length > 0;
   set($("requests-none"), state.picture.explain === "off" ? "No request is explained (--explain off)." : "None yet.");
 }
