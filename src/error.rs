@@ -47,7 +47,7 @@ pub enum Why {
 
 impl Why {
     /// Every reason.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::NoKey,
         Self::NoRoute,
         Self::QueueFull,
@@ -56,6 +56,7 @@ impl Why {
         Self::Deadline,
         Self::BodyTooLarge,
         Self::BodyBroken,
+        Self::BodyTooSlow,
         Self::Overloaded,
         Self::Draining,
     ];
