@@ -1,11 +1,11 @@
 //! Whom each pick picks: 100,000 requests through the simulator for each, under a clock that waits for nobody.
 //!
-//! `cargo run --release --example policies` prints the table of the README. There are three keys on three accounts. `a` has
+//! `cargo run --release --example policies` prints the table of the README; a debug build sends fewer, and runs in seconds. There are three keys on three accounts. `a` has
 //! weight 3 and 3 dollars, and its first byte comes after 100 ms; `b` has weight 2, 2 dollars and 200 ms; `c` weight 1, 1
 //! dollar, 400 ms and tier 2. All requests together cost 2 dollars. Answers go on for
 //! a second after their first byte, and 100 requests are under way at once, in 1,000 conversations.
 
-use std::{cell::Cell, rc::Rc};
+use std::{cell::Cell, collections::BTreeMap, rc::Rc};
 
 use bytes::Bytes;
 use http::Request;
@@ -23,8 +23,8 @@ use tower_openrouter::{
     simulator::{Fault, Scenario, Simulator, What},
 };
 
-const PICKS: u64 = 100_000;
-const AT_ONCE: u64 = 100;
+const PICKS: u64 = if cfg!(debug_assertions) { 500 } else { 100_000 };
+const AT_ONCE: u64 = if cfg!(debug_assertions) { 10 } else { 100 };
 const SESSIONS: u64 = 1_000;
 const CHAT: &str =
     r#"{"model":"acme/swift","stream":true,"max_tokens":10,"messages":[{"role":"user","content":"Hi"}]}"#;
@@ -120,12 +120,18 @@ async fn measure(pick: Box<dyn Pick>) -> Result<[f64; 3], BoxError> {
 
 fn main() -> Result<(), BoxError> {
     println!("| pick | for | share of a, b, c |\n| --- | --- | --- |");
+    let mut measured = BTreeMap::new();
     for (code, purpose, pick) in policies() {
         // each under a clock of its own
         let runtime = Builder::new_current_thread().enable_time().start_paused(true).build()?;
         let shares = LocalSet::new().block_on(&runtime, measure(pick))?;
         let [a, b, c] = shares.map(|share| share * 100.0);
         println!("| `{code}` | {purpose} | {a:.1} %, {b:.1} %, {c:.1} % |");
+        measured.insert(code, [a, b, c]);
     }
+    let near = |code, shares: [f64; 3]| measured[code].iter().zip(shares).all(|(is, share)| (is - share).abs() < 8.0);
+    assert!(near("RoundRobin::default()", [33.3; 3]), "the same for all");
+    assert!(near("SmoothWeighted::default()", [50.0, 33.3, 16.7]), "3 : 2 : 1");
+    assert_eq!(measured["PriorityTiers::default()"][2], 0.0, "the second tier is for the case of need");
     Ok(())
 }

@@ -9,7 +9,7 @@ use std::{
     hint::black_box,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use crate::{clock, key::ApiKey};
 
+mod admin;
 mod credit;
 mod figures;
 mod loads;
@@ -24,6 +25,7 @@ mod peak;
 mod penalty;
 mod suspects;
 
+pub use admin::AdminState;
 pub use credit::{Budget, Credit, FreeRequests, KeyReport, Money, Price, Prices, Spendable};
 pub(crate) use credit::{Fits, Paid};
 pub use figures::Figures;
@@ -41,6 +43,8 @@ pub struct Endpoint(Arc<Inner>);
 struct Inner {
     removed: AtomicBool,
     doubted: AtomicBool,
+    /// An [`AdminState`].
+    admin: AtomicU8,
     /// Whether the key itself may serve every request: it is not drained, and has no model patterns.
     serves_all: bool,
     /// How many snapshots use it although it is shut.
@@ -79,6 +83,7 @@ impl Profile {
         Endpoint(Arc::new(Inner {
             removed: AtomicBool::new(false),
             doubted: AtomicBool::new(false),
+            admin: AtomicU8::new(AdminState::InService as u8),
             serves_all: self.key.weight_of() != 0.0 && self.key.serves_all(),
             forced: AtomicU32::new(0),
             figures: Figures::at(pool.places.take()),
@@ -180,9 +185,9 @@ impl Endpoint {
         &self.0.profile.key
     }
 
-    /// Whether it is in its pool and its key may serve every request, told without a look at the key.
+    /// Whether it is in service and its key may serve every request, told without a look at the key.
     pub(crate) fn serves_all(&self) -> bool {
-        self.0.serves_all && !self.is_removed()
+        self.0.serves_all && self.is_in_service()
     }
 
     /// Has the memory fetched that an attempt writes to, all of it at once. With thousands of keys none of it is in a cache,
@@ -263,6 +268,27 @@ impl Endpoint {
     /// Whether it has been taken out of its pool. Requests that run on it are finished.
     pub fn is_removed(&self) -> bool {
         self.0.removed.load(Ordering::Acquire)
+    }
+
+    /// What an operator has it do.
+    pub fn admin_state(&self) -> AdminState {
+        AdminState::of(self.0.admin.load(Ordering::Acquire))
+    }
+
+    /// Whether it is in its pool and no operator has taken it out of service; it may be out for other reasons.
+    pub fn is_in_service(&self) -> bool {
+        !self.is_removed() && self.admin_state() == AdminState::InService
+    }
+
+    /// The caller sees to it that selection looks again.
+    pub(crate) fn set_admin_state(&self, state: AdminState) {
+        self.0.admin.store(state as u8, Ordering::Release);
+    }
+
+    /// Forgets what was held against it: penalties, a slow first byte of late, suspect faults.
+    pub(crate) fn forgive(&self) {
+        self.figures().forgive();
+        self.suspects().forget(self.id());
     }
 
     pub(crate) fn remove(&self) {

@@ -46,6 +46,21 @@ pub enum Why {
 }
 
 impl Why {
+    /// Every reason.
+    pub const ALL: [Self; 11] = [
+        Self::NoKey,
+        Self::NoRoute,
+        Self::QueueFull,
+        Self::LimitReached,
+        Self::BreakerOpen,
+        Self::Deadline,
+        Self::BodyTooLarge,
+        Self::BodyBroken,
+        Self::BodyTooSlow,
+        Self::Overloaded,
+        Self::Draining,
+    ];
+
     /// The reason's name in metrics, logs and error bodies.
     pub fn as_str(&self) -> &'static str {
         match self {

@@ -64,6 +64,7 @@
 //! - [`error`]: refusals of our own, and failures on the way up.
 //! - [`answer`]: an error as the caller is told it, as a body or as one event of a stream, in the shape of the path.
 //! - [`explain`]: why a request went where it did, told to who asks; its layer goes outermost.
+//! - [`observe`]: spans and metrics of requests and attempts, with the table of all names; its layer goes above the retries.
 //! - [`body`]: guards that are given back when a body is over.
 //!
 //! # Quick start
@@ -199,7 +200,11 @@
 //!
 //! # Where to read on
 //!
-//! [`outcome`] for the vocabulary, [`openrouter`](openrouter#the-classification-table) for what each answer of OpenRouter
+//! The [`guide`]: [start](guide::start), [the picture of the stack](guide::architecture), [each layer](guide::layers),
+//! [choosing policies](guide::choosing), [writing your own](guide::own), [operating the gateway](guide::gateway),
+//! [what OpenRouter really limits](guide::limits), and [from common Python recipes to these layers](guide::migrating).
+//!
+//! Then [`outcome`] for the vocabulary, [`openrouter`](openrouter#the-classification-table) for what each answer of OpenRouter
 //! means, [`select`] for filters and picks of one's own, [`breaker::TripPolicy`] for what opens a breaker, [`stack`] for the
 //! settings of the default.
 //!
@@ -208,13 +213,22 @@
 //! - `hyper` (default): [`HyperTransport`](openrouter::HyperTransport), with rustls.
 //! - `reqwest`: [`ReqwestTransport`](openrouter::ReqwestTransport).
 //! - `simulator`: the [`simulator`].
+//! - `metrics`: figures for the [`metrics`](https://docs.rs/metrics) facade, as [`observe`] lists them.
 //! - `settings`: [`stack::settings`], the stack's policies as they stand in a file.
-//! - `cli`: the binary; of no use to a library.
+//! - `lab`: the [`lab`], with `settings` and `simulator`.
+//! - `cli`: the binary; of no use to a library. `otel` adds to it the export of spans to an OpenTelemetry collector.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // the pages are written for all features, as docs.rs shows them
 #![cfg_attr(
-    not(all(feature = "hyper", feature = "reqwest", feature = "settings", feature = "simulator")),
+    not(all(
+        feature = "hyper",
+        feature = "lab",
+        feature = "metrics",
+        feature = "reqwest",
+        feature = "settings",
+        feature = "simulator"
+    )),
     allow(rustdoc::broken_intra_doc_links)
 )]
 
@@ -231,6 +245,7 @@ pub mod key;
 pub mod outcome;
 pub mod pace;
 pub mod request;
+mod spans;
 mod sync;
 
 // the stages, in the order in which a request meets them
@@ -247,6 +262,9 @@ pub mod breaker;
 pub mod limit;
 pub mod openrouter;
 
+// what an operator sees of them
+pub mod observe;
+
 // all of them together, and many requests through them
 pub mod stack;
 pub mod poller;
@@ -256,6 +274,10 @@ pub mod batch;
 pub mod simulator;
 #[cfg(feature = "lab")]
 pub mod lab;
+
+// nothing but pages
+#[cfg(any(doc, doctest))]
+pub mod guide;
 
 pub use batch::Batch;
 pub use breaker::CircuitBreakerLayer;
@@ -268,6 +290,7 @@ pub use hedge::HedgeLayer;
 pub use key::{ApiKey, KeyError};
 pub use limit::{AdaptiveConcurrencyLimitLayer, ConcurrencyLimitLayer, RateLimitLayer};
 pub use monitor::{LoadMonitorLayer, Snapshot};
+pub use observe::ObserveLayer;
 pub use openrouter::{AuthorizeLayer, OpenRouter};
 pub use outcome::{Classify, Outcome};
 pub use poller::AccountPoller;

@@ -17,11 +17,15 @@ use http::Response;
 mod cause;
 mod classify;
 mod counts;
+mod grpc;
+mod said;
 
 pub use cause::Cause;
 pub(crate) use classify::Judge;
-pub use classify::{Classify, Grpc, HttpStatus, error_fault};
+pub use classify::{Classify, HttpStatus, error_fault};
 pub(crate) use counts::CauseCounts;
+pub use grpc::Grpc;
+pub(crate) use said::Said;
 
 /// What became of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,6 +9,7 @@
 //! - It is apart from traffic: what fails here counts against no key, and holds no request up. What was known stays (R86).
 //! - A key that a request puts in doubt is asked about soon, such as after a 401, which has been seen on valid keys: if the
 //!   upstream accepts the key when asked, its rest ends; so does that of a key given up for dead.
+//! - A key that an operator has [isolated](Pool::isolate) is not asked about.
 //! - It is one future, and spawns nothing. It sees keys that come and go, and ends when the pool is gone (R89); to drop it is
 //!   to stop it, at any point.
 //!
@@ -34,7 +35,7 @@ use tokio::{
 use tower::{BoxError, Service};
 
 use crate::{
-    endpoint::{Endpoint, EndpointId, Spendable},
+    endpoint::{AdminState, Endpoint, EndpointId, Spendable},
     openrouter::{
         AccountClient, LookupError,
         account::{Credits, KeyInfo, ModelInfo},
@@ -201,13 +202,15 @@ where
                 known = endpoints;
             }
             for endpoint in known.iter().filter(|endpoint| endpoint.take_doubt()) {
+                // asked about no more while it was isolated
+                schedule.add(About::Key(endpoint.id()), now);
                 schedule.hurry(&About::Key(endpoint.id()), now);
                 schedule.hurry(&About::Balance(Owner::of(endpoint)), now);
             }
             while let Some(about) = schedule.take(now) {
                 match self.ask(&about, &known, schedule.failures(&about)) {
                     Some(answer) => running.push(Running { about, asked: now, answer }),
-                    // all keys of the account have gone, or turned out to be another's
+                    // it is isolated, or all keys of the account have gone or turned out to be another's
                     None => schedule.retain(|other| *other != about),
                 }
             }
@@ -229,7 +232,8 @@ where
         let client = self.client.clone();
         Some(match about {
             About::Key(id) => {
-                let endpoint = endpoints.iter().find(|endpoint| endpoint.id() == *id)?.clone();
+                let endpoint =
+                    endpoints.iter().find(|endpoint| endpoint.id() == *id && !is_isolated(endpoint))?.clone();
                 Box::pin(async move {
                     let found = client.key(endpoint.key()).await;
                     Answer::Key(endpoint, found)
@@ -237,7 +241,8 @@ where
             }
             About::Balance(owner) => {
                 // the next of its keys each time, since not all of them may be allowed to ask
-                let of_owner = || endpoints.iter().filter(|endpoint| Owner::of(endpoint) == *owner);
+                let may = |endpoint: &&Endpoint| Owner::of(endpoint) == *owner && !is_isolated(endpoint);
+                let of_owner = || endpoints.iter().filter(may);
                 let nth = (failures as usize).checked_rem(of_owner().count())?;
                 let endpoint = of_owner().nth(nth)?.clone();
                 Box::pin(async move {
@@ -282,6 +287,11 @@ where
             }
         }
     }
+}
+
+/// Whether nothing that carries its key may leave.
+fn is_isolated(endpoint: &Endpoint) -> bool {
+    endpoint.admin_state() == AdminState::Isolated
 }
 
 /// Keeps to the endpoints of the pool.

@@ -22,11 +22,13 @@ use crate::{clock, explain::Trace, sync::lock_std};
 mod asks;
 mod ledger;
 mod members;
+mod operation;
 mod priority;
 
 pub use asks::Asks;
 pub(crate) use ledger::Attempting;
 pub use ledger::{Attempt, AttemptId, Ledger};
+pub(crate) use operation::Operation;
 pub use priority::{Priority, PriorityError};
 
 /// The shared context of a request and of its attempts.

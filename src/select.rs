@@ -11,8 +11,9 @@
 //! a usable key is found if there is one.
 //!
 //! Picks that come along: [`RoundRobin`], [`SmoothWeighted`] and [`WeightedRandom`] by the keys' weights, [`LeastInFlight`]
-//! and [`PeakEwma`] by their load, [`Rendezvous`] by the conversation, [`PriorityTiers`] around another pick, and [`pick_fn`].
-//! Filters: [`RequireTags`], [`AdaptiveLimit`] and [`filter_fn`]; those that every selector has are named [there](KeySelectLayer::filter).
+//! and [`PeakEwma`] by their load, [`MostCredit`] and [`Sticky`] by what they may spend, [`Rendezvous`] by the conversation,
+//! [`PriorityTiers`] around another pick, and [`pick_fn`]. Filters: [`RequireTags`], [`CreditLimit`], [`CreditFloor`],
+//! [`Pacing`], [`AdaptiveLimit`] and [`filter_fn`]; those that every selector has are named [there](KeySelectLayer::filter).
 //!
 //! When nobody can serve, a request waits in the pool's line, in order of arrival and of its
 //! [class](crate::request::Priority), for at most [`max_wait`](KeySelectLayer::max_wait) and its own deadline. If nobody comes
@@ -97,7 +98,7 @@ mod waiting;
 
 pub use cooldown::Resting;
 pub use ejection::SelectError;
-/// The random numbers a [`Pick`] is given.
+/// The random numbers a [`Pick`] is given, such as `rng.usize(..n)` and `rng.f64()`.
 pub use fastrand::Rng;
 pub use filter::{
     AdaptiveLimit, CreditFloor, CreditLimit, Ended, Filter, FilterFn, Fit, Pacing, RequireTags, filter_fn,
@@ -200,7 +201,7 @@ impl<L> KeySelectLayer<L> {
 }
 
 impl<L, P: Pick> KeySelectLayer<L, P> {
-    /// Sets the pick; default [`RoundRobin`].
+    /// Sets the pick; default [`RoundRobin`]. For one of one's own see [`Pick`].
     pub fn pick<Q: Pick>(self, pick: Q) -> KeySelectLayer<L, Q> {
         let Self { pool, per_key, filters, classify, waiting, ejection, .. } = self;
         KeySelectLayer { pool, per_key, pick: Arc::new(pick), filters, classify, waiting, ejection }

@@ -53,6 +53,8 @@ use crate::{
 
 mod builder;
 mod handle;
+#[cfg(feature = "metrics")]
+mod metrics;
 #[cfg(feature = "settings")]
 pub mod settings;
 

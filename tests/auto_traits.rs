@@ -10,8 +10,8 @@ use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, layer::util::I
 use tower_openrouter::{
     AccountPoller, ApiKey, Balancer, Batch, BufferLayer, CircuitBreakerLayer, CommitGateLayer, ConcurrencyLimitLayer,
     DeadlineLayer, Endpoint, ExplainLayer, HedgeLayer, KeepAliveLayer, KeyError, KeySelect, KeySelectLayer,
-    LoadMonitorLayer, ModelRouter, OpenRouter, Outcome, RateLimitLayer, Rejected, RequestContext, RespondLayer,
-    RetryLayer, Snapshot, TimeoutsLayer,
+    LoadMonitorLayer, ModelRouter, ObserveLayer, OpenRouter, Outcome, RateLimitLayer, Rejected, RequestContext,
+    RespondLayer, RetryLayer, Snapshot, TimeoutsLayer,
     answer::{ErrorAnswer, Shape},
     batch::{AsTheyCome, InOrder},
     breaker::{Admission, BreakerHandle, BreakerPolicy, CircuitBreaker, CircuitBreakerFuture, TripPolicy},
@@ -27,6 +27,7 @@ use tower_openrouter::{
         LimitHandle, LimitPermit, RateLimit, RateLimitFuture, RateLimitHandle,
     },
     monitor::{LoadMonitor, LoadMonitorFuture, MonitorHandle},
+    observe::{Observe, ObserveFuture},
     openrouter::{
         AccountClient, Authorize, AuthorizeLayer, HyperTransport, OpenRouterBody, OpenRouterFuture, ProviderLayer,
         ProviderPreferences, ReqwestTransport,
@@ -74,6 +75,7 @@ macro_rules! assert_send {
 assert_layers_and_services! {
     RespondLayer, Respond<Plain>,
     ExplainLayer, Explain<Plain>, Trace,
+    ObserveLayer, Observe<Plain>,
     KeepAliveLayer, KeepAlive<Plain>, CommitGateLayer, CommitGate<Plain>,
     DeadlineLayer, DeadlineService<Plain>, Deadline,
     TimeoutsLayer, Timeouts<Plain>, HearOutLayer, HearOut<Plain>,
@@ -108,6 +110,7 @@ assert_impl_all!(Box<dyn Pick>: Pick);
 // futures and bodies are as sendable as what they hold; `Full` and a boxed future are `Send`
 assert_send! {
     ExplainFuture<<Plain as Service<Request<Body>>>::Future>, Explanation,
+    ObserveFuture<<Plain as Service<Request<Body>>>::Future>, <Observe<Plain> as Service<Request<Body>>>::Response,
     RespondFuture<<Plain as Service<Request<Body>>>::Future>, RespondBody<Body>, ToldBody<Body>,
     KeepAliveFuture<<Plain as Service<Request<Body>>>::Future, Body>, KeepAliveBody<<Plain as Service<Request<Body>>>::Future, Body>,
     CommitGateFuture<<Plain as Service<Request<Body>>>::Future, Body>, CommitGateBody<Body>,
@@ -151,6 +154,8 @@ macro_rules! each_around {
         let service = $service;
         finished::<_, $body, _>(respond.clone().layer(service.clone()));
         finished::<_, $body, _>(ExplainLayer::new().layer(respond.clone().layer(service.clone())));
+        finished::<_, $body, _>(ObserveLayer::new().layer(respond.clone().layer(service.clone())));
+        finished::<_, $body, _>(respond.clone().layer(ObserveLayer::new().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(DeadlineLayer::default().layer(service.clone())));
         finished::<_, $body, _>(KeepAliveLayer::new().layer(respond.clone().layer(service.clone())));
         finished::<_, $body, _>(respond.clone().layer(CommitGateLayer::new().layer(service.clone())));

@@ -18,7 +18,7 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, Stats, StatsAlloc};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_openrouter::{
-    ApiKey, Balancer, CommitGateLayer, ExplainLayer, OpenRouter,
+    ApiKey, Balancer, CommitGateLayer, ExplainLayer, ObserveLayer, OpenRouter,
     openrouter::BASE_URL,
     select::{Pool, RoundRobin},
 };
@@ -141,6 +141,20 @@ async fn a_request_that_nobody_asks_to_explain_takes_no_piece_of_the_heap_for_it
     println!("allocations a request: {} without the layer, {} off, {} on", without / 1000, off / 1000, on / 1000);
     assert_eq!(off, without);
     assert!(on > without, "and this can tell");
+}
+
+#[tokio::test(flavor = "current_thread")]
+#[expect(clippy::await_holding_lock, reason = "one thread, and nobody else waits on this runtime")]
+async fn a_request_that_is_counted_takes_one_piece_of_the_heap_for_the_name_of_its_model() {
+    let _turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let _here = metrics::set_default_local_recorder(&recorder);
+    let without = taken(&mut stack(pool(3)), 1000).await;
+    let counted = taken(&mut ObserveLayer::new().layer(stack(pool(3))), 1000).await;
+    println!("allocations a request: {} without the layer, {} with", without / 1000, counted / 1000);
+    // and now and then one in which the recorder keeps times until they are read
+    assert!(counted - without <= 1100, "{without} {counted}");
+    assert!(recorder.handle().render().contains("outcome=\"success\""), "and it was counted");
 }
 
 #[tokio::test(flavor = "current_thread")]

@@ -161,6 +161,25 @@ async fn r078_each_end_is_counted_once_and_by_its_name() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn r078_what_moderation_forbids_and_what_we_refuse_are_counted_apart() {
+    let endpoint = endpoint("a");
+    let (figures, now) = (endpoint.figures(), Instant::now());
+    figures.start();
+    figures.fail(&Fault::new(Cause::Refused, Scope::Request), SECOND, now);
+    figures.leave();
+    figures.start();
+    figures.refuse(None, SECOND, now);
+    figures.leave();
+
+    let total = Snapshot::of([&endpoint]).total;
+    assert_eq!((total.outcomes["forbidden"], total.outcomes["refused"]), (1, 1));
+    assert_eq!(total.in_flight, 0);
+    for way in ["complete", "refused", "client_gone"] {
+        assert!(Cause::ALL.iter().all(|cause| cause.as_str() != way), "{way}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn r078_what_is_dropped_after_its_deadline_timed_out() {
     for (given, name) in [(1, "timeout"), (3, "client_gone")] {
         let monitor = LoadMonitorLayer::new();

@@ -133,6 +133,18 @@ fn leaf(
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_refusal_because_a_key_is_busy_does_not_name_the_return_of_one_that_rests() {
+    for (max_wait, max_waiters, why) in [(30, 0, Why::QueueFull), (0, 9, Why::NoKey)] {
+        let (pool, own) = Own::new(vec![Probe::ok(), Probe::ok()]);
+        pool.endpoints()[0].set_shut_until(Some(Instant::now() + Duration::from_secs(600)));
+        own.0[1].block(true);
+        let layer = KeySelectLayer::new(pool, own.clone()).max_wait(Duration::from_secs(max_wait));
+        let refusal = rejected(layer.max_waiters(max_waiters).layer(()).oneshot(request()).await);
+        assert_eq!((refusal.why(), refusal.after()), (why, None), "{refusal}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn r016_nobody_usable_is_refused_at_once_with_the_earliest_return() {
     let fault = Fault::new(Cause::KeyLimit, Scope::Key).rest(Rest::hinted(Duration::from_secs(50)));
     let service = KeySelectLayer::new(pool(2), plain()).layer(leaf(fault));

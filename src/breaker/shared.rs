@@ -154,7 +154,11 @@ impl Breaker {
     }
 
     pub(super) fn snapshot(&self, now: Instant) -> BreakerSnapshot {
-        self.lock().core.snapshot(now)
+        match &*lock(&self.locked) {
+            Some(locked) => locked.core.snapshot(now),
+            // to look at a breaker that has seen nothing makes no state of it
+            None => Core::new(self.policy.clone()).snapshot(now),
+        }
     }
 
     /// One step of the state machine; whoever waits for a change is woken, outside the lock.

@@ -152,6 +152,12 @@ impl Figures {
         load.recent_first_byte.observe(penalty::span(hint).max(total), now);
     }
 
+    /// Takes penalties back, and what is known of the first byte of late.
+    pub(super) fn forgive(&self) {
+        self.penalty.clear();
+        self.place.load().forgive();
+    }
+
     /// The caller left after `total`, before an attempt ended.
     pub fn cancel(&self, total: Duration) {
         self.troubles().cancelled.add(total);
@@ -229,6 +235,12 @@ impl Figures {
     /// Attempts that failed, by the name of their cause; what never happened is left out.
     pub fn failed_by_name(&self) -> BTreeMap<&'static str, u64> {
         self.troubles.get().map_or_else(BTreeMap::new, |troubles| troubles.faults.by_name())
+    }
+
+    /// From start to the first byte of real output, all successes added up: the difference between two readings, by that of
+    /// [`succeeded`](Self::succeeded), is the mean in between.
+    pub fn summed_first_byte(&self) -> Duration {
+        Duration::from_micros(self.micros[0].load(Ordering::Relaxed))
     }
 
     /// Mean time a failed attempt took.

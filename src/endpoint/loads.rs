@@ -43,6 +43,12 @@ impl Load {
         self.punished_until.fetch_max(Tick::of(until).saturating_add(1), Ordering::Release);
     }
 
+    /// Forgets virtual requests, and how slow it was.
+    pub(super) fn forgive(&self) {
+        self.punished_until.store(0, Ordering::Release);
+        self.recent_first_byte.forget();
+    }
+
     /// Whether virtual requests may be left; if not, what is in flight is all there is.
     pub(super) fn is_punished(&self, now: Instant) -> bool {
         let until = self.punished_until.load(Ordering::Acquire);

@@ -60,6 +60,12 @@ impl Penalty {
         self.until.store(clock::nanos(until), Ordering::Release);
     }
 
+    /// Takes all of it back.
+    pub(super) fn clear(&self) {
+        *self.melting.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.until.store(0, Ordering::Release);
+    }
+
     /// How many virtual requests are left.
     pub(super) fn left(&self, now: Instant) -> f64 {
         let until = self.until.load(Ordering::Acquire);
@@ -93,5 +99,7 @@ mod tests {
         assert_eq!(penalty.left(now), 2.0);
         assert!((penalty.left(now + Duration::from_secs(150)) - 1.0).abs() < 1e-9);
         assert_eq!(penalty.left(now + Duration::from_secs(300)), 0.0);
+        penalty.clear();
+        assert_eq!(penalty.left(now), 0.0);
     }
 }

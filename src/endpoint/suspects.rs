@@ -130,7 +130,7 @@ impl Luck {
 
     /// Whether it could take over.
     fn is_usable(&self, now: Instant) -> bool {
-        self.endpoint.upgrade().map(Endpoint).is_some_and(|peer| !peer.is_removed() && peer.shut_until(now).is_none())
+        self.endpoint.upgrade().map(Endpoint).is_some_and(|peer| peer.is_in_service() && peer.shut_until(now).is_none())
     }
 }
 
@@ -255,7 +255,7 @@ impl Suspects {
         })
     }
 
-    /// Forgets a removed endpoint.
+    /// Forgets an endpoint.
     pub(super) fn forget(&self, id: EndpointId) {
         if self.watching() {
             self.lock().values_mut().for_each(|seen| seen.endpoints.retain(|luck| luck.id != id));

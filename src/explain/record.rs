@@ -125,8 +125,10 @@ pub struct Refused {
 #[serde(tag = "reason", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Reason {
-    /// Its weight is 0.
+    /// Its weight is 0, or an operator [drains](crate::select::Pool::drain) it.
     Drained,
+    /// An operator has [isolated](crate::select::Pool::isolate) it.
+    Isolated,
     /// Its patterns do not name the model.
     OtherModel,
     /// It lacks a tag that the request [demands](crate::RequestContext::require).
@@ -320,6 +322,7 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Drained => f.write_str("drained"),
+            Self::Isolated => f.write_str("isolated"),
             Self::OtherModel => f.write_str("other_model"),
             Self::MissingTag => f.write_str("missing_tag"),
             Self::RuledOut => f.write_str("ruled_out"),
@@ -383,6 +386,7 @@ mod tests {
     fn names_in_json_are_those_of_the_compact_form() {
         let reasons = [
             Reason::Drained,
+            Reason::Isolated,
             Reason::OtherModel,
             Reason::MissingTag,
             Reason::RuledOut,

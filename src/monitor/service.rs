@@ -18,8 +18,9 @@ use super::layer::Place;
 use crate::{
     Rejected, RequestContext,
     body::{Ending, Guard, Guarded, Held},
-    outcome::{Cause, Fault, Judge, Outcome, OutcomeCell, Scope},
+    outcome::{Cause, Fault, Judge, Outcome, OutcomeCell, Said, Scope},
     request::Deadline,
+    spans::{self, Upshot, Wanted},
 };
 
 /// The service of [`LoadMonitorLayer`](super::LoadMonitorLayer).
@@ -64,8 +65,10 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         // before the call, so that one that panics is over too
-        let deadline = RequestContext::get(request.extensions()).map(RequestContext::deadline_of).unwrap_or_default();
-        let exchange = Held::new(Exchange::start(self.monitored.clone(), deadline));
+        let exchange = Exchange::start(self.monitored.clone(), &request);
+        let span = exchange.span.clone();
+        let exchange = Held::new(exchange);
+        let _entered = span.as_ref().map(|span| span.enter());
         LoadMonitorFuture { inner: self.inner.call(request), exchange }
     }
 }
@@ -129,7 +132,11 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        match this.inner.poll(cx) {
+        let polled = match this.exchange.get_mut().and_then(|exchange| exchange.span.as_ref()) {
+            Some(span) => span.in_scope(|| this.inner.poll(cx)),
+            None => this.inner.poll(cx),
+        };
+        match polled {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Ok(response)) => {
                 let exchange = this.exchange.take().map(|exchange| exchange.answered(&response));
@@ -154,6 +161,7 @@ pub struct Exchange {
     deadline: Deadline,
     first_byte: FirstByte,
     said: Said,
+    span: Wanted,
 }
 
 /// The first byte of an answer.
@@ -167,51 +175,30 @@ enum FirstByte {
 /// A body that does not say how long it is.
 const UNKNOWN: u64 = u64::MAX;
 
-/// What the answer has said of its outcome so far. Faults are boxed, since few fail and every attempt carries this.
-#[derive(Debug)]
-enum Said {
-    /// No answer yet.
-    Nothing,
-    /// The leaf judges, in here.
-    Cell(OutcomeCell),
-    /// Nobody judged it, and its head is not final.
-    Open,
-    /// What its head meant.
-    Head(Option<Box<Fault>>),
-    /// What its trailers meant.
-    Trailers(Option<Box<Fault>>),
-}
-
-/// An outcome, small.
-fn small(outcome: Outcome) -> Option<Box<Fault>> {
-    outcome.fault().copied().map(Box::new)
-}
-
-fn large(fault: &Option<Box<Fault>>) -> Outcome {
-    fault.as_deref().copied().map_or(Outcome::Success, Outcome::Fault)
-}
-
 impl Exchange {
-    fn start(monitored: Monitored, deadline: Deadline) -> Self {
+    fn start<B>(monitored: Monitored, request: &Request<B>) -> Self {
+        let context = RequestContext::get(request.extensions());
+        let span = match &monitored.place {
+            Place::Endpoint(endpoint) => spans::attempt(endpoint.key().name(), request.uri().path(), context),
+            Place::Own(_) => None,
+        };
         monitored.place.figures().start();
         Self {
             monitored,
             started: Instant::now(),
-            deadline,
+            deadline: context.map(RequestContext::deadline_of).unwrap_or_default(),
             first_byte: FirstByte::Awaited(UNKNOWN),
             said: Said::Nothing,
+            span,
         }
     }
 
     fn answered<B: Body>(mut self, response: &Response<B>) -> Self {
         self.first_byte = FirstByte::Awaited(response.body().size_hint().exact().unwrap_or(UNKNOWN));
-        self.said = match response.extensions().get::<OutcomeCell>() {
-            Some(cell) => Said::Cell(cell.clone()),
-            None => {
-                let head = self.monitored.classify.head(response.status(), response.headers());
-                head.map_or(Said::Open, |outcome| Said::Head(small(outcome)))
-            }
-        };
+        self.said = Said::of(response, &*self.monitored.classify);
+        if let Some(span) = &self.span {
+            span.record("http.response.status_code", response.status().as_u16());
+        }
         self
     }
 
@@ -220,29 +207,10 @@ impl Exchange {
             let (now, figures) = (Instant::now(), self.monitored.place.figures());
             figures.leave();
             figures.refuse(refusal.after(), now - self.started, now);
+            self.tell(Upshot::Refused(refusal.why()));
         } else {
             let outcome = self.monitored.classify.error(error);
             self.book(Some(outcome));
-        }
-    }
-
-    /// What it came to; `None` when it was dropped before that could be known.
-    fn outcome(&self, ending: Ending) -> Option<Outcome> {
-        let (head, end) = match &self.said {
-            Said::Nothing | Said::Open => (None, None),
-            Said::Cell(cell) => (cell.at_commit(), cell.at_end()),
-            Said::Head(fault) => (Some(large(fault)), None),
-            Said::Trailers(fault) => (None, Some(large(fault))),
-        };
-        let fault = head.filter(|outcome| !outcome.is_success());
-        let cut = Outcome::Fault(Fault::new(Cause::Truncated, Scope::Pool));
-        match (ending, &self.said) {
-            (Ending::FutureDropped | Ending::NoResponse, _) => None,
-            _ if end.is_some() => end,
-            (Ending::Complete | Ending::HeadOnly, Said::Open) => Some(self.monitored.classify.end(None)),
-            (Ending::Complete | Ending::HeadOnly, _) => Some(head.unwrap_or(cut)),
-            (Ending::Failed, _) => Some(fault.unwrap_or(cut)),
-            (Ending::Dropped, _) => fault,
         }
     }
 
@@ -251,6 +219,9 @@ impl Exchange {
         let (now, place) = (Instant::now(), &self.monitored.place);
         let (figures, total) = (place.figures(), now - self.started);
         figures.leave();
+        // whoever keeps the deadline drops us too, and that is no client's doing
+        let late = || self.deadline.is_over(now).then(|| Fault::new(Cause::Timeout, Scope::Pool).into());
+        let outcome = outcome.or_else(late);
         match outcome {
             Some(Outcome::Success) => {
                 let first_byte = match self.first_byte {
@@ -263,19 +234,33 @@ impl Exchange {
                 figures.succeed(first_byte - self.started, total);
             }
             Some(Outcome::Fault(fault)) => figures.fail(&fault, total, now),
-            // whoever keeps the deadline drops us too, and that is no client's doing
-            None if self.deadline.is_over(now) => {
-                figures.fail(&Fault::new(Cause::Timeout, Scope::Pool), total, now);
-            }
             None => figures.cancel(total),
         }
-        if let Said::Cell(cell) = &self.said {
+        if let Some(cell) = self.said.cell() {
             if let Some(usage) = cell.usage() {
                 figures.spend(&usage);
             }
             if let (Place::Endpoint(endpoint), Some(account)) = (place, cell.account()) {
                 endpoint.learn_account(account);
             }
+        }
+        self.tell(Upshot::of(outcome));
+    }
+
+    /// Says on the span how it came out.
+    fn tell(&self, upshot: Upshot) {
+        let Some(span) = &self.span else { return };
+        upshot.record(span);
+        if let Upshot::Failed(fault) = upshot {
+            span.record("scope", fault.scope.as_str());
+            if let Some(rest) = fault.rest {
+                span.record("rest_ms", u64::try_from(rest.duration.as_millis()).unwrap_or(u64::MAX));
+            }
+        }
+        if let Some(usage) = self.said.cell().and_then(OutcomeCell::usage) {
+            span.record("gen_ai.usage.input_tokens", usage.prompt_tokens);
+            span.record("gen_ai.usage.output_tokens", usage.completion_tokens);
+            span.record("cost_usd", usage.cost);
         }
     }
 }
@@ -288,8 +273,7 @@ impl Guard for Exchange {
             return;
         }
         // until something is committed, what flows keeps the stream open and says nothing
-        let real = !matches!(&self.said, Said::Cell(cell) if cell.at_commit().is_none());
-        if real {
+        if self.said.is_output() {
             let now = Instant::now();
             self.first_byte = FirstByte::At(now);
             self.monitored.place.figures().first_byte(now - self.started, now);
@@ -297,13 +281,11 @@ impl Guard for Exchange {
     }
 
     fn trailers(&mut self, found: &HeaderMap) {
-        if let Said::Open = self.said {
-            self.said = Said::Trailers(small(self.monitored.classify.end(Some(found))));
-        }
+        self.said.trailers(found, &*self.monitored.classify);
     }
 
     fn finish(self, ending: Ending) {
-        let outcome = self.outcome(ending);
+        let outcome = self.said.outcome(ending, &*self.monitored.classify);
         self.book(outcome);
     }
 }

@@ -27,6 +27,7 @@ use crate::{
     body::{ReadAhead, Seen},
     error::{self, UpstreamError, UpstreamErrorKind},
     outcome::{Cause, Fault, Outcome, OutcomeCell, Scope},
+    spans::Wanted,
 };
 
 /// What is kept of a request until its answer comes.
@@ -35,6 +36,7 @@ pub(super) struct Asked {
     pub(super) config: Arc<Config>,
     pub(super) opted_in: bool,
     pub(super) head: bool,
+    pub(super) span: Wanted,
 }
 
 pin_project! {
@@ -133,11 +135,12 @@ where
 }
 
 /// An answer that is no error by its status: its body may still tell otherwise.
-fn passed_on<B: Body<Data = Bytes>>(mut parts: Parts, body: B, asked: &Asked) -> Response<OpenRouterBody<B>> {
+fn passed_on<B: Body<Data = Bytes>>(mut parts: Parts, body: B, asked: &mut Asked) -> Response<OpenRouterBody<B>> {
     let cell = OutcomeCell::new();
     let scan = if parts.status.is_success() {
         let exact = body.size_hint().exact();
-        Some(Scan::new(cell.clone(), &parts, exact, asked.head, asked.config.wall_clock))
+        let scan = Scan::new(cell.clone(), &parts, exact, asked.head, asked.config.wall_clock);
+        Some(scan.tell(asked.span.take()))
     } else {
         // a redirect is the caller's to look at; followed, it would carry the key away
         cell.end(Fault::new(Cause::BadRequest, Scope::Request).into());

@@ -22,6 +22,7 @@ use crate::{
     body::{Ending, Guard},
     clock::WallClock,
     outcome::{Cause, Fault, Outcome, OutcomeCell, Retry, Scope},
+    spans::Wanted,
 };
 
 mod json;
@@ -59,12 +60,14 @@ pub(super) struct Note {
     wall_clock: WallClock,
     committed: bool,
     ended: bool,
+    /// Gone once it has been told which model answers.
+    span: Wanted,
 }
 
 impl Scan {
     /// For a response with this head; `exact` is the length of its body where that is known.
     pub(super) fn new(cell: OutcomeCell, parts: &Parts, exact: Option<u64>, head: bool, wall_clock: WallClock) -> Self {
-        let note = Note { cell, wall_clock, committed: false, ended: false };
+        let note = Note { cell, wall_clock, committed: false, ended: false, span: None };
         let bodiless = head || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT);
         let plain = parts.headers.get(CONTENT_ENCODING).is_none_or(|value| value == "identity");
         let mode = match parts.headers.get(CONTENT_TYPE).map(|value| value.as_bytes()) {
@@ -75,6 +78,12 @@ impl Scan {
             Some(_) => Mode::Opaque,
         };
         Self { note, mode }
+    }
+
+    /// Has a span told which model answers.
+    pub(super) fn tell(mut self, span: Wanted) -> Self {
+        self.note.span = span;
+        self
     }
 
     /// How the end of the body is to be taken.
@@ -185,6 +194,16 @@ impl Note {
             self.ended = true;
             self.committed = true;
             self.cell.end(outcome);
+        }
+    }
+
+    /// Tells who wants to know which model answers, once a document names it.
+    fn model_in(&mut self, document: &[u8]) {
+        if self.span.is_some()
+            && let Some(model) = usage::model(document)
+            && let Some(span) = self.span.take()
+        {
+            span.record("gen_ai.response.model", &*model);
         }
     }
 

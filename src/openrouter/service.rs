@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, Version};
+use http::{HeaderValue, Method, Request, Response, Uri, Version, uri::Scheme};
 use http_body::Body;
 use tower::BoxError;
 use tower_service::Service;
@@ -22,6 +22,7 @@ use super::{
 use crate::{
     clock::{self, WallClock},
     key::KeyError,
+    spans::{self, Wanted},
 };
 
 /// The root of OpenRouter's API.
@@ -93,12 +94,28 @@ where
             config: self.config.clone(),
             opted_in: headers::prepare(request.headers_mut(), &self.config.attribution),
             head: request.method() == Method::HEAD,
+            span: attempt_span(&target),
         };
         *request.uri_mut() = target;
         // the version is the connection's affair
         *request.version_mut() = Version::HTTP_11;
         OpenRouterFuture::new(self.transport.call(request), asked)
     }
+}
+
+/// The span around the attempt, told where that goes, if anybody is interested.
+fn attempt_span(target: &Uri) -> Wanted {
+    if !tracing::enabled!(target: spans::TARGET, tracing::Level::DEBUG) {
+        return None;
+    }
+    let span = spans::wanted(tracing::Span::current())?;
+    span.record("gen_ai.provider.name", "openrouter");
+    if let Some(host) = target.host() {
+        span.record("server.address", host);
+    }
+    let default = if target.scheme() == Some(&Scheme::HTTPS) { 443 } else { 80 };
+    span.record("server.port", target.port_u16().unwrap_or(default));
+    Some(span)
 }
 
 /// Settings of an [`OpenRouter`] service.

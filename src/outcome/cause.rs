@@ -141,7 +141,8 @@ impl Cause {
             Self::KeyLimit => "key_limit",
             Self::WorkspaceBudget => "workspace_budget",
             Self::GuardrailBudget => "guardrail_budget",
-            Self::Refused => "refused",
+            // a snapshot calls `refused` what a layer of ours turned away
+            Self::Refused => "forbidden",
             Self::ManagementKey => "management_key",
             Self::FreeTierMinute => "free_tier_minute",
             Self::FreeTierDaily => "free_tier_daily",

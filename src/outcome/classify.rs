@@ -7,7 +7,7 @@ use crate::error::UpstreamError;
 
 /// Says what an answer means, for stacks whose leaf puts no [`OutcomeCell`](super::OutcomeCell) into its responses.
 ///
-/// Give the same one to every layer that judges: retry, select, monitor, breaker.
+/// Give the same one to every layer that judges: retry, commit gate, select, monitor, breaker.
 ///
 /// ```
 /// use http::{HeaderMap, StatusCode};
@@ -109,46 +109,6 @@ impl Classify for HttpStatus {
     }
 }
 
-/// gRPC: `grpc-status` in the head (an answer of trailers only) or in the trailers decides.
-///
-/// `RESOURCE_EXHAUSTED` rests the key 1 s, `UNAUTHENTICATED` 60 s; `UNAVAILABLE`, `INTERNAL`, `UNKNOWN`,
-/// `DEADLINE_EXCEEDED` and `DATA_LOSS` are suspect; the rest are the request's own. A head without the status says
-/// nothing yet.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Grpc;
-
-impl Grpc {
-    fn status(headers: &HeaderMap) -> Option<Outcome> {
-        let code: u32 = headers.get("grpc-status")?.to_str().ok()?.trim().parse().ok()?;
-        let rest = |seconds| Rest::guessed(Duration::from_secs(seconds));
-        Some(match code {
-            0 => Outcome::Success,
-            4 => Fault::new(Cause::UpstreamTimeout, Scope::Pool).retry(Retry::Unclear).into(),
-            8 => Fault::new(Cause::PlatformLimit, Scope::Key).rest(rest(1)).retry(Retry::Elsewhere).into(),
-            14 => Fault::new(Cause::ProviderUnavailable, Scope::Pool).retry(Retry::Backoff).into(),
-            16 => Fault::new(Cause::InvalidKey, Scope::Key).rest(rest(60)).retry(Retry::Elsewhere).into(),
-            2 | 13 | 15 => Fault::new(Cause::ServerError, Scope::Pool).retry(Retry::Unclear).into(),
-            _ => Fault::new(Cause::BadRequest, Scope::Request).into(),
-        })
-    }
-}
-
-impl Classify for Grpc {
-    fn head(&self, status: StatusCode, headers: &HeaderMap) -> Option<Outcome> {
-        match Self::status(headers) {
-            Some(outcome) => Some(outcome),
-            None if status.is_success() => None,
-            None => HttpStatus.head(status, headers),
-        }
-    }
-
-    fn end(&self, trailers: Option<&HeaderMap>) -> Outcome {
-        trailers
-            .and_then(Self::status)
-            .unwrap_or_else(|| Fault::new(Cause::Truncated, Scope::Pool).retry(Retry::Unclear).into())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -175,14 +135,5 @@ mod tests {
     fn a_hint_names_the_rest() {
         let outcome = HttpStatus.head(StatusCode::TOO_MANY_REQUESTS, &headers("retry-after", "7")).unwrap();
         assert_eq!(outcome.fault().unwrap().rest, Some(Rest::hinted(Duration::from_secs(7))));
-    }
-
-    #[test]
-    fn grpc_waits_for_its_trailers() {
-        assert_eq!(Grpc.head(StatusCode::OK, &HeaderMap::new()), None);
-        assert_eq!(Grpc.end(Some(&headers("grpc-status", "0"))), Outcome::Success);
-        assert!(Grpc.end(None).fault().is_some_and(Fault::is_suspect), "no trailers is a cut stream");
-        let exhausted = Grpc.head(StatusCode::OK, &headers("grpc-status", "8")).unwrap();
-        assert_eq!(exhausted.fault().unwrap().scope, Scope::Key);
     }
 }

@@ -57,6 +57,13 @@ impl Ledger {
         self.elsewhere = elsewhere;
     }
 
+    /// Notes what became of an attempt that may have been judged already; who did so knew more.
+    pub(crate) fn correct(&mut self, id: AttemptId, outcome: Outcome) {
+        if self.attempts.get(id.0).is_some_and(|attempt| attempt.outcome != Some(outcome)) {
+            self.end(id, outcome, false);
+        }
+    }
+
     /// Notes that nobody waits for an attempt any more.
     pub fn leave(&mut self, id: AttemptId) {
         if let Some(attempt) = self.attempts.get_mut(id.0) {

@@ -48,6 +48,9 @@ pub(super) trait Selection: Send + Sync {
     /// The pool.
     fn pool(&self) -> &Pool;
 
+    /// Who judges answers that carry no outcome.
+    fn classify(&self) -> &dyn Classify;
+
     /// Whether an endpoint outside `scope` of the latest attempt fits the request, busy or not.
     fn has_elsewhere(&self, scope: Scope, request: &RequestContext, now: Instant) -> bool;
 }
@@ -55,6 +58,10 @@ pub(super) trait Selection: Send + Sync {
 impl<S: Send + Sync, P: Pick> Selection for Shared<S, P> {
     fn pool(&self) -> &Pool {
         &self.pool
+    }
+
+    fn classify(&self) -> &dyn Classify {
+        &*self.classify
     }
 
     fn has_elsewhere(&self, scope: Scope, request: &RequestContext, now: Instant) -> bool {
@@ -238,7 +245,8 @@ impl<S, P> Shared<S, P> {
         let pool = self.pool.endpoints();
         let book = self.pool.book();
         let mut reasons = BTreeMap::<&str, usize>::new();
-        let mut earliest = None::<Instant>;
+        let (mut earliest, mut busy) = (None::<Instant>, false);
+        let tried = request.ledger().current().to_vec();
         for endpoint in pool.iter() {
             let resting = [
                 book.out(endpoint, now),
@@ -253,14 +261,19 @@ impl<S, P> Shared<S, P> {
                 back = back.max(Some(at));
             }
             let reason = match resting {
+                _ if !endpoint.is_in_service() => "taken_out_of_service",
                 _ if filter::built_in(book, &[], endpoint, request, now) == Fit::No => "other_models_tags_or_drained",
                 Some(resting) => resting.cause.as_str(),
                 None if filtered != Fit::Yes => "kept_back_by_a_filter",
                 None if back.is_some() => "breaker_open",
-                None => "busy_or_tried",
+                None => {
+                    busy |= tried.iter().all(|attempt| attempt.endpoint != *endpoint);
+                    "busy_or_tried"
+                }
             };
             *reasons.entry(reason).or_default() += 1;
-            if reason != "other_models_tags_or_drained"
+            if endpoint.is_in_service()
+                && reason != "other_models_tags_or_drained"
                 && filtered != Fit::No
                 && let Some(back) = back
             {
@@ -269,7 +282,8 @@ impl<S, P> Shared<S, P> {
         }
         let reasons: Vec<_> = reasons.into_iter().map(|(reason, count)| format!("{count} {reason}")).collect();
         let detail = format!("none of the {} keys can serve this request now: {}", pool.len(), reasons.join(", "));
-        Rejected::new(Why::NoKey, detail).retry_after(earliest.map(|earliest| earliest - now))
+        // who is merely busy may be free long before who rests is back
+        Rejected::new(Why::NoKey, detail).retry_after(earliest.filter(|_| !busy).map(|earliest| earliest - now))
     }
 }
 

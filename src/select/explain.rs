@@ -72,6 +72,7 @@ impl<S, P: Pick> Shared<S, P> {
         let mut request_rests = None;
         match filter::bar(book, earlier, endpoint, request, now) {
             Some(Bar::Drained) => return Some((Reason::Drained, None)),
+            Some(Bar::Isolated) => return Some((Reason::Isolated, None)),
             Some(Bar::OtherModel) => return Some((Reason::OtherModel, None)),
             Some(Bar::MissingTag) => return Some((Reason::MissingTag, None)),
             Some(Bar::RuledOut) => return Some((Reason::RuledOut, None)),

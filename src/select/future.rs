@@ -209,14 +209,15 @@ where
             return Poll::Ready(last_resort(shared, request, context, outlook, None, now));
         }
         kind = shared.kind(context);
-        after = outlook.earliest.map(|at| at.saturating_duration_since(now));
+        // who is merely busy may be free long before who rests is back
+        after = outlook.earliest.filter(|_| !outlook.busy).map(|at| at.saturating_duration_since(now));
     }
     let give_up = give_up();
     let Some(ticket) = Ticket::take(shared, context, kind, give_up, now, cx.waker()) else {
-        let detail = format!(
-            "{} requests wait for a key already: send fewer at once, or raise max_waiters",
-            shared.waiting.max_waiters
-        );
+        let detail = match shared.waiting.max_waiters {
+            0 => "all keys are busy, and none may be waited for: send fewer at once, or raise max_waiters".to_owned(),
+            most => format!("{most} requests wait for a key already: send fewer at once, or raise max_waiters"),
+        };
         return Poll::Ready(Err(Rejected::new(Why::QueueFull, detail).retry_after(after).into()));
     };
     context.ledger().wait();

@@ -159,7 +159,8 @@ impl<S> Lanes<S> {
         let mut next_return = u64::MAX;
         let (mut lanes, mut out) = (Vec::with_capacity(pool.len()), Vec::new());
         let (mut ejected, mut usable, mut resting) = (Vec::new(), 0, 0);
-        for endpoint in pool.iter() {
+        // what an operator has taken out counts as little as what is removed
+        for endpoint in pool.iter().filter(|endpoint| endpoint.is_in_service()) {
             let lane = &all[&endpoint.id()];
             let counts = usize::from(endpoint.key().weight_of() > 0.0);
             let (rest, shut) = (self.pool.book().out(endpoint, now), endpoint.shut_until(now));

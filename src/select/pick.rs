@@ -1,13 +1,6 @@
 //! Picks: which endpoint first?
 //!
-//! A pick proposes endpoints one at a time from an immutable snapshot; filters and readiness judge what it proposes. It need
-//! not find the best of all, nor know who is out: a few proposals nearly always hit. So most picks look at one or two
-//! endpoints however many there are, and none allocates.
-//!
-//! Two things would spoil that, and each has a place of its own. What takes a look at all endpoints, such as a table of
-//! weights, is worked out in [`prepare`](Pick::prepare), once for each snapshot: it lies in the snapshot itself, so it can
-//! neither be stale nor be fought over by two selectors that share a pick. And where the proposals have all been refused,
-//! selection looks at everybody; whom first, [`rank`](Pick::rank) says, so that a tier, a weight or a session still holds.
+//! The trait and its types, documented where users see it, at [`Pick`]; each pick that comes along has a file.
 
 use std::{any::Any, cmp::Ordering, fmt, sync::Arc};
 
@@ -105,16 +98,28 @@ impl Candidates<'_> {
     }
 }
 
-/// Proposes an endpoint.
+/// Which endpoint first? A way of one's own to choose is a type of one's own that implements this.
 ///
-/// What is known of an endpoint is at hand: its [`key`](Endpoint::key) with the weight
-/// ([`weight_of`](crate::ApiKey::weight_of)), and its [`figures`](Endpoint::figures) as a
-/// [`LoadMonitorLayer`](crate::LoadMonitorLayer) writes them.
+/// For each attempt a pick proposes endpoints one at a time from an immutable snapshot, and [filters](super::Filter), rests
+/// and the readiness of the endpoint's stack judge them. It need not find the best of all, nor know who is out: a few
+/// proposals nearly always hit. So most picks look at one or two endpoints however many there are, and none allocates. After
+/// three proposals, and one more for each doubling from sixteen endpoints on, or earlier if the pick has no more, everybody is
+/// asked once; in which order, [`rank`](Self::rank) says.
+///
+/// What is known is at hand, in [`Candidates`]: of an endpoint its [`key`](Endpoint::key) with the label
+/// ([`name`](crate::ApiKey::name)), the weight ([`weight_of`](crate::ApiKey::weight_of)), the tier and the tags, its account,
+/// and its [`figures`](Endpoint::figures), such as the requests in flight, as far as a
+/// [`LoadMonitorLayer`](crate::LoadMonitorLayer) stands in its stack to write them; of the request its headers, and its model
+/// and the like ([`asks`](RequestContext::asks)), as far as a [`BufferLayer`](crate::BufferLayer) above has read them.
+///
+/// One pick serves all requests at once, so what it remembers between them is atomic or behind a lock. It goes to
+/// [`KeySelectLayer::pick`](super::KeySelectLayer::pick) or [`BalancerBuilder::pick`](crate::stack::BalancerBuilder::pick);
+/// where the choice is made while the program runs, as a `Box<dyn Pick>`. Where a closure will do there is [`pick_fn`].
 ///
 /// One that needs nothing but the candidates:
 ///
 /// ```
-/// use tower_openrouter::select::{Candidates, Pick, Rng};
+/// use tower_openrouter::{ApiKey, Balancer, select::{Candidates, Pick, Pool, Rng}};
 ///
 /// /// Always starts with the first key.
 /// struct FirstHealthy;
@@ -124,9 +129,46 @@ impl Candidates<'_> {
 ///         turn % candidates.endpoints.len()
 ///     }
 /// }
+///
+/// let pool = Pool::new([ApiKey::new("sk-or-v1-a")?, ApiKey::new("sk-or-v1-b")?])?;
+/// let builder = Balancer::builder(pool).pick(FirstHealthy);
+/// # let _ = builder;
+/// # Ok::<(), tower_openrouter::KeyError>(())
 /// ```
 ///
-/// One that looks at everybody once for each snapshot, and has an order for those who come after its proposals:
+/// One that reads the request, and has an order for those who come after its proposals. A pick is a pure function, so a test
+/// needs neither a stack nor a runtime:
+///
+/// ```
+/// use http::HeaderMap;
+/// use tokio::time::Instant;
+/// use tower_openrouter::{ApiKey, RequestContext, select::{Candidates, Pick, Pool, Rank, Rng}};
+///
+/// /// The key that has the tenant's name for its label; where that is out, the least loaded.
+/// struct OwnKey;
+///
+/// impl Pick for OwnKey {
+///     fn propose(&self, candidates: &Candidates<'_>, turn: usize, _rng: &mut Rng) -> usize {
+///         let tenant = candidates.headers.get("x-tenant").and_then(|tenant| tenant.to_str().ok());
+///         let own = candidates.endpoints.iter().position(|endpoint| Some(endpoint.key().name()) == tenant);
+///         own.filter(|_| turn == 0).unwrap_or(usize::MAX) // no more proposals
+///     }
+///
+///     fn rank(&self, candidates: &Candidates<'_>, index: usize, _rng: &mut Rng) -> Option<Rank> {
+///         Some(Rank::from(candidates.endpoints[index].figures().load(candidates.now)))
+///     }
+/// }
+///
+/// let pool = Pool::new([ApiKey::new("sk-or-v1-a")?.label("acme"), ApiKey::new("sk-or-v1-b")?.label("zeta")])?;
+/// let (request, headers) = (RequestContext::new(), HeaderMap::from_iter([("x-tenant".parse()?, "zeta".parse()?)]));
+/// let endpoints = pool.endpoints();
+/// let candidates = Candidates::new(&endpoints, &request, &headers, Instant::now());
+/// assert_eq!(OwnKey.propose(&candidates, 0, &mut Rng::with_seed(1)), 1);
+/// # Ok::<(), tower::BoxError>(())
+/// ```
+///
+/// One that looks at everybody once for each snapshot. What a pick works out of all endpoints, such as a table of weights,
+/// lies in the snapshot itself, so it can neither be stale nor be fought over by two selectors that share a pick:
 ///
 /// ```
 /// use tower_openrouter::{Endpoint, select::{Candidates, Pick, Prepared, Rank, Rng}};
@@ -153,8 +195,8 @@ impl Candidates<'_> {
 /// }
 /// ```
 pub trait Pick: Send + Sync + 'static {
-    /// The index of the endpoint proposed. `turn` counts the proposals for this attempt, from 0; an index out of bounds ends
-    /// them, and [`rank`](Self::rank) takes over.
+    /// The index of the endpoint proposed, among [`Candidates::endpoints`]. `turn` counts the proposals for this attempt, from
+    /// 0; an index out of bounds, such as [`usize::MAX`], ends them, and [`rank`](Self::rank) takes over.
     fn propose(&self, candidates: &Candidates<'_>, turn: usize, rng: &mut Rng) -> usize;
 
     /// Looks at all endpoints of a new snapshot; proposals find what this makes in [`Candidates::prepared`]. It is called

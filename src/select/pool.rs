@@ -12,7 +12,7 @@ use tokio::{sync::watch, time::Instant};
 
 use super::cooldown::{Book, Resting};
 use crate::{
-    endpoint::{Endpoint, PoolState, Prices, Profile},
+    endpoint::{AdminState, Endpoint, PoolState, Prices, Profile},
     key::{ApiKey, KeyError},
     outcome::{Cause, Fault},
     request::{Priority, RequestContext},
@@ -68,7 +68,7 @@ impl WeakPool {
     }
 }
 
-/// Somebody who must know at once when a key was added, removed or reset.
+/// Somebody who must know at once when a key was added, removed, taken out of service or reset.
 pub(super) trait Watcher: Send + Sync {
     fn changed(&self);
 
@@ -116,12 +116,17 @@ impl Pool {
             .filter(|key| seen.insert(key.hash().to_owned()))
             .map(|key| match old.get(key.hash()) {
                 Some(endpoint) if *endpoint.key() == key && !endpoint.is_removed() => Ok((*endpoint).clone()),
-                _ => Err(Profile::new(key)),
+                // whoever took it out of service meant the key, whatever its settings are now
+                old => Err((Profile::new(key), old.map_or_else(AdminState::default, |old| old.admin_state()))),
             })
             .collect();
         // one right after the other, so that what requests touch of many keys lies close together
         known.state.expect(profiles.iter().filter(|known| known.is_err()).count());
-        let endpoint = |profile: Box<Profile>| profile.into_endpoint(known.state.clone());
+        let endpoint = |(profile, state): (Box<Profile>, AdminState)| {
+            let endpoint = profile.into_endpoint(known.state.clone());
+            endpoint.set_admin_state(state);
+            endpoint
+        };
         let endpoints: Vec<_> = profiles.into_iter().map(|known| known.unwrap_or_else(endpoint)).collect();
         if endpoints.is_empty() {
             return Err(KeyError::NoKeys);
@@ -164,17 +169,59 @@ impl Pool {
         !removed.is_empty()
     }
 
-    /// Ends the rests of the keys of this label, and of their accounts and workspaces; whether there is such a key. The way
-    /// back for a key given up for dead.
+    /// Takes the keys of this label out of service, in every pool that shares them, until they are [reset](Self::reset);
+    /// whether there is such a key. Nothing new is sent to them, be it a request, its retry or its hedge; what runs on them
+    /// ends by itself, and [`in_flight`](crate::endpoint::Figures::in_flight) says how much that is. An
+    /// [`AccountPoller`](crate::AccountPoller) goes on asking about them. It outlives a [new set of keys](Self::share) with the
+    /// same secret in it.
+    ///
+    /// ```
+    /// use tower_openrouter::{ApiKey, endpoint::AdminState, select::Pool};
+    ///
+    /// let pool = Pool::new([ApiKey::new("sk-or-v1-a")?.label("a"), ApiKey::new("sk-or-v1-b")?.label("b")])?;
+    /// pool.drain("a");
+    /// assert_eq!(pool.endpoints()[0].admin_state(), AdminState::Draining);
+    /// pool.reset("a");
+    /// assert!(pool.endpoints()[0].is_in_service());
+    /// # Ok::<(), tower_openrouter::KeyError>(())
+    /// ```
+    pub fn drain(&self, label: &str) -> bool {
+        self.put(label, AdminState::Draining)
+    }
+
+    /// The same as [`drain`](Self::drain), and nobody asks about the keys either: for a key that must not be used at all, such
+    /// as one that may have leaked.
+    pub fn isolate(&self, label: &str) -> bool {
+        self.put(label, AdminState::Isolated)
+    }
+
+    fn put(&self, label: &str, state: AdminState) -> bool {
+        self.each(label, |endpoint| endpoint.set_admin_state(state))
+    }
+
+    /// Puts the keys of this label back into service: ends their rests and those of their accounts and workspaces, forgets
+    /// penalties and suspect faults, and undoes [`drain`](Self::drain) and [`isolate`](Self::isolate); whether there is such a
+    /// key. The way back for a key given up for dead. Who waits for a key is told, and an
+    /// [`AccountPoller`](crate::AccountPoller) asks soon what they may spend.
+    ///
+    /// Breakers are not the pool's: [`BalancerHandle::reset`](crate::stack::BalancerHandle::reset) resets both. What was learned
+    /// of quotas and limits stays.
     pub fn reset(&self, label: &str) -> bool {
-        let endpoints = self.endpoints();
-        let mut found = false;
-        for endpoint in endpoints.iter().filter(|endpoint| endpoint.key().name() == label) {
+        self.each(label, |endpoint| {
             self.0.known.book.reset(endpoint, Instant::now());
-            found = true;
-        }
+            endpoint.forgive();
+            endpoint.set_admin_state(AdminState::InService);
+            endpoint.doubt();
+        })
+    }
+
+    /// Changes the keys of this label; whether there is one.
+    fn each(&self, label: &str, change: impl Fn(&Endpoint)) -> bool {
+        let endpoints = self.endpoints();
+        let labelled = || endpoints.iter().filter(|endpoint| endpoint.key().name() == label);
+        labelled().for_each(change);
         self.changed();
-        found
+        labelled().next().is_some()
     }
 
     /// The keys now in the pool.
@@ -334,6 +381,32 @@ mod tests {
         old.record(endpoint, &RequestContext::new(), &fault, Instant::now());
         assert!(new.resting(endpoint).is_some() && new.state().version() > version);
         assert!(new.reset("b") && old.resting(endpoint).is_none());
+    }
+
+    #[test]
+    fn a_key_taken_out_of_service_stays_so_in_a_new_set_whatever_its_settings() {
+        let old = Pool::new([key("a"), key("b"), key("c")]).unwrap();
+        assert!(old.isolate("a") && old.drain("b") && !old.drain("unknown"));
+        let new = old.share([key("a"), key("b").account("acme"), key("c")]).unwrap();
+        let states = |pool: &Pool| pool.endpoints().iter().map(Endpoint::admin_state).collect::<Vec<_>>();
+        assert_eq!(states(&new), [AdminState::Isolated, AdminState::Draining, AdminState::InService]);
+        assert!(new.reset("a") && new.reset("b"));
+        assert_eq!(states(&new), [AdminState::InService; 3]);
+        assert_eq!(states(&old)[0], AdminState::InService, "it is the same endpoint");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn reset_forgets_penalties_too() {
+        let pool = Pool::new([key("a")]).unwrap();
+        let (endpoint, now) = (&pool.endpoints()[0], Instant::now());
+        let fault = Fault::new(Cause::KeyLimit, Scope::Key).rest(Rest::hinted(Duration::from_secs(60)));
+        pool.record(endpoint, &RequestContext::new(), &fault, now);
+        endpoint.figures().fail(&fault, Duration::ZERO, now);
+        assert!(endpoint.figures().load(now) > 0.0 && endpoint.figures().recent_first_byte(now).is_some());
+        assert!(pool.reset("a"));
+        assert!(pool.resting(endpoint).is_none());
+        assert_eq!((endpoint.figures().load(now), endpoint.figures().recent_first_byte(now)), (0.0, None));
+        assert!(endpoint.take_doubt(), "whoever asks about keys asks about this one");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use http::Response;
+use http::{HeaderMap, Response};
 use tokio::time::Instant;
 
 use super::{choose::Selection, claims::Claims};
@@ -10,7 +10,7 @@ use crate::{
     body::{Ending, Guard},
     endpoint::{Endpoint, Route},
     explain::Entry,
-    outcome::{Classify, Outcome, OutcomeCell, Rest, Retry, Scope, Verdict},
+    outcome::{Cause, Classify, Fault, Outcome, OutcomeCell, Rest, Retry, Scope, Verdict},
     request::{AttemptId, Attempting},
 };
 
@@ -26,11 +26,21 @@ pub struct Record {
     cell: Option<OutcomeCell>,
     /// When it was sent, if something rested then.
     sent: Option<Instant>,
-    /// Whether the outcome is yet to be written.
-    awaits: bool,
+    awaits: Awaits,
     claims: Claims,
     /// The attempt in the request's trace, if it is explained.
     entry: Option<Box<Entry>>,
+}
+
+/// What will tell the outcome that is yet to be written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Awaits {
+    /// It is written.
+    Nothing,
+    /// The leaf's cell.
+    Commit,
+    /// The trailers, or the end without any: nobody below judges.
+    End,
 }
 
 impl Record {
@@ -47,7 +57,7 @@ impl Record {
         if let Some(now) = sent {
             book.send(&endpoint, attempt.context(), now);
         }
-        Self { selection, endpoint, attempt, cell: None, sent, awaits: false, claims, entry }
+        Self { selection, endpoint, attempt, cell: None, sent, awaits: Awaits::Nothing, claims, entry }
     }
 
     /// Which attempt of its request it is.
@@ -64,11 +74,10 @@ impl Record {
         self.cell = response.extensions().get().cloned();
         match verdict {
             Verdict::Known(outcome) => self.known(outcome),
-            Verdict::AtCommit(_) => self.awaits = true,
-            // what a foreign stream says in its trailers, the breaker and the monitor read; until then it runs
-            Verdict::AtEnd => return Some(self),
+            Verdict::AtCommit(_) => self.awaits = Awaits::Commit,
+            Verdict::AtEnd => self.awaits = Awaits::End,
         }
-        (self.awaits || !self.claims.is_empty() || self.entry.is_some()).then_some(self)
+        (self.awaits != Awaits::Nothing || !self.claims.is_empty() || self.entry.is_some()).then_some(self)
     }
 
     fn learn(&self) {
@@ -90,6 +99,15 @@ impl Record {
         self.book(outcome, seen_to);
         if let Some(entry) = self.entry.take() {
             entry.judge(outcome, self.cell.as_ref().and_then(OutcomeCell::provider));
+        }
+    }
+
+    /// What an end without trailers means.
+    fn ended(&self, ending: Ending) -> Option<Outcome> {
+        match ending {
+            Ending::Complete | Ending::HeadOnly => Some(self.selection.classify().end(None)),
+            Ending::Failed => Some(Fault::new(Cause::Truncated, Scope::Pool).retry(Retry::Unclear).into()),
+            Ending::Dropped | Ending::FutureDropped | Ending::NoResponse => None,
         }
     }
 
@@ -137,13 +155,20 @@ impl Guard for Record {
             entry.speaks();
         }
         let commit = self.cell.as_ref().map(OutcomeCell::at_commit);
-        if self.awaits
+        if self.awaits == Awaits::Commit
             && let Some(Some(outcome @ Outcome::Fault(_))) = commit
         {
-            self.awaits = false;
+            self.awaits = Awaits::Nothing;
             self.known(outcome);
         } else if self.claims.awaits_output() && !chunk.is_empty() && commit != Some(None) {
             self.claims.output(Instant::now());
+        }
+    }
+
+    fn trailers(&mut self, trailers: &HeaderMap) {
+        if self.awaits == Awaits::End {
+            self.awaits = Awaits::Nothing;
+            self.known(self.selection.classify().end(Some(trailers)));
         }
     }
 
@@ -151,11 +176,12 @@ impl Guard for Record {
         let whole = matches!(ending, Ending::Complete | Ending::HeadOnly).then_some(Outcome::Success);
         let (commit, end) = match &self.cell {
             Some(cell) => (cell.at_commit(), cell.at_end()),
+            None if self.awaits == Awaits::End => (None, self.ended(ending)),
             None => (None, whole),
         };
         // what a caller that left early will be billed nobody knows, unless the model never ran
         let seen_to = self.settle(end.or(commit.filter(|outcome| !outcome.is_success())));
-        if let Some(outcome) = end.or(commit).filter(|_| self.awaits) {
+        if let Some(outcome) = end.or(commit).filter(|_| self.awaits != Awaits::Nothing) {
             self.book(outcome, seen_to);
         }
         if let Some(entry) = self.entry.take() {

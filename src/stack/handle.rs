@@ -9,7 +9,7 @@ use crate::{
     breaker::BreakerHandle,
     endpoint::EndpointId,
     hedge::HedgeHandle,
-    retry::RetryHandle,
+    retry::{RetryHandle, RetryStats},
     select::Pool,
     sync::{Mutex, lock},
 };
@@ -40,6 +40,48 @@ impl BalancerHandle {
             Some(hedge) => snapshot.with("hedge", hedge.stats()),
             None => snapshot,
         }
+    }
+
+    /// Has the keys of this label take nothing new; see [`Pool::drain`]. Whether there is such a key.
+    pub fn drain(&self, label: &str) -> bool {
+        self.pool.drain(label)
+    }
+
+    /// Has the keys of this label left alone altogether; see [`Pool::isolate`]. Whether there is such a key.
+    pub fn isolate(&self, label: &str) -> bool {
+        self.pool.isolate(label)
+    }
+
+    /// Puts the keys of this label back into service as if nothing had happened: closes their breakers and [resets](Pool::reset)
+    /// them in the pool. Whether there is such a key.
+    ///
+    /// ```
+    /// use tower_openrouter::{ApiKey, Balancer, OpenRouter, select::Pool};
+    /// # use tower_openrouter::simulator::{Scenario, Simulator};
+    /// # let transport = Simulator::new(Scenario::default())?.service();
+    ///
+    /// let pool = Pool::new([ApiKey::new("sk-or-v1-a")?.label("a"), ApiKey::new("sk-or-v1-b")?.label("b")])?;
+    /// let balancer = Balancer::builder(pool).build(OpenRouter::new(transport));
+    /// # let _: &Balancer<String> = &balancer;
+    /// balancer.handle().isolate("a");
+    /// assert!(!balancer.handle().pool().endpoints()[0].is_in_service());
+    /// balancer.handle().reset("a");
+    /// assert!(balancer.handle().pool().endpoints()[0].is_in_service());
+    /// # Ok::<(), tower::BoxError>(())
+    /// ```
+    pub fn reset(&self, label: &str) -> bool {
+        // before the pool, which wakes those who wait
+        for endpoint in self.pool.endpoints().iter().filter(|endpoint| endpoint.key().name() == label) {
+            if let Some(breaker) = self.breaker(endpoint) {
+                breaker.reset();
+            }
+        }
+        self.pool.reset(label)
+    }
+
+    /// What was tried again, and why not.
+    pub fn retry_stats(&self) -> RetryStats {
+        self.retry.stats()
     }
 
     /// The breaker of an endpoint: to watch, isolate and reset it. `None` before the first request could have used it.

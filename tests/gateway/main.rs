@@ -10,8 +10,14 @@ mod frames;
 mod keep_alive;
 mod leaving;
 mod log;
+mod metrics;
+#[cfg(feature = "otel")]
+mod otel;
+mod page;
 mod polls;
 mod process;
+#[path = "../support/prometheus.rs"]
+mod prometheus;
 #[cfg(unix)]
 mod record;
 mod reload;

@@ -109,7 +109,7 @@ async fn r099_no_key_and_no_token_shows_however_much_is_logged() {
         outputs.push(String::from_utf8_lossy(&response.into_body().collect().await.unwrap().to_bytes()).into());
     }
     for token in [format!("authorization: Bearer {OPERATOR}\r\n"), String::new()] {
-        for path in ["/stats", "/readyz", "/healthz"] {
+        for path in ["/stats", "/metrics", "/readyz", "/healthz"] {
             let reply = get(gateway.admin, path, &token);
             outputs.push(reply.head + &reply.body);
         }

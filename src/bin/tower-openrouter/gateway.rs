@@ -3,7 +3,7 @@
 use std::{
     env,
     error::Error,
-    io::{self, IsTerminal, Write},
+    io::{self, Write},
     path::PathBuf,
     sync::{Mutex, PoisonError},
     thread,
@@ -19,11 +19,11 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tower::{Layer, ServiceExt};
-use tower_openrouter::{buffer::ReplayBody, openrouter::HyperTransport};
+use tower_openrouter::{ObserveLayer, buffer::ReplayBody, openrouter::HyperTransport};
 use tracing::{error, info, trace, warn};
-use tracing_subscriber::EnvFilter;
 
 mod access;
+mod actions;
 mod admin;
 mod app;
 mod around;
@@ -32,10 +32,13 @@ mod bursts;
 mod check;
 mod config;
 mod drain;
+mod events;
 mod headers;
 mod intake;
 mod live;
 mod log;
+mod metrics;
+mod page;
 pub(crate) mod poll;
 mod proxy;
 mod record;
@@ -44,6 +47,7 @@ mod reload;
 pub(crate) mod routed;
 mod server;
 pub(crate) mod stack;
+mod telemetry;
 mod traces;
 mod upstream;
 
@@ -55,13 +59,13 @@ use admin::Local;
 use banner::Banner;
 use check::Plan;
 use drain::Drain;
-use log::OneLine;
 use proxy::Shared;
 use record::Recorder;
 use reload::Runner;
 use routed::Routed;
 use server::Server;
 use stack::Stack;
+use telemetry::Telemetry;
 use traces::Traces;
 
 /// How long cut connections have to pass their last words on.
@@ -87,18 +91,13 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
         let plan = Plan { configuration: &configuration, simulated: matches!(upstream, Upstream::Simulated(..)) };
         return Ok(write!(io::stdout(), "{plan}")?);
     }
-    let colours = io::stderr().is_terminal();
-    tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")))
-        .with_writer(OneLine { colours })
-        .with_ansi(colours)
-        .init();
     // with one core to run on, threads only cost: nothing is gained by handing tasks from one to the other
     let mut runtime = match thread::available_parallelism() {
         Ok(cores) if cores.get() == 1 => tokio::runtime::Builder::new_current_thread(),
         _ => tokio::runtime::Builder::new_multi_thread(),
     };
     let runtime = runtime.enable_all().build()?;
+    let telemetry = Telemetry::start(&runtime)?;
     let outcome = runtime.block_on(async {
         match Upstream::choose(&mut configuration)? {
             Upstream::Real => gateway(arguments, configuration, HyperTransport::<ReplayBody>::new(), None).await,
@@ -107,6 +106,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
             }
         }
     });
+    telemetry.stop(&runtime);
     // a name look-up that hangs must not hold up the end
     runtime.shutdown_background();
     outcome
@@ -120,6 +120,9 @@ async fn gateway<T: Transport>(
     simulated: Option<String>,
 ) -> Result<(), Box<dyn Error>> {
     let (drain, traces) = (Drain::new(), Traces::default());
+    metrics::install()?;
+    // one for all configurations, so that counting goes on
+    let observe = ObserveLayer::new();
     let mut signals = Signals::new()?;
     let settings = &configuration.settings;
     let header_timeout = settings.header_timeout.get();
@@ -149,6 +152,7 @@ async fn gateway<T: Transport>(
             None => response.map(Either::Left),
             Some(hear_out) => hear_out.watch(response).map(Either::Right),
         });
+        let service = observe.layer(service);
         // above all that waits, and below what writes on heads
         Ok(app::app(settings.stream.keep_alive()?.layer(service), shared))
     };
@@ -191,6 +195,7 @@ async fn gateway<T: Transport>(
     let _ = write!(io::stdout(), "{banner}").and_then(|()| io::stdout().flush());
 
     tokio::spawn(heartbeat());
+    tokio::spawn(runner.admin().now().events.run(runner.admin()));
     while let Asked::Reload = signals.next().await {
         if let Err(why) = runner.reload() {
             error!("the configuration was read again and is not used, what ran before runs on: {why}");

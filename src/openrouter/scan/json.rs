@@ -83,6 +83,7 @@ fn judge(document: &[u8], note: &mut Note) {
         }
     }
     note.usage_in(document);
+    note.model_in(document);
     note.complete();
 }
 

@@ -150,6 +150,7 @@ impl Sse {
 
     /// Reads an event; `false` if it is not JSON.
     fn read(&mut self, event: &[u8], note: &mut Note) -> bool {
+        note.model_in(event);
         let committed = note.committed && !self.named_error;
         if committed && self.shape == Shape::Chat && !has_member(event, &ERROR) {
             note.usage_in(event);

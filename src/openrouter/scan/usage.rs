@@ -21,6 +21,15 @@ pub(super) fn find(document: &[u8]) -> Option<Usage> {
     read(values.filter(|value| value.starts_with(b"{")).last()?)
 }
 
+/// Reads the model that a document names, as [`find`] reads its usage.
+pub(super) fn model(document: &[u8]) -> Option<String> {
+    static MODEL: Finder = LazyLock::new(|| memmem::Finder::new(r#""model""#));
+    let after = MODEL.needle().len();
+    let mut values = MODEL.find_iter(document).filter_map(|at| value_after(&document[at + after..]));
+    let value = values.find(|value| value.starts_with(b"\""))?;
+    serde_json::Deserializer::from_slice(value).into_iter().next()?.ok()
+}
+
 /// What follows a name's colon; `None` when no colon does, so that the name was a value.
 pub(super) fn value_after(rest: &[u8]) -> Option<&[u8]> {
     Some(rest.trim_ascii_start().strip_prefix(b":")?.trim_ascii_start())
@@ -123,6 +132,18 @@ fn plain(text: &[u8]) -> Option<(u64, i32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_model_is_the_first_member_of_that_name() {
+        for (document, expected) in [
+            (r#"{"id":"x","model" : "acme/\u0073wift-1","choices":[]}"#, Some("acme/swift-1")),
+            (r#"{"type":"model","response":{"model":"acme/a"},"model":"acme/b"}"#, Some("acme/a")),
+            (r#"{"text":"\"model\":\"x\"","model":null}"#, None),
+            (r#"{"model":"acme"#, None),
+        ] {
+            assert_eq!(model(document.as_bytes()).as_deref(), expected, "{document}");
+        }
+    }
 
     #[test]
     fn numbers_are_taken_from_the_object_itself_only() {

@@ -2,7 +2,7 @@ use tokio::time::Instant;
 
 use super::{Fit, tags};
 use crate::{
-    endpoint::Endpoint,
+    endpoint::{AdminState, Endpoint},
     outcome::{Outcome, Scope},
     request::{Attempt, RequestContext},
     select::cooldown::{AccountId, Book, Resting},
@@ -19,7 +19,7 @@ pub(in crate::select) fn built_in(
     match bar(book, earlier, endpoint, request, now) {
         None => Fit::Yes,
         Some(Bar::Resting(resting)) => Fit::NotBefore(resting.until),
-        Some(Bar::Drained | Bar::OtherModel | Bar::MissingTag | Bar::RuledOut) => Fit::No,
+        Some(Bar::Drained | Bar::Isolated | Bar::OtherModel | Bar::MissingTag | Bar::RuledOut) => Fit::No,
     }
 }
 
@@ -27,6 +27,8 @@ pub(in crate::select) fn built_in(
 pub(in crate::select) enum Bar {
     /// It takes nothing new.
     Drained,
+    /// An operator lets nobody near it.
+    Isolated,
     /// Its patterns do not name the model.
     OtherModel,
     /// It lacks a tag that the request demands.
@@ -47,6 +49,11 @@ pub(in crate::select) fn bar(
 ) -> Option<Bar> {
     // in good times this looks at the endpoint alone, and not at the key
     if !endpoint.serves_all() {
+        match endpoint.admin_state() {
+            AdminState::Isolated => return Some(Bar::Isolated),
+            AdminState::Draining => return Some(Bar::Drained),
+            AdminState::InService => {}
+        }
         if endpoint.is_removed() || endpoint.key().weight_of() == 0.0 {
             return Some(Bar::Drained);
         }

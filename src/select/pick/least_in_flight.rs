@@ -14,6 +14,20 @@ use crate::endpoint::{Endpoint, Loads};
 /// let pick = LeastInFlight::default();
 /// # let _ = pick;
 /// ```
+///
+/// In a stack of one's own, with the monitor that it reads:
+///
+/// ```
+/// use tower_openrouter::{
+///     ApiKey, Endpoint, KeySelectLayer, LoadMonitorLayer, endpoint_fn,
+///     select::{LeastInFlight, Pool},
+/// };
+///
+/// let pool = Pool::new([ApiKey::new("sk-or-v1-a")?, ApiKey::new("sk-or-v1-b")?])?;
+/// let layer = KeySelectLayer::new(pool, endpoint_fn(LoadMonitorLayer::endpoint)).pick(LeastInFlight::default());
+/// # let _ = layer;
+/// # Ok::<(), tower_openrouter::KeyError>(())
+/// ```
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct LeastInFlight;

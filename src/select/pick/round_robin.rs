@@ -11,6 +11,17 @@ use super::{Candidates, Pick};
 /// let pick = RoundRobin::default();
 /// # let _ = pick;
 /// ```
+///
+/// In the stack, among the keys of the first tier that can serve:
+///
+/// ```
+/// use tower_openrouter::{ApiKey, Balancer, select::{Pool, PriorityTiers, RoundRobin}};
+///
+/// let pool = Pool::new([ApiKey::new("sk-or-v1-a")?, ApiKey::new("sk-or-v1-b")?, ApiKey::new("sk-or-v1-spare")?.tier(2)])?;
+/// let builder = Balancer::builder(pool).pick(PriorityTiers::new(RoundRobin::default()));
+/// # let _ = builder;
+/// # Ok::<(), tower_openrouter::KeyError>(())
+/// ```
 #[derive(Debug, Default)]
 pub struct RoundRobin(AtomicUsize);
 

@@ -149,7 +149,7 @@ impl<S: Send + Sync + 'static, P: Pick> Shared<S, P> {
     /// Filters are foreign code, and this may run where another request gives something back. So no lock is held while they
     /// judge, and a panic of one is a no; whoever asked meets it again when it looks for itself.
     fn demand(&self, endpoint: &Endpoint, after: Option<Place>, now: Instant) -> Demand {
-        if endpoint.is_removed() {
+        if !endpoint.is_in_service() {
             return Demand::Nobody;
         }
         if let Some(back) = self.lanes.out_until(endpoint, now) {
@@ -282,7 +282,7 @@ impl<S: Send + Sync + 'static, P: Pick> Shared<S, P> {
         let mut state = self.room.lock();
         let mut doubtful = false;
         for (_, group) in state.line.groups_mut() {
-            if group.view.via.as_ref().is_none_or(Endpoint::is_removed) {
+            if group.view.via.as_ref().is_none_or(|via| !via.is_in_service()) {
                 group.view.doubt = true;
                 doubtful = true;
             }

@@ -164,7 +164,7 @@ impl<B: Body<Data = Bytes> + Unpin> Held<B> {
             cell.end(outcome);
             self.response.extensions_mut().insert(cell);
             if let (Some(context), Some(id)) = (&asked.context, self.response.extensions().get::<AttemptId>()) {
-                context.ledger().end(*id, outcome, false);
+                context.ledger().correct(*id, outcome);
             }
         }
         Some(outcome)

@@ -1,4 +1,5 @@
-//! The operator's side: `/healthz`, `/readyz`, `/stats`, `/explain/{id}`, on a listener of its own.
+//! The operator's side: the [page](super::page), `/healthz`, `/readyz`, `/stats`, `/metrics`, `/explain/{id}`, on a listener of
+//! its own.
 //!
 //! A web page can make a browser ask a local address, and by changing what a name resolves to even read the answer. Such
 //! requests carry the page's name in `Host` or `Origin`, so only addresses are accepted there, unless the admin token is shown.
@@ -11,7 +12,7 @@ use axum::{
     extract::{Path, Request, State, rejection::PathRejection},
     middleware::{self, Next},
     response::IntoResponse,
-    routing::get,
+    routing::{get, post},
 };
 use http::{
     HeaderMap, Response, StatusCode, Uri,
@@ -21,9 +22,17 @@ use http::{
 use serde::Serialize;
 use serde_json::json;
 use tokio::time::Instant;
-use tower_openrouter::{answer::Shape, explain::Trace, stack::BalancerHandle};
+use tower_openrouter::{Endpoint, answer::Shape, explain::Trace, stack::BalancerHandle};
 
-use super::{access::Access, drain::Drain, live::Live, refusal, traces::Traces};
+use super::{
+    access::Access,
+    actions,
+    drain::Drain,
+    events::{self, Events},
+    live::Live,
+    metrics, page, refusal,
+    traces::{Explained, Traces},
+};
 
 /// What the operator may ask about.
 #[derive(Debug, Clone)]
@@ -32,6 +41,9 @@ pub(super) struct Admin {
     pub(super) traces: Traces,
     pub(super) drain: Drain,
     pub(super) access: Access,
+    pub(super) events: Events,
+    pub(super) explain: Explained,
+    pub(super) simulated: bool,
 }
 
 type Asked = State<Live<Admin>>;
@@ -42,20 +54,26 @@ pub(super) struct Local(pub(super) SocketAddr);
 
 /// The admin application. Each request must carry [`Local`] in its extensions.
 pub(super) fn app(admin: Live<Admin>) -> Router {
-    Router::new()
+    page::routes()
+        .route("/events", get(events::listen))
+        .route("/keys/{label}/{action}", post(actions::act))
         .route("/healthz", get(async || Json(json!({"alive": true}))))
         .route("/readyz", get(ready))
         .route("/stats", get(stats))
+        .route("/metrics", get(metrics::page))
         .route("/explain/{id}", get(explain))
         .fallback(async || {
-            refuse(StatusCode::NOT_FOUND, "Not Found: there are /healthz, /readyz, /stats and /explain/{id}")
+            refuse(
+                StatusCode::NOT_FOUND,
+                "Not Found: there are /, /healthz, /readyz, /stats, /metrics and /explain/{id}",
+            )
         })
         .method_not_allowed_fallback(async || refuse(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed"))
         .layer(middleware::from_fn_with_state(admin.clone(), guard))
         .with_state(admin)
 }
 
-fn refuse(status: StatusCode, message: &str) -> Response<Body> {
+pub(super) fn refuse(status: StatusCode, message: &str) -> Response<Body> {
     refusal::refuse(Shape::Chat, status, message)
 }
 
@@ -106,7 +124,9 @@ fn origin_is_same(headers: &HeaderMap, host: Option<&Authority>) -> bool {
 async fn ready(State(admin): Asked) -> Response<Body> {
     let (admin, now) = (admin.now(), Instant::now());
     let pool = admin.balancer.pool();
-    let usable = pool.endpoints().iter().any(|key| pool.resting(key).is_none() && key.shut_until(now).is_none());
+    let is_usable =
+        |key: &Endpoint| key.is_in_service() && pool.resting(key).is_none() && key.shut_until(now).is_none();
+    let usable = pool.endpoints().iter().any(is_usable);
     let why = match (admin.drain.is_draining(), usable) {
         (true, _) => "draining",
         (false, false) => "no usable key",

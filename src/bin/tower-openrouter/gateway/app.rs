@@ -16,7 +16,7 @@ use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::Either;
 use pin_project_lite::pin_project;
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt};
-use tower_openrouter::{ExplainLayer, answer::Shape};
+use tower_openrouter::{ExplainLayer, RequestContext, answer::Shape};
 
 use super::{
     around::Around,
@@ -49,6 +49,7 @@ where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<BoxError>,
 {
+    let (access, traces, watched) = (shared.access.clone(), shared.traces.clone(), shared.explain == Explained::Asked);
     let explain = match shared.explain {
         Explained::Off => None,
         Explained::Asked => Some(ExplainLayer::new()),
@@ -56,7 +57,13 @@ where
     };
     let explain = explain.map(|explain| explain.header(shared.balancer_headers));
     let front = Front::new(Proxy::new(balancer, shared));
-    ServiceBuilder::new().layer_fn(Around::new).option_layer(explain).service(front)
+    let watched = move |mut request: Request<ReqB>| {
+        if watched && traces.wants_one(|| access.allows(request.headers())) {
+            RequestContext::of(&mut request).explain();
+        }
+        request
+    };
+    ServiceBuilder::new().layer_fn(Around::new).map_request(watched).option_layer(explain).service(front)
 }
 
 /// A request's body: as the server reads it, or boxed by the router.

@@ -1,4 +1,4 @@
-//! What surrounds every request: an id, a span for those who debug, and somebody who catches its panic.
+//! What surrounds every request: an id, a line in the log for those who debug, and somebody who catches its panic.
 //!
 //! Layers for each of these are to be had. Together they took a twelfth of what a request costs here: values in the extensions
 //! that nobody reads, a clock for a log that nobody writes, a box around each body.
@@ -18,13 +18,13 @@ use std::{
 
 use axum::body::Body;
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use http_body_util::Either;
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
 use tower::Service;
 use tower_openrouter::answer::Shape;
-use tracing::{Level, Span, debug, debug_span, error};
+use tracing::{Level, debug, error};
 
 use super::refusal::refuse;
 
@@ -56,12 +56,10 @@ where
     fn call(&mut self, mut request: Request<ReqB>) -> Self::Future {
         let id = request.headers_mut().entry(REQUEST_ID).or_insert_with(next_id).clone();
         let traced = tracing::enabled!(Level::DEBUG).then(|| Traced {
-            // the path alone: people put credentials into queries
-            span: debug_span!("request", method = %request.method(), path = request.uri().path(), ?id),
+            method: request.method().clone(),
+            uri: request.uri().clone(),
             since: Instant::now(),
         });
-        let span = traced.as_ref().map(|traced| traced.span.clone());
-        let _entered = span.as_ref().map(Span::enter);
         let state = match catch_unwind(AssertUnwindSafe(|| self.0.call(request))) {
             Ok(future) => State::Running { future },
             Err(panic) => State::Panicked { response: Some(panicked(&*panic)) },
@@ -73,7 +71,8 @@ where
 /// What is kept of a request while somebody debugs.
 #[derive(Debug)]
 struct Traced {
-    span: Span,
+    method: Method,
+    uri: Uri,
     since: Instant,
 }
 
@@ -109,8 +108,6 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let traced = this.traced.as_ref();
-        let _entered = traced.map(|traced| traced.span.enter());
         let mut response = match this.state.project() {
             StateProj::Running { future } => match catch_unwind(AssertUnwindSafe(|| future.poll(cx))) {
                 Ok(answer) => match ready!(answer) {
@@ -121,8 +118,10 @@ where
             },
             StateProj::Panicked { response } => response.take().expect("polled after it was ready").map(Either::Right),
         };
-        if let Some(traced) = traced {
-            debug!(status = response.status().as_u16(), took = ?traced.since.elapsed(), "the head of the answer");
+        if let Some(Traced { method, uri, since }) = this.traced.take() {
+            let (status, took) = (response.status().as_u16(), since.elapsed());
+            // the path alone: people put credentials into queries
+            debug!(id = ?this.id, %method, path = uri.path(), status, ?took, "the head of the answer");
         }
         if let Some(id) = this.id.take() {
             response.headers_mut().entry(REQUEST_ID).or_insert(id);

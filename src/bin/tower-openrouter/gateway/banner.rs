@@ -24,7 +24,7 @@ impl fmt::Display for Banner<'_> {
         let (api, admin) = (reachable(self.listen), reachable(self.admin_listen));
         writeln!(f, "tower-openrouter gateway {}", env!("CARGO_PKG_VERSION"))?;
         writeln!(f, "  API       http://{api}/v1")?;
-        writeln!(f, "  admin     http://{admin}/stats  /explain/{{id}}  /readyz  /healthz")?;
+        writeln!(f, "  admin     http://{admin}/  /stats  /explain/{{id}}  /readyz  /healthz")?;
         match self.simulated {
             None => writeln!(f, "  upstream  {}", self.upstream)?,
             Some(_) => {

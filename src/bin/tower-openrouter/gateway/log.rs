@@ -6,7 +6,7 @@
 
 use std::{
     fmt::Write as _,
-    io::{self, Write},
+    io::{self, IsTerminal, Write},
 };
 
 use tracing_subscriber::fmt::MakeWriter;
@@ -16,6 +16,13 @@ use tracing_subscriber::fmt::MakeWriter;
 pub(super) struct OneLine {
     /// Whether entries are coloured, by escape sequences.
     pub(super) colours: bool,
+}
+
+impl Default for OneLine {
+    /// Coloured on a terminal.
+    fn default() -> Self {
+        Self { colours: io::stderr().is_terminal() }
+    }
 }
 
 impl<'a> MakeWriter<'a> for OneLine {

@@ -13,6 +13,7 @@ use super::{
     admin::Admin,
     config::{Arguments, Configuration, Settings, Trouble},
     drain::Drain,
+    events::Events,
     live::Live,
     stack::Stack,
     traces::Traces,
@@ -28,6 +29,7 @@ pub(super) struct Runner<A, M> {
     admin: Live<Admin>,
     drain: Drain,
     traces: Traces,
+    events: Events,
     simulated: bool,
 }
 
@@ -46,8 +48,9 @@ where
         let tell = |trouble| configuration.tell(&trouble);
         let stack = Stack::build(&configuration, None).map_err(tell)?;
         let api = Live::new(make(&configuration, &stack).map_err(tell)?);
-        let admin = Live::new(admin(&configuration.settings, &stack, &drain, &traces));
-        let runner = Self { arguments, configuration, stack, make, api, admin, drain, traces, simulated };
+        let events = Events::new();
+        let admin = Live::new(admin(&configuration.settings, &stack, &drain, &traces, &events, simulated));
+        let runner = Self { arguments, configuration, stack, make, api, admin, drain, traces, events, simulated };
         runner.caution(&[]);
         Ok(runner)
     }
@@ -85,7 +88,8 @@ where
         let stack = Stack::build(&next, Some((&self.stack, &self.configuration))).map_err(tell)?;
         let api = (self.make)(&next, &stack).map_err(tell)?;
         // from here on nothing can fail
-        self.admin.replace(admin(&next.settings, &stack, &self.drain, &self.traces));
+        let Self { drain, traces, events, simulated, .. } = self;
+        self.admin.replace(admin(&next.settings, &stack, drain, traces, events, *simulated));
         self.api.replace(api);
         self.stack = stack;
         let before = std::mem::replace(&mut self.configuration, next);
@@ -146,7 +150,21 @@ fn file(path: &Option<PathBuf>) -> String {
     path.as_ref().map_or_else(|| "none".into(), |path| path.display().to_string())
 }
 
-fn admin(settings: &Settings, stack: &Stack, drain: &Drain, traces: &Traces) -> Admin {
-    let access = Access(settings.admin_token.clone());
-    Admin { balancer: stack.handle(), traces: traces.clone(), drain: drain.clone(), access }
+fn admin(
+    settings: &Settings,
+    stack: &Stack,
+    drain: &Drain,
+    traces: &Traces,
+    events: &Events,
+    simulated: bool,
+) -> Admin {
+    Admin {
+        balancer: stack.handle(),
+        traces: traces.clone(),
+        drain: drain.clone(),
+        access: Access(settings.admin_token.clone()),
+        events: events.clone(),
+        explain: settings.explain,
+        simulated,
+    }
 }

@@ -53,7 +53,7 @@ pub(crate) struct Arguments {
     #[arg(long, env = "TOWER_OPENROUTER_LISTEN", value_name = "ADDR:PORT", value_parser = address, help_heading = "Listeners")]
     listen: Option<SocketAddr>,
 
-    /// Address of /healthz, /readyz, /stats and /explain/{id} [default: 127.0.0.1:9090]
+    /// Address of /healthz, /readyz, /stats, /metrics and /explain/{id} [default: 127.0.0.1:9090]
     #[arg(long, env = "TOWER_OPENROUTER_ADMIN_LISTEN", value_name = "ADDR:PORT", value_parser = address, help_heading = "Listeners")]
     admin_listen: Option<SocketAddr>,
 
@@ -69,7 +69,7 @@ pub(crate) struct Arguments {
     )]
     access_token: Option<SecretString>,
 
-    /// The same for /stats and /explain; required when the admin address is not on loopback
+    /// The same for /stats, /metrics and /explain; required when the admin address is not on loopback
     #[arg(
         long,
         env = "TOWER_OPENROUTER_ADMIN_TOKEN",
