@@ -82,9 +82,10 @@ fn r072_clients_that_do_not_read_hold_the_upstream_up_and_not_the_memory() {
     println!("{each} bytes each");
     assert_eq!(seen.failed, 0);
     assert!(each <= 192 * 1024, "{each} bytes each");
-    // the rest lies with the kernels on the way; unread, each stream has a gigabyte to send
+    // the rest lies with the kernels on the way, which grow their buffers as they see fit, to some megabytes for each of two
+    // connections; unread, each stream has a gigabyte to send
     let sent = sending.join().unwrap();
-    assert!(sent < 1024 * 1024, "the upstream goes on sending: {sent} bytes each");
+    assert!(sent < 8 * 1024 * 1024, "the upstream goes on sending: {sent} bytes each");
 }
 
 #[test]
