@@ -108,6 +108,7 @@ impl World {
         while self.lines_written() < count {
             assert!(child.try_wait().unwrap().is_none(), "it ended early");
             assert!(start.elapsed() < PATIENCE, "it hangs at {} of {count}", self.lines_written());
+            // a process of its own, whose clock cannot be paused: this is how often it is looked at, and nothing is judged by it
             thread::sleep(Duration::from_micros(500));
         }
     }

@@ -53,6 +53,17 @@ fn r109_streams_at_once_are_capped() {
     assert_eq!(upstream.seen().len(), cap as usize);
 }
 
+/// Sends frames until the gateway has had enough, which it says.
+#[cfg(target_os = "linux")]
+fn is_told_to_go(mut client: Http2, frames: Vec<u8>) {
+    let mut writing = client.0.try_clone().unwrap();
+    let writer = thread::spawn(move || drop(writing.write_all(&frames)));
+    let answers = client.rest();
+    writer.join().unwrap();
+    let goaway = answers.iter().find(|frame| frame.kind == GOAWAY).expect("it is told to go");
+    assert_eq!(goaway.code(), Some(ENHANCE_YOUR_CALM));
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn r109_streams_that_are_reset_as_fast_as_they_are_opened_end_the_connection() {
@@ -61,7 +72,7 @@ fn r109_streams_that_are_reset_as_fast_as_they_are_opened_end_the_connection() {
     let head = block(&chat(&[]));
     let grown = growth(&gateway, || {
         for _ in 0..5 {
-            let mut client = Http2::connect(gateway.api);
+            let client = Http2::connect(gateway.api);
             let pairs: Vec<_> = (0..20_000)
                 .flat_map(|number| {
                     let stream = 2 * number + 1;
@@ -69,12 +80,7 @@ fn r109_streams_that_are_reset_as_fast_as_they_are_opened_end_the_connection() {
                 })
                 .flatten()
                 .collect();
-            let mut writing = client.0.try_clone().unwrap();
-            let writer = thread::spawn(move || drop(writing.write_all(&pairs)));
-            let frames = client.rest();
-            writer.join().unwrap();
-            let goaway = frames.iter().find(|frame| frame.kind == GOAWAY).expect("it is told to go");
-            assert_eq!(goaway.code(), Some(ENHANCE_YOUR_CALM));
+            is_told_to_go(client, pairs);
         }
     });
     assert!(grown <= 32 * MIB, "{grown}");
@@ -89,7 +95,7 @@ fn r109_streams_that_the_gateway_is_made_to_reset_end_the_connection() {
     let gateway = Gateway::before(&upstream, &[]);
     let head = block(&chat(&[]));
     let grown = growth(&gateway, || {
-        let mut client = Http2::connect(gateway.api);
+        let client = Http2::connect(gateway.api);
         let pairs: Vec<_> = (0..20_000)
             .flat_map(|number| {
                 let stream = 2 * number + 1;
@@ -101,12 +107,7 @@ fn r109_streams_that_the_gateway_is_made_to_reset_end_the_connection() {
             })
             .flatten()
             .collect();
-        let mut writing = client.0.try_clone().unwrap();
-        let writer = thread::spawn(move || drop(writing.write_all(&pairs)));
-        let frames = client.rest();
-        writer.join().unwrap();
-        let goaway = frames.iter().find(|frame| frame.kind == GOAWAY).expect("it is told to go");
-        assert_eq!(goaway.code(), Some(ENHANCE_YOUR_CALM));
+        is_told_to_go(client, pairs);
     });
     assert!(grown <= 32 * MIB, "{grown}");
 }
