@@ -15,7 +15,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::{clock, key::ApiKey};
+use crate::{clock, events::Feed, key::ApiKey};
 
 mod admin;
 mod credit;
@@ -118,6 +118,7 @@ pub(crate) struct PoolState {
     purses: credit::Purses,
     prices: Prices,
     panic_picks: AtomicU64,
+    events: Feed,
 }
 
 impl PoolState {
@@ -154,6 +155,10 @@ impl PoolState {
 
     pub(crate) fn prices(&self) -> &Prices {
         &self.prices
+    }
+
+    pub(crate) fn events(&self) -> &Feed {
+        &self.events
     }
 
     pub(crate) fn panic_picks(&self) -> u64 {
@@ -280,9 +285,9 @@ impl Endpoint {
         !self.is_removed() && self.admin_state() == AdminState::InService
     }
 
-    /// The caller sees to it that selection looks again.
-    pub(crate) fn set_admin_state(&self, state: AdminState) {
-        self.0.admin.store(state as u8, Ordering::Release);
+    /// Says what it was before. The caller sees to it that selection looks again.
+    pub(crate) fn set_admin_state(&self, state: AdminState) -> AdminState {
+        AdminState::of(self.0.admin.swap(state as u8, Ordering::AcqRel))
     }
 
     /// Forgets what was held against it: penalties, a slow first byte of late, suspect faults.

@@ -239,6 +239,7 @@ pub mod body;
 mod clock;
 pub mod endpoint;
 pub mod error;
+pub mod events;
 pub mod explain;
 mod json;
 pub mod key;

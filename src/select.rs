@@ -96,7 +96,7 @@ mod record;
 mod swap;
 mod waiting;
 
-pub use cooldown::Resting;
+pub use cooldown::{Resting, WideRest};
 pub use ejection::SelectError;
 /// The random numbers a [`Pick`] is given, such as `rng.usize(..n)` and `rng.f64()`.
 pub use fastrand::Rng;

@@ -20,6 +20,7 @@ use tower_openrouter::{
     endpoint::{Credit, Figures, Prices},
     endpoint_fn,
     error::UpstreamError,
+    events::{Event, Events},
     explain::{Explain, ExplainFuture, Explanation, Trace},
     hedge::{Hedge, HedgeFuture, HedgeHandle},
     limit::{
@@ -101,7 +102,7 @@ assert_layers_and_services! {
 assert_layers_and_services!(tower_openrouter::openrouter::HyperTransport<Body>);
 assert_impl_all!(CircuitBreaker<Plain>: Clone, Debug, Send, Sync);
 
-assert_handles!(MostCredit, Sticky, CreditLimit, CreditFloor, Credit, Prices);
+assert_handles!(Event, Events, MostCredit, Sticky, CreditLimit, CreditFloor, Credit, Prices);
 assert_handles!(AccountPoller<Plain>, Figures, UpstreamError, ErrorAnswer, Shape, LimitPermit, Admission);
 assert_handles!(RoundRobin, LeastInFlight, SmoothWeighted, WeightedRandom, PeakEwma, Rendezvous, PriorityTiers);
 assert_handles!(Candidates<'_>, Rank, SelectError, RequireTags, StreamError);

@@ -105,7 +105,7 @@ impl Admission {
         let is_success = matches!(sample, Sample::Success { .. });
         let says_nothing = matches!(sample, Sample::Neutral | Sample::Rest(_)) && !self.ticket.is_probe();
         if !(says_nothing || is_success && breaker.ignores_success(self.ticket)) {
-            breaker.report(self.ticket, sample, Instant::now());
+            breaker.report(self.ticket, sample, outcome.fault().map(|fault| fault.cause), Instant::now());
         }
     }
 
@@ -198,7 +198,7 @@ impl Guard for Admission {
 impl Drop for Admission {
     fn drop(&mut self) {
         if self.ticket.is_probe() && !matches!(self.awaits, Awaits::Nothing) {
-            self.wiring.breaker.report(self.ticket, Sample::Neutral, Instant::now());
+            self.wiring.breaker.report(self.ticket, Sample::Neutral, None, Instant::now());
         }
     }
 }

@@ -19,7 +19,7 @@ fn open_breaker(probes: u32) -> (Arc<Breaker>, Ticket, Instant) {
     let policy = BreakerPolicy::new(TripPolicy::consecutive(1).unwrap()).probes(probes).unwrap();
     let (breaker, now) = (Breaker::new(policy), Instant::now());
     let straggler = breaker.free().unwrap();
-    breaker.report(straggler, Sample::Failure(1), now);
+    breaker.report(straggler, Sample::Failure(1), None, now);
     assert!(breaker.free().is_none());
     (Arc::new(breaker), straggler, now + Duration::from_secs(100))
 }
@@ -37,7 +37,7 @@ fn r028_never_more_than_the_probes_and_no_slot_is_lost() {
                 if let Admit::Pass(ticket) = breaker.admit(now) {
                     assert!(running.fetch_add(1, SeqCst) < probes as usize);
                     running.fetch_sub(1, SeqCst);
-                    breaker.report(ticket, Sample::Neutral, now);
+                    breaker.report(ticket, Sample::Neutral, None, now);
                 }
             };
             let others: Vec<_> = (0..=probes)
@@ -59,10 +59,10 @@ fn r034_a_straggler_never_changes_what_a_probe_decides() {
         let (breaker, straggler, now) = open_breaker(1);
         let other = {
             let breaker = breaker.clone();
-            thread::spawn(move || breaker.report(straggler, Sample::Failure(1), now))
+            thread::spawn(move || breaker.report(straggler, Sample::Failure(1), None, now))
         };
         let Admit::Pass(probe) = breaker.admit(now) else { panic!("nobody else asks") };
-        breaker.report(probe, Sample::Success { slow: false }, now);
+        breaker.report(probe, Sample::Success { slow: false }, None, now);
         other.join().unwrap();
         assert_eq!(breaker.snapshot(now).state, BreakerState::Closed);
         assert!(breaker.free().is_some(), "the word agrees with the state");
@@ -85,7 +85,7 @@ fn r004_a_waiter_is_woken_or_sees_the_change() {
         let Admit::Pass(probe) = breaker.admit(now) else { panic!("nobody else asks") };
         let other = {
             let breaker = breaker.clone();
-            thread::spawn(move || breaker.report(probe, Sample::Neutral, now))
+            thread::spawn(move || breaker.report(probe, Sample::Neutral, None, now))
         };
         let flag = std::sync::Arc::new(Flag(AtomicUsize::new(0)));
         let waits = breaker.wait(&mut None, &Waker::from(flag.clone()), now).is_some();

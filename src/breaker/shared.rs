@@ -16,11 +16,13 @@ use tracing::{info, warn};
 
 use super::{
     policy::BreakerPolicy,
-    state::{Admit, BreakerSnapshot, Change, Core, Sample, Ticket},
+    state::{Admit, BreakerSnapshot, BreakerState, Change, Core, Sample, Ticket},
 };
 use crate::{
     clock,
     endpoint::Endpoint,
+    events::{self, Event},
+    outcome::Cause,
     sync::{
         Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
@@ -126,9 +128,10 @@ impl Breaker {
         self.lock().core.renew(ticket, now)
     }
 
-    pub(super) fn report(&self, ticket: Ticket, sample: Sample, now: Instant) {
+    /// Takes in a sample; `cause` is that of the fault, if it is one.
+    pub(super) fn report(&self, ticket: Ticket, sample: Sample, cause: Option<Cause>, now: Instant) {
         let random = fastrand::f64();
-        self.step(now, |core| ((), core.report(ticket, sample, now, random)));
+        self.step_for(cause, now, |core| ((), core.report(ticket, sample, now, random)));
     }
 
     /// If nothing would be let through now: until when, where that is known.
@@ -163,7 +166,17 @@ impl Breaker {
 
     /// One step of the state machine; whoever waits for a change is woken, outside the lock.
     pub(super) fn step<T>(&self, now: Instant, step: impl FnOnce(&mut Core) -> (T, Option<Change>)) -> T {
+        self.step_for(None, now, step)
+    }
+
+    fn step_for<T>(
+        &self,
+        cause: Option<Cause>,
+        now: Instant,
+        step: impl FnOnce(&mut Core) -> (T, Option<Change>),
+    ) -> T {
         let mut locked = self.lock();
+        let before = locked.core.standing();
         let (result, change) = step(&mut locked.core);
         self.word.store(word(&locked.core), Ordering::Release);
         let Some(change) = change else { return result };
@@ -177,9 +190,17 @@ impl Breaker {
                 _ => locked.core.shut(now).map(|until| until.unwrap_or(clock::after(now, clock::FOREVER))),
             };
             endpoint.set_shut_until(shut);
+            let after = locked.core.standing();
+            // by hand it may be set to what it is
+            if std::mem::discriminant(&after) != std::mem::discriminant(&before) {
+                endpoint.pool().events().tell(|| Event::of(endpoint, told(after, cause), now));
+            }
         }
         drop(locked);
         waiters.into_values().for_each(Waker::wake);
+        if let Some(endpoint) = self.endpoint() {
+            endpoint.pool().events().wake();
+        }
         self.log(change);
         result
     }
@@ -193,6 +214,17 @@ impl Breaker {
             Change::Set => info!(key, "breaker set by hand"),
             Change::Freed => {}
         }
+    }
+}
+
+/// The change that led to this state.
+fn told(state: BreakerState, cause: Option<Cause>) -> events::Change {
+    match state {
+        BreakerState::Closed => events::Change::BreakerClosed,
+        BreakerState::Open { until } => events::Change::BreakerOpened { until, cause },
+        BreakerState::HalfOpen { .. } => events::Change::BreakerHalfOpen,
+        BreakerState::Isolated => events::Change::BreakerIsolated,
+        BreakerState::Disabled => events::Change::BreakerDisabled,
     }
 }
 

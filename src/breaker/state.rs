@@ -319,16 +319,24 @@ impl Core {
         matches!(self.state, State::Disabled).then(|| self.close(Change::Set))
     }
 
+    /// Where it stands, whatever time it is.
+    pub(super) fn standing(&self) -> BreakerState {
+        match &self.state {
+            State::Closed => BreakerState::Closed,
+            State::Open { until } => BreakerState::Open { until: *until },
+            State::HalfOpen { slots } => BreakerState::HalfOpen { probes: slots.len() },
+            State::Isolated => BreakerState::Isolated,
+            State::Disabled => BreakerState::Disabled,
+        }
+    }
+
     pub(super) fn snapshot(&self, now: Instant) -> BreakerSnapshot {
         let state = match &self.state {
-            State::Closed => BreakerState::Closed,
-            State::Open { until } if now < *until => BreakerState::Open { until: *until },
-            State::Open { .. } => BreakerState::HalfOpen { probes: 0 },
+            State::Open { until } if now >= *until => BreakerState::HalfOpen { probes: 0 },
             State::HalfOpen { slots } => {
                 BreakerState::HalfOpen { probes: slots.iter().filter(|slot| now < slot.until).count() }
             }
-            State::Isolated => BreakerState::Isolated,
-            State::Disabled => BreakerState::Disabled,
+            _ => self.standing(),
         };
         BreakerSnapshot { state, failures: self.failures, trips: self.trips, trips_in_a_row: self.in_a_row }
     }

@@ -11,10 +11,9 @@
 //! of our own address once per attempt. While nothing of a kind rests, each look-up is one atomic load.
 
 use std::{
-    collections::HashMap,
-    hash::{DefaultHasher, Hash, Hasher},
+    cmp::Reverse,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -24,13 +23,20 @@ use tokio::time::Instant;
 
 use crate::{
     clock,
-    endpoint::{Endpoint, EndpointId},
+    endpoint::Endpoint,
+    events::Whose,
     outcome::{Cause, Fault, Rest, Scope},
     request::RequestContext,
+    sync::lock_std,
 };
 
-/// Longest rest of any scope; beyond it the scope is tried again (R56).
-const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+mod entry;
+mod place;
+
+use entry::{Entries, Entry, LONGEST, Present};
+pub(super) use place::AccountId;
+use place::Place;
+
 /// Guessed rests of a provider pool double up to this (row 18).
 const POOL_MOST: Duration = Duration::from_secs(30);
 /// Those of one that fails, rather than is full, double up to this: nobody said how long it will, and whoever waits loses what
@@ -45,94 +51,9 @@ const INCIDENT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_s
 /// A key refused this often over at least [`DEAD_AFTER`] is dead (row 7).
 const DEAD_STRIKES: u32 = 3;
 const DEAD_AFTER: Duration = Duration::from_secs(5 * 60);
-/// Refusals of different keys this close together are one event.
-const TOGETHER: Duration = Duration::from_secs(30);
 /// A 429 that does not say whose is the account's once a second model of it fails so within this time (row 19), and then
 /// rests it as another limit of the platform would.
 const PROMOTION: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(60));
-/// How long an ended rest is remembered, to tell a repeat from a first time.
-const MEMORY: Duration = Duration::from_secs(10 * 60);
-
-/// The account of an endpoint: by name, or the endpoint alone while nobody has named it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) enum AccountId {
-    Named(Box<str>),
-    Alone(EndpointId),
-}
-
-impl AccountId {
-    pub(super) fn of(endpoint: &Endpoint) -> Self {
-        endpoint.account().map_or(Self::Alone(endpoint.id()), |name| Self::Named(name.into()))
-    }
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Place {
-    Key(EndpointId),
-    Workspace(Box<str>),
-    Account(AccountId),
-    FreeTier(AccountId),
-    AccountModel(AccountId, u64),
-    Pool(u64),
-    Egress,
-}
-
-impl Place {
-    /// Where a fault of `scope` on `endpoint` is kept; `None` for the request's own.
-    fn of(scope: Scope, endpoint: &Endpoint, request: &RequestContext) -> Option<Self> {
-        Some(match scope {
-            Scope::Request => return None,
-            Scope::Key => Self::Key(endpoint.id()),
-            Scope::Workspace => match endpoint.key().workspace_name() {
-                Some(name) => Self::Workspace(name.into()),
-                None => Self::Key(endpoint.id()),
-            },
-            Scope::Account => Self::Account(AccountId::of(endpoint)),
-            Scope::FreeTier => Self::FreeTier(AccountId::of(endpoint)),
-            Scope::AccountModel => Self::AccountModel(AccountId::of(endpoint), model_of(request)),
-            Scope::Pool => Self::Pool(route_of(endpoint, request)),
-            Scope::Egress => Self::Egress,
-        })
-    }
-
-    fn shelf(&self) -> usize {
-        match self {
-            Self::Key(_) | Self::Workspace(_) | Self::Account(_) => 0,
-            Self::FreeTier(_) | Self::AccountModel(..) => 1,
-            Self::Pool(_) | Self::Egress => 2,
-        }
-    }
-}
-
-fn model_of(request: &RequestContext) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    request.asks().model.hash(&mut hasher);
-    hasher.finish()
-}
-
-/// The provider pool behind a request: its model and its routing wishes, through this base URL.
-fn route_of(endpoint: &Endpoint, request: &RequestContext) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    let asks = request.asks();
-    (&asks.model, asks.provider).hash(&mut hasher);
-    endpoint.key().base().hash(&mut hasher);
-    hasher.finish()
-}
-
-#[derive(Debug, Clone)]
-struct Entry {
-    until: Instant,
-    since: Instant,
-    first: Instant,
-    cause: Cause,
-    strikes: u32,
-    /// Whether it is a guess about an upstream that fails, rather than a limit somebody named.
-    soft: bool,
-    /// Whether it goes on only until the one that went ahead is back.
-    probed: bool,
-    /// Whose request met a limit of unknown owner last.
-    account: Option<AccountId>,
-}
 
 /// A rest that stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,10 +66,24 @@ pub struct Resting {
     pub(super) soft: bool,
 }
 
+/// A rest that stands, with whom it holds for; see [`Pool::rests`](super::Pool::rests).
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct WideRest {
+    /// Whom it holds for.
+    pub whose: Whose,
+    /// What it is for.
+    pub cause: Cause,
+    /// When it ends.
+    pub until: Instant,
+    /// Whether the server named the time; else it is a guess.
+    pub hinted: bool,
+}
+
 /// The book. See the [module](self).
 #[derive(Debug, Default)]
 pub(super) struct Book {
-    entries: Mutex<HashMap<Place, Entry>>,
+    entries: Mutex<Entries>,
     /// When the last rest of each shelf ends, in nanoseconds.
     until: [AtomicU64; 3],
     /// How many entries there are, so that a success in good times takes no lock.
@@ -156,8 +91,8 @@ pub(super) struct Book {
 }
 
 impl Book {
-    fn entries(&self) -> MutexGuard<'_, HashMap<Place, Entry>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    fn entries(&self) -> MutexGuard<'_, Entries> {
+        lock_std(&self.entries)
     }
 
     /// Writes down what a fault asks for. `live` is how many endpoints the pool has. Says whether endpoints are now out for
@@ -173,17 +108,19 @@ impl Book {
         let (Some(rest), Some(place)) = (fault.rest, Place::of(fault.scope, endpoint, request)) else {
             return false;
         };
-        let mut entries = self.entries();
-        if fault.cause == Cause::UnknownLimit && second_model(&entries, endpoint, &place, now) {
-            let account = Place::Account(AccountId::of(endpoint));
-            write(&mut entries, account, Rest::guessed(PROMOTION.1), PROMOTION.1, Cause::PlatformLimit, now);
-            self.publish(&mut entries, now);
+        let (mut entries, present) = (self.entries(), Present::of(endpoint, now));
+        let name = || place.name(endpoint, request);
+        if fault.cause == Cause::UnknownLimit && entries.second_model(endpoint, &place, PROMOTION.0, now) {
+            let (account, rest) = (Place::Account(AccountId::of(endpoint)), Rest::guessed(PROMOTION.1));
+            let name = || account.name(endpoint, request);
+            entries.write(&account, (rest, PROMOTION.1, Cause::PlatformLimit), name, present, |_| ());
+            self.publish(entries, present);
             return true;
         }
-        if fault.cause == Cause::InvalidKey && incident(&mut entries, endpoint.id(), live, now) {
-            let (least, most) = INCIDENT;
-            write(&mut entries, Place::Egress, Rest::guessed(least), most, Cause::PlatformAuth, now);
-            self.publish(&mut entries, now);
+        if fault.cause == Cause::InvalidKey && entries.incident(endpoint.id(), live, present) {
+            let (rest, name) = (Rest::guessed(INCIDENT.0), || Whose::new(Scope::Egress, None));
+            entries.write(&Place::Egress, (rest, INCIDENT.1, Cause::PlatformAuth), name, present, |_| ());
+            self.publish(entries, present);
             return true;
         }
         let most = match fault.scope {
@@ -192,14 +129,14 @@ impl Book {
             Scope::Egress => EGRESS_MOST,
             _ => rest.duration,
         };
-        let shelf = place.shelf();
-        let entry = write(&mut entries, place, rest, most, fault.cause, now);
-        entry.account = (fault.cause == Cause::UnknownLimit).then(|| AccountId::of(endpoint));
-        if fault.cause == Cause::InvalidKey && entry.strikes >= DEAD_STRIKES && now - entry.first >= DEAD_AFTER {
-            entry.until = clock::after(now, clock::FOREVER);
-        }
-        self.publish(&mut entries, now);
-        shelf == 0
+        entries.write(&place, (rest, most, fault.cause), name, present, |entry| {
+            entry.account = (fault.cause == Cause::UnknownLimit).then(|| AccountId::of(endpoint));
+            if fault.cause == Cause::InvalidKey && entry.strikes >= DEAD_STRIKES && now - entry.first >= DEAD_AFTER {
+                entry.until = clock::after(now, clock::FOREVER);
+            }
+        });
+        self.publish(entries, present);
+        place.shelf() == 0
     }
 
     /// Whether there is nothing in it, so that a success need not be told.
@@ -209,11 +146,12 @@ impl Book {
 
     /// Notes that a request is sent. The first after a rest for an upstream that fails goes ahead of all others.
     pub(super) fn send(&self, endpoint: &Endpoint, request: &RequestContext, now: Instant) {
-        let place = Place::Pool(route_of(endpoint, request));
-        let mut entries = self.entries();
-        if let Some(entry) = entries.get_mut(&place).filter(|entry| entry.soft && entry.until <= now) {
-            (entry.until, entry.probed) = (clock::after(now, PROBE), true);
-            self.publish(&mut entries, now);
+        let (place, mut entries) = (Place::pool(endpoint, request), self.entries());
+        if entries.get(&place).is_some_and(|entry| entry.soft && entry.until <= now) {
+            let present = Present::of(endpoint, now);
+            let go_ahead = |entry: &mut Entry| (entry.until, entry.probed) = (clock::after(now, PROBE), true);
+            entries.change(&place, present, go_ahead);
+            self.publish(entries, present);
         }
     }
 
@@ -228,7 +166,7 @@ impl Book {
         sent: Option<Instant>,
         now: Instant,
     ) -> bool {
-        let mut entries = self.entries();
+        let (mut entries, present) = (self.entries(), Present::of(endpoint, now));
         let since = |begin: Instant| sent.is_some_and(|sent| sent > begin);
         let refuted = |entry: &Entry| {
             entry.cause == Cause::PlatformAuth && since(entry.first) || entry.probed && since(entry.since)
@@ -248,10 +186,10 @@ impl Book {
                 && (entry.until <= now || refuted(entry))
             {
                 lifted |= entry.until > now;
-                entries.remove(&place);
+                entries.remove(&place, present);
             }
         }
-        self.publish(&mut entries, now);
+        self.publish(entries, present);
         lifted
     }
 
@@ -261,32 +199,32 @@ impl Book {
         if self.idle(0, now) {
             return false;
         }
-        let place = Place::Key(endpoint.id());
+        let (place, present) = (Place::Key(endpoint.id()), Present::of(endpoint, now));
         let mut entries = self.entries();
-        let stands = |entry: &&mut Entry| entry.until > now && entry.since <= asked && entry.cause == Cause::InvalidKey;
-        let Some(entry) = entries.get_mut(&place).filter(stands) else { return false };
+        let stands = |entry: &&Entry| entry.until > now && entry.since <= asked && entry.cause == Cause::InvalidKey;
+        let Some(entry) = entries.get(&place).filter(stands) else { return false };
         if entry.until > clock::after(now, LONGEST) {
-            entries.remove(&place);
+            entries.remove(&place, present);
         } else if entry.strikes == 1 {
-            entry.until = now;
+            entries.change(&place, present, |entry| entry.until = now);
         } else {
             return false;
         }
-        self.publish(&mut entries, now);
+        self.publish(entries, present);
         true
     }
 
     /// Forgets every rest of the endpoint itself, and of its account and workspace.
     pub(super) fn reset(&self, endpoint: &Endpoint, now: Instant) {
-        let account = AccountId::of(endpoint);
+        let (account, present) = (AccountId::of(endpoint), Present::of(endpoint, now));
         let mut entries = self.entries();
-        entries.retain(|place, _| match place {
+        entries.retain(present, |place, _| match place {
             Place::Key(id) => *id != endpoint.id(),
             Place::Workspace(name) => Some(&**name) != endpoint.key().workspace_name(),
             Place::Account(id) | Place::FreeTier(id) | Place::AccountModel(id, _) => *id != account,
             Place::Pool(_) | Place::Egress => true,
         });
-        self.publish(&mut entries, now);
+        self.publish(entries, present);
     }
 
     /// Whether the endpoint rests for every request.
@@ -307,9 +245,8 @@ impl Book {
         if self.idle(1, now) {
             return None;
         }
-        let account = AccountId::of(endpoint);
-        let free = request.asks().is_free().then(|| Place::FreeTier(account.clone()));
-        self.latest(free.into_iter().chain([Place::AccountModel(account, model_of(request))]), now)
+        let free = request.asks().is_free().then(|| Place::FreeTier(AccountId::of(endpoint)));
+        self.latest(free.into_iter().chain([Place::account_model(endpoint, request)]), now)
     }
 
     /// Whether the endpoint's way to the model rests for everybody: the provider pool, or our own address.
@@ -317,14 +254,31 @@ impl Book {
         if self.idle(2, now) {
             return None;
         }
-        self.latest([Place::Pool(route_of(endpoint, request)), Place::Egress].into_iter(), now)
+        self.latest([Place::pool(endpoint, request), Place::Egress].into_iter(), now)
     }
 
     /// The same, for who cannot wait: a rest that only spares an upstream that fails does not count.
     pub(super) fn upstream_closed(&self, endpoint: &Endpoint, request: &RequestContext, now: Instant) -> bool {
-        let places = [Place::Pool(route_of(endpoint, request)), Place::Egress];
+        let places = [Place::pool(endpoint, request), Place::Egress];
         let entries = self.entries();
         places.iter().filter_map(|place| entries.get(place)).any(|entry| entry.until > now && !entry.soft)
+    }
+
+    /// The rests that no single key has, the widest first, and of those that are alike in that the ones that end last.
+    pub(super) fn wide(&self, now: Instant) -> Vec<WideRest> {
+        if (0..3).all(|shelf| self.idle(shelf, now)) {
+            return Vec::new();
+        }
+        let entries = self.entries();
+        let wide = |(place, entry): &(&Place, &Entry)| entry.until > now && !matches!(place, Place::Key(_));
+        let written = |(_, entry): (&Place, &Entry)| {
+            let &Entry { cause, until, hinted, .. } = entry;
+            WideRest { whose: entry.whose.clone(), cause, until, hinted }
+        };
+        let mut rests: Vec<_> = entries.iter().filter(wide).map(written).collect();
+        drop(entries);
+        rests.sort_by_key(|rest| Reverse((rest.whose.scope, rest.until)));
+        rests
     }
 
     fn idle(&self, shelf: usize, now: Instant) -> bool {
@@ -341,8 +295,9 @@ impl Book {
             .max_by_key(|resting| resting.until)
     }
 
-    fn publish(&self, entries: &mut HashMap<Place, Entry>, now: Instant) {
-        entries.retain(|_, entry| clock::after(entry.until, MEMORY) > now);
+    /// Closes the book, and wakes those who were told of changes in it.
+    fn publish(&self, mut entries: MutexGuard<'_, Entries>, present: Present<'_>) {
+        entries.tidy(present.now);
         let mut until = [0; 3];
         for (place, entry) in entries.iter() {
             let shelf = &mut until[place.shelf()];
@@ -352,77 +307,9 @@ impl Book {
             shelf.store(until, Ordering::Release);
         }
         self.marked.store(entries.len() as u64, Ordering::Release);
+        drop(entries);
+        present.feed.wake();
     }
-}
-
-/// Enters a rest. Guesses do not stretch a rest that stands, since what comes in meanwhile was sent before it; a guess after
-/// the last one ended doubles, up to `most`. Hints merge by the later end.
-fn write(
-    entries: &mut HashMap<Place, Entry>,
-    place: Place,
-    rest: Rest,
-    most: Duration,
-    cause: Cause,
-    now: Instant,
-) -> &mut Entry {
-    let entry = entries.entry(place).or_insert(Entry {
-        until: now,
-        since: now,
-        first: now,
-        cause,
-        strikes: 0,
-        soft: false,
-        probed: false,
-        account: None,
-    });
-    let stands = entry.until > now && !entry.probed;
-    if !stands {
-        if entry.cause != cause {
-            (entry.strikes, entry.first) = (0, now);
-        }
-        entry.strikes = entry.strikes.saturating_add(1);
-        (entry.since, entry.probed) = (now, false);
-    }
-    if rest.hinted || !stands {
-        let doublings = if rest.hinted { 0 } else { entry.strikes.saturating_sub(1).min(31) };
-        let span = rest.duration.saturating_mul(1 << doublings).min(most.max(rest.duration)).min(LONGEST);
-        let until = clock::after(now, span);
-        if until > entry.until {
-            (entry.until, entry.cause) = (until, cause);
-            entry.soft = !rest.hinted && cause.is_suspect();
-        }
-    }
-    entry
-}
-
-/// Whether this account met a limit of unknown owner on another model just now.
-fn second_model(entries: &HashMap<Place, Entry>, endpoint: &Endpoint, place: &Place, now: Instant) -> bool {
-    let account = AccountId::of(endpoint);
-    entries.iter().any(|(other, entry)| {
-        other != place
-            && entry.cause == Cause::UnknownLimit
-            && now.saturating_duration_since(entry.since) <= PROMOTION.0
-            && entry.account.as_ref() == Some(&account)
-    })
-}
-
-/// Whether a 401 is the platform's incident: it goes on, or more than half of the keys, and at least two, were refused at
-/// once. The keys' own rests for it are then lifted.
-fn incident(entries: &mut HashMap<Place, Entry>, this: EndpointId, live: usize, now: Instant) -> bool {
-    if entries.get(&Place::Egress).is_some_and(|entry| entry.cause == Cause::PlatformAuth) {
-        return true;
-    }
-    let recent = |place: &Place, entry: &Entry| {
-        matches!(place, Place::Key(id) if *id != this)
-            && entry.cause == Cause::InvalidKey
-            && now.saturating_duration_since(entry.since) <= TOGETHER
-    };
-    let refused = 1 + entries.iter().filter(|(place, entry)| recent(place, entry)).count();
-    let everybody = refused >= 2 && refused * 2 > live;
-    if everybody {
-        entries.retain(|place, entry| !recent(place, entry) && *place != Place::Key(this));
-    }
-    everybody
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@ use std::{
     collections::{HashMap, HashSet},
     fmt,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, Weak,
         atomic::{AtomicUsize, Ordering},
     },
 };
@@ -13,10 +13,14 @@ use tokio::{sync::watch, time::Instant};
 use super::cooldown::{Book, Resting};
 use crate::{
     endpoint::{AdminState, Endpoint, PoolState, Prices, Profile},
+    events::Change,
     key::{ApiKey, KeyError},
     outcome::{Cause, Fault},
     request::{Priority, RequestContext},
+    sync::lock_std,
 };
+
+mod changes;
 
 /// The keys a selector chooses from, and the book of their rests. Cheap to clone; keys come and go while requests run.
 ///
@@ -48,6 +52,8 @@ struct Known {
     watchers: Mutex<Vec<Weak<dyn Watcher>>>,
     /// How many of each class wait for a key, with any selector.
     waiters: [AtomicUsize; Priority::ALL.len()],
+    /// Held while keys come and go and operators act, so that it is told in the order in which it holds.
+    acting: Mutex<()>,
     /// For those who keep an eye on the keys without keeping a pool.
     news: watch::Sender<()>,
 }
@@ -127,44 +133,46 @@ impl Pool {
             endpoint.set_admin_state(state);
             endpoint
         };
+        let fresh: Vec<_> = profiles.iter().map(Result::is_err).collect();
         let endpoints: Vec<_> = profiles.into_iter().map(|known| known.unwrap_or_else(endpoint)).collect();
         if endpoints.is_empty() {
             return Err(KeyError::NoKeys);
         }
-        Ok(Self(Arc::new(Inner { endpoints: ArcSwap::from_pointee(endpoints), known })))
+        let pool = Self(Arc::new(Inner { endpoints: ArcSwap::from_pointee(endpoints), known }));
+        pool.introduce(&fresh);
+        Ok(pool)
     }
 
     /// Adds a key, or finds it if it is there already.
     pub fn add(&self, key: ApiKey) -> Endpoint {
-        let mut found = None;
-        self.0.endpoints.rcu(|old| {
-            let endpoint = match old.iter().find(|endpoint| endpoint.key().hash() == key.hash()) {
-                Some(endpoint) => endpoint.clone(),
-                None => {
-                    let endpoint = Endpoint::in_pool(key.clone(), self.0.known.state.clone());
-                    let all = old.iter().cloned().chain([endpoint.clone()]).collect();
-                    found = Some(endpoint);
-                    return Arc::new(all);
-                }
-            };
-            found = Some(endpoint);
-            old.clone()
-        });
+        let acting = self.acting();
+        let old = self.endpoints();
+        if let Some(endpoint) = old.iter().find(|endpoint| endpoint.key().hash() == key.hash()) {
+            return endpoint.clone();
+        }
+        let endpoint = Endpoint::in_pool(key, self.0.known.state.clone());
+        self.0.endpoints.store(Arc::new(old.iter().cloned().chain([endpoint.clone()]).collect()));
+        self.note(&endpoint, Change::Added);
+        drop(acting);
         self.changed();
-        found.expect("rcu runs its closure at least once")
+        endpoint
     }
 
     /// Takes the keys of this label out; whether there was one. Requests that run on them are finished, and nothing new
     /// is sent to them.
     pub fn remove(&self, label: &str) -> bool {
-        let old = self
-            .0
-            .endpoints
-            .rcu(|old| old.iter().filter(|endpoint| endpoint.key().name() != label).cloned().collect::<Vec<_>>());
-        let removed: Vec<_> = old.iter().filter(|endpoint| endpoint.key().name() == label).collect();
+        let acting = self.acting();
+        let old = self.endpoints();
+        let (removed, kept): (Vec<_>, Vec<_>) =
+            old.iter().cloned().partition(|endpoint| endpoint.key().name() == label);
+        self.0.endpoints.store(Arc::new(kept));
         for endpoint in &removed {
-            endpoint.remove();
+            if !endpoint.is_removed() {
+                endpoint.remove();
+                self.note(endpoint, Change::Removed);
+            }
         }
+        drop(acting);
         self.changed();
         !removed.is_empty()
     }
@@ -196,7 +204,7 @@ impl Pool {
     }
 
     fn put(&self, label: &str, state: AdminState) -> bool {
-        self.each(label, |endpoint| endpoint.set_admin_state(state))
+        self.each(label, |endpoint| self.order(endpoint, state))
     }
 
     /// Puts the keys of this label back into service: ends their rests and those of their accounts and workspaces, forgets
@@ -210,7 +218,7 @@ impl Pool {
         self.each(label, |endpoint| {
             self.0.known.book.reset(endpoint, Instant::now());
             endpoint.forgive();
-            endpoint.set_admin_state(AdminState::InService);
+            self.order(endpoint, AdminState::InService);
             endpoint.doubt();
         })
     }
@@ -219,7 +227,9 @@ impl Pool {
     fn each(&self, label: &str, change: impl Fn(&Endpoint)) -> bool {
         let endpoints = self.endpoints();
         let labelled = || endpoints.iter().filter(|endpoint| endpoint.key().name() == label);
+        let acting = self.acting();
         labelled().for_each(change);
+        drop(acting);
         self.changed();
         labelled().next().is_some()
     }
@@ -287,12 +297,17 @@ impl Pool {
     }
 
     pub(super) fn watch(&self, watcher: Weak<dyn Watcher>) {
-        let mut watchers = self.0.known.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut watchers = lock_std(&self.0.known.watchers);
         watchers.retain(|watcher| watcher.strong_count() > 0);
         watchers.push(watcher);
     }
 
+    fn acting(&self) -> MutexGuard<'_, ()> {
+        lock_std(&self.0.known.acting)
+    }
+
     fn changed(&self) {
+        self.state().events().wake();
         self.0.known.state.touch();
         self.tell(|watcher| watcher.changed());
         self.0.known.news.send_replace(());
@@ -316,7 +331,7 @@ impl Pool {
     }
 
     fn tell(&self, what: impl Fn(&dyn Watcher)) {
-        let watchers = self.0.known.watchers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let watchers = lock_std(&self.0.known.watchers).clone();
         watchers.iter().filter_map(Weak::upgrade).for_each(|watcher| what(&*watcher));
     }
 }
@@ -341,80 +356,4 @@ impl fmt::Debug for Pool {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-    use crate::outcome::{Cause, Rest, Scope};
-
-    fn key(secret: &str) -> ApiKey {
-        ApiKey::new(secret).unwrap().label(secret)
-    }
-
-    #[test]
-    fn r024_an_empty_set_is_an_error_and_duplicates_are_one() {
-        assert_eq!(Pool::new([]).unwrap_err(), KeyError::NoKeys);
-        let pool = Pool::new([key("a"), key("a").label("again"), key("b")]).unwrap();
-        assert_eq!(pool.endpoints().len(), 2);
-        let known = pool.endpoints()[0].clone();
-        assert_eq!(pool.add(key("a")), known, "one key, one state");
-    }
-
-    #[test]
-    fn a_shared_pool_has_the_same_endpoints_for_the_same_keys() {
-        let old = Pool::new([key("a"), key("b"), key("c")]).unwrap();
-        let new = old.share([key("c"), key("b").account("acme"), key("d")]).unwrap();
-        let (old_keys, new_keys) = (old.endpoints(), new.endpoints());
-        assert_eq!(new_keys[0], old_keys[2]);
-        assert!(new_keys[1] != old_keys[1], "other settings, another endpoint");
-        assert_eq!(new_keys.iter().map(|endpoint| endpoint.key().name()).collect::<Vec<_>>(), ["c", "b", "d"]);
-        assert_eq!(old.share([]).unwrap_err(), KeyError::NoKeys);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_rest_holds_in_every_pool_that_shares_it() {
-        let old = Pool::new([key("a"), key("b")]).unwrap();
-        let new = old.share([key("b")]).unwrap();
-        let endpoint = &old.endpoints()[1];
-        let fault = Fault::new(Cause::KeyLimit, Scope::Key).rest(Rest::hinted(Duration::from_secs(60)));
-        let version = new.state().version();
-        old.record(endpoint, &RequestContext::new(), &fault, Instant::now());
-        assert!(new.resting(endpoint).is_some() && new.state().version() > version);
-        assert!(new.reset("b") && old.resting(endpoint).is_none());
-    }
-
-    #[test]
-    fn a_key_taken_out_of_service_stays_so_in_a_new_set_whatever_its_settings() {
-        let old = Pool::new([key("a"), key("b"), key("c")]).unwrap();
-        assert!(old.isolate("a") && old.drain("b") && !old.drain("unknown"));
-        let new = old.share([key("a"), key("b").account("acme"), key("c")]).unwrap();
-        let states = |pool: &Pool| pool.endpoints().iter().map(Endpoint::admin_state).collect::<Vec<_>>();
-        assert_eq!(states(&new), [AdminState::Isolated, AdminState::Draining, AdminState::InService]);
-        assert!(new.reset("a") && new.reset("b"));
-        assert_eq!(states(&new), [AdminState::InService; 3]);
-        assert_eq!(states(&old)[0], AdminState::InService, "it is the same endpoint");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn reset_forgets_penalties_too() {
-        let pool = Pool::new([key("a")]).unwrap();
-        let (endpoint, now) = (&pool.endpoints()[0], Instant::now());
-        let fault = Fault::new(Cause::KeyLimit, Scope::Key).rest(Rest::hinted(Duration::from_secs(60)));
-        pool.record(endpoint, &RequestContext::new(), &fault, now);
-        endpoint.figures().fail(&fault, Duration::ZERO, now);
-        assert!(endpoint.figures().load(now) > 0.0 && endpoint.figures().recent_first_byte(now).is_some());
-        assert!(pool.reset("a"));
-        assert!(pool.resting(endpoint).is_none());
-        assert_eq!((endpoint.figures().load(now), endpoint.figures().recent_first_byte(now)), (0.0, None));
-        assert!(endpoint.take_doubt(), "whoever asks about keys asks about this one");
-    }
-
-    #[test]
-    fn a_removed_key_says_so() {
-        let pool = Pool::new([key("a"), key("b")]).unwrap();
-        let gone = pool.endpoints()[0].clone();
-        assert!(pool.remove("a") && gone.is_removed());
-        assert!(!pool.remove("a"));
-        assert_eq!(pool.endpoints().len(), 1);
-    }
-}
+mod tests;
