@@ -18,7 +18,7 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, Stats, StatsAlloc};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_openrouter::{
-    ApiKey, Balancer, CommitGateLayer, ExplainLayer, ObserveLayer, OpenRouter,
+    ApiKey, Balancer, CommitGateLayer, ExplainLayer, ObserveLayer, OpenRouter, Snapshot, events,
     openrouter::BASE_URL,
     select::{Pool, RoundRobin},
 };
@@ -141,6 +141,47 @@ async fn a_request_that_nobody_asks_to_explain_takes_no_piece_of_the_heap_for_it
     println!("allocations a request: {} without the layer, {} off, {} on", without / 1000, off / 1000, on / 1000);
     assert_eq!(off, without);
     assert!(on > without, "and this can tell");
+}
+
+#[tokio::test(flavor = "current_thread")]
+#[expect(clippy::await_holding_lock, reason = "one thread, and nobody else waits on this runtime")]
+async fn r081_a_request_takes_no_piece_of_the_heap_for_an_observer_that_never_reads() {
+    let _turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let pool = pool(3);
+    let mut service = stack(pool.clone());
+    let unwatched = taken(&mut service, 1000).await;
+    let stuck = pool.events();
+    for _ in 0..events::MOST {
+        pool.drain(pool.endpoints()[0].key().name());
+        pool.reset(pool.endpoints()[0].key().name());
+    }
+    assert_eq!(stuck.lost(), events::MOST as u64, "it is full");
+    assert_eq!(taken(&mut service, 1000).await, unwatched);
+}
+
+#[tokio::test(flavor = "current_thread")]
+#[expect(clippy::await_holding_lock, reason = "one thread, and nobody else waits on this runtime")]
+async fn r084_a_snapshot_takes_a_few_pieces_of_the_heap_for_each_key_however_many_there_are() {
+    let _turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let mut each = Vec::new();
+    for keys in [20, 1_000] {
+        let pool = pool(keys);
+        let mut service = stack(pool.clone());
+        for _ in 0..8 * keys {
+            ask(&mut service).await;
+        }
+        let heap = Region::new(HEAP);
+        let snapshot = Snapshot::of(pool.endpoints().iter());
+        let change = heap.change();
+        assert_eq!(snapshot.total.attempts, 8 * keys as u64);
+        each.push((change.allocations / keys, change.bytes_allocated / keys, grown(change) / keys));
+    }
+    println!("a snapshot, for each key: allocations, bytes, bytes that it keeps: {each:?}");
+    for (allocations, bytes, kept) in each {
+        assert!(allocations <= 10, "{allocations} allocations a key");
+        assert!(bytes <= 16 * 1024, "{bytes} bytes a key");
+        assert!(kept <= 2 * 1024, "{kept} bytes a key are kept");
+    }
 }
 
 #[tokio::test(flavor = "current_thread")]

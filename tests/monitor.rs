@@ -6,8 +6,13 @@ use std::{
     convert::Infallible,
     panic::AssertUnwindSafe,
     pin::Pin,
-    sync::atomic::{AtomicUsize, Ordering::SeqCst},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+        mpsc,
+    },
     task::{Context, Poll},
+    thread,
     time::Duration,
 };
 
@@ -24,10 +29,12 @@ use tower::{
     Layer, Service, ServiceExt, balance::p2c::Balance, buffer::Buffer, discover::ServiceList, load::Load, service_fn,
 };
 use tower_openrouter::{
-    ApiKey, Endpoint, LoadMonitorLayer, Rejected, RequestContext, RetryLayer, Snapshot,
+    ApiKey, Balancer, Endpoint, LoadMonitorLayer, OpenRouter, Pool, Rejected, RequestContext, RetryLayer, Snapshot,
+    breaker::{BreakerPolicy, Trip, TripPolicy},
     endpoint::Figures,
     error::Why,
     outcome::{Cause, Fault, Grpc, Outcome, OutcomeCell, Scope, Usage},
+    stack::BalancerHandle,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -348,6 +355,43 @@ async fn r080_a_snapshot_tells_requests_and_attempts_apart_and_is_json() {
 
 /// Four endpoints, eight workers with 200 calls each: three answer in 2 s, one refuses in 20 ms. tower's own load, by peak
 /// latency, gives the failing one half of the calls.
+/// Reads the balancer's snapshot where it is asked whether to open: on a request's way, under the breaker's lock.
+struct LooksOn(Arc<OnceLock<BalancerHandle>>, Arc<AtomicUsize>);
+
+impl Trip for LooksOn {
+    fn success(&mut self, _now: Instant) {
+        let (told, hear) = mpsc::channel();
+        let balancer = self.0.get().unwrap().clone();
+        thread::spawn(move || told.send(balancer.snapshot().total.attempts));
+        let attempts = hear.recv_timeout(10 * SECOND).expect("the snapshot waits for a lock that the request holds");
+        self.1.fetch_max(attempts as usize, SeqCst);
+    }
+
+    fn failure(&mut self, _now: Instant) -> bool {
+        false
+    }
+
+    fn clear(&mut self) {}
+}
+
+#[tokio::test]
+async fn r084_a_snapshot_is_read_while_a_request_holds_its_breakers_lock() {
+    let (balancer, seen) = (Arc::new(OnceLock::new()), Arc::new(AtomicUsize::new(0)));
+    let trip = {
+        let (balancer, seen) = (balancer.clone(), seen.clone());
+        TripPolicy::custom(move || LooksOn(balancer.clone(), seen.clone()))
+    };
+    let pool = Pool::new([ApiKey::new("a").unwrap()]).unwrap();
+    let builder = Balancer::builder(pool).breaker(BreakerPolicy::new(trip));
+    assert!(balancer.set(builder.handle()).is_ok());
+    let service = builder.service(OpenRouter::new(Probe::ok()));
+    for requests in 1..=3 {
+        let request = Request::post("/v1/chat/completions").body(Full::<Bytes>::from("{}")).unwrap();
+        service.clone().oneshot(request).await.unwrap().into_body().collect().await.unwrap();
+        assert_eq!(seen.load(SeqCst), requests);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn experiment_01_a_fast_failing_endpoint_does_not_attract_traffic() {
     let endpoints: Vec<_> = ["bad", "b", "c", "d"].into_iter().map(endpoint).collect();

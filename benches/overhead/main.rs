@@ -10,6 +10,7 @@
 mod contention;
 mod exchange;
 mod measure;
+mod reading;
 mod resilience;
 mod stacks;
 mod subjects;
@@ -53,6 +54,12 @@ fn main() -> ExitCode {
     println!("- whole stack, 3 keys: {:.2}", contention::of(|| stacks::ours(3), &asking, rounds));
     println!("- {TOWERS}: {:.2}", contention::of(stacks::towers, &asking, rounds));
     println!("- tower-resilience's: {:.2}\n", contention::of(resilience::stack, &asking, rounds));
+
+    println!("a thread beside that looks on, time of a request, of one while nobody does:");
+    for keys in [20, 1_000] {
+        println!("- a snapshot of {keys} keys: {}", reading::snapshots(keys, &asking, rounds));
+    }
+    println!("- changes told to who never reads, of changes told to nobody: {}\n", reading::changes(&asking, rounds));
 
     let (whole, many, towers) = (measured.above(WHOLE), measured.above(MANY), measured.above(TOWERS));
     let mut held = true;
