@@ -47,6 +47,7 @@
 //! | `key_spendable_usd` | gauge, US dollars; where that is counted, infinite without a limit | `key` | |
 //! | `keys` | gauge; how many there are | `state`: `up`, `resting`, `shut` | kms `kms_active_keys`, `kms_cooldown_keys` |
 //! | `keys_resting` | gauge; how many rest for which cause | `error_type` | |
+//! | `rests` | gauge; how many rests there are that no single key has | `scope`: `workspace`, `account`, `free_tier`, `account_model`, `pool`, `egress` | |
 //!
 //! Of what was done about failures, and of who waits:
 //!

@@ -46,6 +46,7 @@ names! {
     SPENDABLE "key_spendable_usd" Gauge Count "US dollars a key may spend now, less what is reserved.",
     KEYS "keys" Gauge Count "Keys, by whether they may serve.",
     KEYS_RESTING "keys_resting" Gauge Count "Keys that rest, by the cause.",
+    RESTS "rests" Gauge Count "Rests that no single key has, such as of a model at all its providers, by how wide they are.",
     ROTATIONS "key_rotations_total" Counter Count
         "Attempts on another key at once, by the cause of the failure before.",
     RETRIES "retries_total" Counter Count "Attempts after a wait, by the cause of the failure before.",

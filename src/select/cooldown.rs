@@ -32,10 +32,12 @@ use crate::{
 
 mod entry;
 mod place;
+mod wide;
 
 use entry::{Entries, Entry, LONGEST, Present};
 pub(super) use place::AccountId;
 use place::Place;
+pub use wide::WideRest;
 
 /// Guessed rests of a provider pool double up to this (row 18).
 const POOL_MOST: Duration = Duration::from_secs(30);
@@ -64,20 +66,6 @@ pub struct Resting {
     pub cause: Cause,
     /// Whether it only spares an upstream that fails: who cannot wait may still try.
     pub(super) soft: bool,
-}
-
-/// A rest that stands, with whom it holds for; see [`Pool::rests`](super::Pool::rests).
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct WideRest {
-    /// Whom it holds for.
-    pub whose: Whose,
-    /// What it is for.
-    pub cause: Cause,
-    /// When it ends.
-    pub until: Instant,
-    /// Whether the server named the time; else it is a guess.
-    pub hinted: bool,
 }
 
 /// The book. See the [module](self).

@@ -29,13 +29,14 @@ impl BalancerHandle {
         &self.pool
     }
 
-    /// What every key did, what was tried again and, where that is on, what was sent twice, and how many of each class wait for
-    /// a key.
+    /// What every key did, what was tried again and, where that is on, what was sent twice, how many of each class wait for a
+    /// key, and what rests that [no single key has](Pool::rests).
     pub fn snapshot(&self) -> Snapshot {
         let waiting: BTreeMap<_, _> =
             self.pool.waiting().into_iter().map(|(class, count)| (class.as_str(), count)).collect();
         let snapshot =
             Snapshot::of(self.pool.endpoints().iter()).with("retry", self.retry.stats()).with("waiting", waiting);
+        let snapshot = snapshot.with("rests", self.pool.rests());
         match &self.hedge {
             Some(hedge) => snapshot.with("hedge", hedge.stats()),
             None => snapshot,

@@ -11,6 +11,7 @@ use crate::{
     endpoint::{Endpoint, Spendable},
     observe::name,
     outcome::Cause,
+    select::WideRest,
 };
 
 /// What the keys of one label have done; several may share it.
@@ -84,6 +85,11 @@ impl BalancerHandle {
             counter!(name::HEDGES_WON).absolute(hedge.won);
         }
         counter!(name::PANIC_PICKS).absolute(self.pool.panic_picks());
+        let rests = self.pool.rests();
+        for scope in WideRest::SCOPES {
+            let count = rests.iter().filter(|rest| rest.whose.scope == scope).count();
+            gauge!(name::RESTS, "scope" => scope.as_str()).set(count as f64);
+        }
         for (class, waiting) in self.pool.waiting() {
             gauge!(name::WAITING, "priority" => class.as_str()).set(waiting as f64);
         }

@@ -289,6 +289,24 @@ await step("a key that dies is shown within 2 s", async () => {
 
 await step("under load it is laid out well, and its text has contrast", () => looked("load"));
 
+await step("a model that is full at all its providers is shown, and how long still", async () => {
+  assert.equal(await page.locator("#rests").isVisible(), false, "nothing rests yet");
+  const asking = new AbortController();
+  const body = JSON.stringify({ model: "acme/full-3", messages: [{ role: "user", content: "Say one word." }] });
+  const asked = fetch(`${api}/v1/chat/completions`, { method: "POST", headers: { "content-type": "application/json" }, body, signal: asking.signal });
+  asked.catch(() => {}); // it waits until it is given up below
+  const rest = page.locator("#rests-body li");
+  await rest.waitFor({ timeout: SOON_MS });
+  assert.match(await rest.innerText(), /acme\/full-3 at all providers\s+provider limit\s+1[0-5] s left\s+as upstream asked/);
+  const left = async () => Number((await rest.locator(".left").innerText()).split(" ")[0]);
+  const before = await left();
+  await until(async () => (await left()) <= before - 2, "the countdown");
+  await looked("rests");
+  asking.abort();
+  await rest.waitFor({ state: "detached" });
+  assert.equal(await page.locator("#rests").isVisible(), false, "it is over");
+});
+
 await step("the key that lives again is put back at once by keyboard", async () => {
   await manage(upstream, "acme-2", "PATCH", { disabled: false });
   assert.equal(await state("acme-2"), "resting");

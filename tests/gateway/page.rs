@@ -31,8 +31,8 @@ fn listen(gateway: &Gateway, headers: &str) -> (TcpStream, String) {
 /// The next picture that has all.
 fn picture(gateway: &Gateway) -> Value {
     let (mut stream, head) = listen(gateway, TOKEN);
-    // of the chunk with the event, or it came with the head
-    let text = if head.contains("data: ") { head } else { until(&mut stream, "}\n\n") };
+    // the event, or a part of it, may have come with the head
+    let text = if head.contains("}\n\n") { head } else { head + &until(&mut stream, "}\n\n") };
     let data = text.lines().find_map(|line| line.strip_prefix("data: ")).unwrap_or_else(|| panic!("{text}"));
     serde_json::from_str(data).unwrap_or_else(|error| panic!("{error}: {data}"))
 }
@@ -47,6 +47,7 @@ fn the_page_is_served_to_whom_the_admin_side_is_and_lets_nothing_else_in() {
         ("/page.js", "text/javascript", "fetch("),
         ("/draw.js", "text/javascript", "svg"),
         ("/requests.js", "text/javascript", "export"),
+        ("/rests.js", "text/javascript", "export"),
     ] {
         let reply = get(gateway.admin, path, "");
         assert_eq!(reply.status, 200, "{path}");
@@ -149,6 +150,48 @@ fn what_the_page_is_told_asks_for_the_token_and_holds_no_secret() {
     for secret in ["canary", "sk-or-v1", "operator"] {
         assert!(!told.to_string().contains(secret), "{told}");
     }
+}
+
+#[test]
+fn what_rests_for_all_keys_is_told_with_its_model_cut_and_how_long_still() {
+    let full = r#"{"error":{"code":429,"message":"Provider returned error","metadata":{"provider_name":"Acme","raw":"acme/swift-1 is temporarily rate-limited upstream. Please retry shortly."}}}"#;
+    let headers = "content-type: application/json\r\nretry-after: 20\r\n";
+    let gateway = operated(&Upstream::answering("429 Too Many Requests", headers, full));
+    assert_eq!(picture(&gateway)["rests"], Value::Array(vec![]));
+    let ask = |model: &str| {
+        let chat = format!(r#"{{"model":"{model}","messages":[]}}"#);
+        let mut stream = connect(gateway.api);
+        stream.write_all(request("POST", "/v1/chat/completions", "", &chat).as_bytes()).unwrap();
+        stream
+    };
+    let names: Vec<_> = (0..25).map(|number| format!("{}{number:02}", "<b>".repeat(40))).collect();
+    let _waiting: Vec<_> = names.iter().map(|name| ask(name)).collect();
+    let start = Instant::now();
+    let told = loop {
+        let told = picture(&gateway);
+        if told["rests_in_all"] == names.len() {
+            break told;
+        }
+        assert!(start.elapsed() < PATIENCE, "{told}");
+        thread::yield_now();
+    };
+    let rests = told["rests"].as_array().unwrap();
+    assert_eq!(rests.len(), 20, "no page full of what clients invent");
+    for rest in rests {
+        assert_eq!(
+            (&rest["scope"], &rest["cause"], &rest["hinted"]),
+            (&"pool".into(), &"provider_limit".into(), &true.into())
+        );
+        assert!((1..=20_000).contains(&rest["left_ms"].as_u64().unwrap()), "{rest}");
+        assert_eq!(rest["model"].as_str().unwrap().chars().count(), 101);
+    }
+    assert!(told["usable"] == 2, "no key is to blame: {told}");
+    let stats = get(gateway.admin, "/stats", TOKEN).json();
+    assert_eq!(stats["rests"].as_array().unwrap().len(), names.len());
+    let metrics = get(gateway.admin, "/metrics", TOKEN).body;
+    assert!(
+        metrics.contains("tower_openrouter_rests{scope=\"pool\"} 25") && metrics.contains("rests{scope=\"egress\"} 0")
+    );
 }
 
 #[test]

@@ -21,9 +21,10 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; c
 
 const HTML: &str = include_str!("page/page.html");
 const CSS: &str = include_str!("page/page.css");
-const SCRIPTS: [(&str, &str); 3] = [
+const SCRIPTS: [(&str, &str); 4] = [
     ("/page.js", include_str!("page/page.js")),
     ("/draw.js", include_str!("page/draw.js")),
+    ("/rests.js", include_str!("page/rests.js")),
     ("/requests.js", include_str!("page/requests.js")),
 ];
 

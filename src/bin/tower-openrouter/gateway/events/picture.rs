@@ -6,7 +6,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 use tower_openrouter::{
     Snapshot, breaker::BreakerState, endpoint::Endpoint, explain::Explanation, monitor::CreditSnapshot,
-    retry::RetryStats,
+    retry::RetryStats, select::WideRest,
 };
 
 use super::{
@@ -19,6 +19,8 @@ use super::{
 
 /// How many keys are told of; of more, those in trouble first, then the busiest.
 const MOST_KEYS: usize = 200;
+/// How many rests that no key has are told of, the widest first.
+const MOST_RESTS: usize = 20;
 /// How many requests are told of.
 const REQUESTS: usize = 20;
 /// The most attempts of one request that are told, the last ones.
@@ -49,6 +51,8 @@ pub(super) struct Picture<'a> {
     in_flight: u64,
     all: Vec<Total>,
     causes: Vec<Trouble<'a>>,
+    rests: Vec<WideRest>,
+    rests_in_all: usize,
     waiting: BTreeMap<&'static str, usize>,
     retry: RetryStats,
     requests: Vec<Request>,
@@ -170,6 +174,9 @@ pub(super) fn write(admin: &Admin, history: &History, tick: u64, full: bool) -> 
     let mut causes: Vec<_> =
         causes.into_iter().map(|(cause, (count, keys, _, most))| Trouble { cause, count, keys, most }).collect();
     causes.sort_by_key(|trouble| std::cmp::Reverse(trouble.count));
+    let mut rests = pool.rests();
+    let rests_in_all = rests.len();
+    rests.truncate(MOST_RESTS);
     let mut all = history.all(open);
     all.retain(|total| total.bucket.number >= since);
     let picture = Picture {
@@ -189,6 +196,8 @@ pub(super) fn write(admin: &Admin, history: &History, tick: u64, full: bool) -> 
         in_flight: endpoints.iter().map(|endpoint| u64::from(endpoint.figures().in_flight())).sum(),
         all,
         causes,
+        rests,
+        rests_in_all,
         waiting: pool.waiting().into_iter().map(|(class, count)| (class.as_str(), count)).collect(),
         retry: admin.balancer.retry_stats(),
         requests: admin.traces.latest(REQUESTS).into_iter().map(|kept| request(kept, now)).collect(),

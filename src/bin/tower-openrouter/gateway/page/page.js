@@ -1,6 +1,7 @@
 // Draws what /events tells, once a second. All that comes from there is text, and is only ever set as text.
 import { $, bars, cell, ceiling, chart, curve, made, numbers, plural, rate, say, seconds, set, span, state, usd, whole, words } from "./draw.js";
 import { showRequests } from "./requests.js";
+import { showRests } from "./rests.js";
 
 const TOKEN = "tower-openrouter-admin-token";
 const SILENCE_MS = 5000; // an event comes every second
@@ -223,6 +224,7 @@ function take(told) {
   $("main").hidden = false;
   set($("about"), `gateway ${told.version}${told.simulated ? " · simulated upstream: answers are made up" : ""}`);
   showTotals();
+  showRests();
   showKeys();
   showCauses();
   showRequests();
