@@ -219,6 +219,8 @@ async fn gateway<T: Transport>(
         drain.cut();
         let _ = timeout(LAST_WORDS, ended.recv()).await;
     }
+    // with no request to wait for, the process would end before those who look are told that it does
+    let _ = timeout(LAST_WORDS, runner.admin().now().events.left()).await;
     if let Some(recorder) = recorder {
         recorder.flush();
     }

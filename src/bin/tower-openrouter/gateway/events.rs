@@ -69,6 +69,11 @@ impl Events {
         self.0.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Resolves when nobody listens any more: who does is sent away when the gateway stops.
+    pub(super) async fn left(&self) {
+        self.0.latest.closed().await;
+    }
+
     /// Keeps the history, and draws the picture for those who look; for ever.
     pub(super) async fn run(self, admin: Live<Admin>) {
         let mut second = interval(Duration::from_secs(1));
