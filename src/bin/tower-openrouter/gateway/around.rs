@@ -1,4 +1,5 @@
-//! What surrounds every request: an id, a line in the log for those who debug, and somebody who catches its panic.
+//! What surrounds every request: an id, a line in the log for those who debug, and somebody who catches its panic. A target too
+//! long to be one goes no further.
 //!
 //! Layers for each of these are to be had. Together they took a twelfth of what a request costs here: values in the extensions
 //! that nobody reads, a clock for a log that nobody writes, a box around each body.
@@ -18,7 +19,7 @@ use std::{
 
 use axum::body::Body;
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header::CONNECTION};
 use http_body_util::Either;
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
@@ -30,6 +31,9 @@ use super::refusal::refuse;
 
 /// Tells requests apart; answers carry it.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The longest target, in bytes: nginx's, and far longer than any endpoint's. A head may be twice as long.
+const LONGEST_TARGET: usize = 8 * 1024;
 
 /// Gives a request an id unless its client has given it one, and answers with it unless the upstream has.
 #[derive(Debug, Clone)]
@@ -60,9 +64,13 @@ where
             uri: request.uri().clone(),
             since: Instant::now(),
         });
-        let state = match catch_unwind(AssertUnwindSafe(|| self.0.call(request))) {
-            Ok(future) => State::Running { future },
-            Err(panic) => State::Panicked { response: Some(panicked(&*panic)) },
+        let state = if is_too_long(request.uri()) {
+            State::Answered { response: Some(too_long(request.uri())) }
+        } else {
+            match catch_unwind(AssertUnwindSafe(|| self.0.call(request))) {
+                Ok(future) => State::Running { future },
+                Err(panic) => State::Answered { response: Some(panicked(&*panic)) },
+            }
         };
         AroundFuture { state, id: Some(id), traced }
     }
@@ -94,7 +102,7 @@ pin_project! {
             #[pin]
             future: F,
         },
-        Panicked {
+        Answered {
             response: Option<Response<Body>>,
         },
     }
@@ -116,7 +124,7 @@ where
                 },
                 Err(panic) => panicked(&*panic).map(Either::Right),
             },
-            StateProj::Panicked { response } => response.take().expect("polled after it was ready").map(Either::Right),
+            StateProj::Answered { response } => response.take().expect("polled after it was ready").map(Either::Right),
         };
         if let Some(Traced { method, uri, since }) = this.traced.take() {
             let (status, took) = (response.status().as_u16(), since.elapsed());
@@ -134,6 +142,20 @@ impl<F> fmt::Debug for AroundFuture<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AroundFuture").field("id", &self.id).finish_non_exhaustive()
     }
+}
+
+fn is_too_long(target: &Uri) -> bool {
+    let length = |part: Option<&str>| part.map_or(0, str::len);
+    let path = length(target.path_and_query().map(|path| path.as_str()));
+    path + length(target.authority().map(|authority| authority.as_str())) > LONGEST_TARGET
+}
+
+fn too_long(target: &Uri) -> Response<Body> {
+    let message =
+        format!("the request's target is longer than {LONGEST_TARGET} bytes: what is asked belongs into its body");
+    let mut response = refuse(Shape::of_path(target.path()), StatusCode::URI_TOO_LONG, &message);
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 fn panicked(panic: &(dyn Any + Send)) -> Response<Body> {

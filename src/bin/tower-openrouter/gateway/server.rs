@@ -3,6 +3,9 @@
 //! axum's own `serve` sets no header timeout, so that a client that never finishes its request's head holds a connection for
 //! ever; here hyper is used directly. What a connection may cost is bounded by hyper's own limits: 100 headers, 200 streams of
 //! HTTP/2 at once, 1 MiB of their bodies unread, 20 streams that were reset before anybody looked at them.
+//!
+//! A head that does not fit is answered with 431, whatever part of it is too long, since hyper gives up before it has all of it;
+//! its own 414 needs a buffer of 64 KiB for each connection. A target too long that fits is answered with 414 further inside.
 
 use std::{
     convert::Infallible,
