@@ -191,8 +191,10 @@ fn mutated(rng: &mut Rng, text: String) -> Vec<u8> {
     let at = loop {
         let at = rng.usize(..bytes.len());
         let line = bytes[..at].iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-        // nor just before it
-        if !bytes[line..].starts_with(NAME.as_bytes()) && !bytes[at..].starts_with(NAME.as_bytes()) {
+        // nor in the end of the line before it, or the head may end there
+        let is_near =
+            (0..3).any(|ahead| bytes[at..].get(ahead..).is_some_and(|rest| rest.starts_with(NAME.as_bytes())));
+        if !is_near && !bytes[line..].starts_with(NAME.as_bytes()) {
             break at;
         }
     };
