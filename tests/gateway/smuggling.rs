@@ -146,6 +146,23 @@ fn r103_where_the_length_is_ambiguous_the_upstream_sees_one_request_or_none_and_
 }
 
 #[test]
+fn r103_an_ambiguous_request_ends_the_connection_whatever_it_asks_for_and_whoever_asks() {
+    let world = World::plain();
+    let gateway = world.gateway(&["--header-timeout", "500ms"]);
+    let locked = world.gateway(&["--header-timeout", "500ms", "--access-token", "let-me-in"]);
+    for coding in ["gzip, chunked", "chunked\r\ntransfer-encoding: chunked", "gzip\r\ntransfer-encoding: chunked"] {
+        for asked in ["POST /nowhere", "GET /v1/chat/completions", "DELETE /v1/models", "GET /v1/models"] {
+            for gateway in [&gateway, &locked] {
+                let head = format!("host: localhost\r\ntransfer-encoding: {coding}\r\n");
+                let told = at_most_one(&world, gateway, &format!("{asked} HTTP/1.1\r\n{head}\r\n{}", chunked(CHAT)));
+                assert!(told.starts_with("HTTP/1.1 501 "), "{asked} {coding:?} -> {told}");
+            }
+        }
+    }
+    assert_eq!(world.paths(), Vec::<String>::new());
+}
+
+#[test]
 fn r103_broken_chunks_are_no_request() {
     let world = World::plain();
     let gateway = world.gateway(&["--header-timeout", "500ms"]);

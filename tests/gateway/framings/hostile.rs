@@ -65,7 +65,9 @@ fn hostile(rng: &mut Rng, name: &str) -> String {
         framing += line_end(rng);
     }
     let version = if rng.u8(0..8) > 0 { "1.1" } else { one_of(rng, &["1.0", "1.2", "0.9", "2.0", "1.1 ", "01.1"]) };
-    head(name, version, &framing) + &body
+    let head = head(name, version, &framing);
+    // what nobody is asked for is framed as well
+    (if rng.u8(0..8) == 0 { head.replacen("/chat/", "/nowhere/", 1) } else { head }) + &body
 }
 
 fn length(rng: &mut Rng, true_ones: &[usize]) -> String {
