@@ -153,12 +153,12 @@ type Watched = Explain<Observe<Balancer<mix::Body>>>;
 
 /// Sends a request and looks at all of its answer, unless the caller leaves before, and says so.
 async fn one(service: Watched, number: usize, watcher: &Watcher) {
-    let patience = Duration::from_millis(if number % 13 == 0 { 100 } else { 600_000 });
+    let patience = Duration::from_millis(if number.is_multiple_of(13) { 100 } else { 600_000 });
     let Ok(Ok(answer)) = timeout(patience, service.oneshot(mix::request(number))).await else { return };
     watcher.look_at(answer.headers());
     let trace = answer.extensions().get::<Trace>().unwrap().clone();
     let mut body = answer.into_body();
-    if number % 29 == 0 {
+    if number.is_multiple_of(29) {
         // and leaves with the rest of it
         drop(body.frame().await);
     } else {

@@ -3,7 +3,8 @@
 //! What the standard lets a recipient put up with is put up with: a line of the head may end in LF alone (2.2), empty lines
 //! may come first (2.2), equal lengths may be repeated (6.3), and a chunk's extensions are passed over (7.1.1), whatever they
 //! hold but the end of a line. So is space behind a chunk's size. Where it says that a message is to be refused, or that the
-//! connection is to be closed after it, nothing that follows is a request.
+//! connection is to be closed after it, nothing that follows is a request; nor is it after trailers, about whose lines readers
+//! differ.
 
 use super::hostile::NAME;
 
@@ -78,14 +79,16 @@ fn request(mut bytes: &[u8]) -> Option<(Asked, bool, &[u8])> {
         if codings != ["chunked"] {
             return None;
         }
-        (body, rest) = chunks(rest)?;
+        let trailers;
+        (body, trailers, rest) = chunks(rest)?;
         // 6.1: whoever sends both may be up to something
-        is_last |= !lengths.is_empty();
+        is_last |= trailers || !lengths.is_empty();
     }
     Some((Asked { name: name.unwrap_or_default(), body }, is_last, rest))
 }
 
-fn chunks(mut bytes: &[u8]) -> Option<(Vec<u8>, &[u8])> {
+/// The body, whether it had trailers, and what follows.
+fn chunks(mut bytes: &[u8]) -> Option<(Vec<u8>, bool, &[u8])> {
     let mut body = Vec::new();
     loop {
         let (line, rest) = whole_line(bytes)?;
@@ -102,13 +105,15 @@ fn chunks(mut bytes: &[u8]) -> Option<(Vec<u8>, &[u8])> {
         body.extend_from_slice(bytes.get(..size)?);
         bytes = bytes[size..].strip_prefix(b"\r\n")?;
     }
+    let mut trailers = false;
     loop {
         let (line, rest) = line(bytes)?;
         bytes = rest;
         if line.is_empty() {
-            return Some((body, bytes));
+            return Some((body, trailers, bytes));
         }
         field(line)?;
+        trailers = true;
     }
 }
 
@@ -156,7 +161,8 @@ fn the_reference_counts_as_the_standard_says() {
         ("content-length: +3\r\n", "abc", vec![]),
         ("content-length : 3\r\n", "abc", vec![]),
         ("x: y\r\n content-length: 3\r\n", "abc", vec![]),
-        ("transfer-encoding: Chunked\r\n", "2;x=y\r\nab\r\n1 \r\nc\r\n0\r\nx: y\r\n\r\n", vec!["abc", ""]),
+        ("transfer-encoding: Chunked\r\n", "2;x=y\r\nab\r\n1 \r\nc\r\n0\r\n\r\n", vec!["abc", ""]),
+        ("transfer-encoding: chunked\r\n", "1\r\na\r\n0\r\nx: y\r\n\r\n", vec!["a"]),
         ("transfer-encoding: chunked\r\ncontent-length: 1\r\n", "1\r\na\r\n0\r\n\r\n", vec!["a"]),
         ("transfer-encoding: gzip, chunked\r\n", "1\r\na\r\n0\r\n\r\n", vec![]),
         ("transfer-encoding: chunked\r\n", "1\na\r\n0\r\n\r\n", vec![]),

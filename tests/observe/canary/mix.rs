@@ -168,7 +168,7 @@ pub(super) fn request(number: usize) -> Request<Body> {
     if number % 37 == 34 {
         request = Request::get("/v1/models");
     }
-    if number % 23 == 0 {
+    if number.is_multiple_of(23) {
         request = request.extension(Deadline::within(Duration::from_millis(120)));
     }
     request.body(body).unwrap()
