@@ -137,6 +137,13 @@ fn r109_headers_without_end_end_the_connection() {
     let answer = client.until(|frame| frame.stream == 1).pop().unwrap();
     // `:status` and 431, as it is compressed
     assert_eq!((answer.kind, &*answer.payload), (HEADERS, &[0x48, 0x83, 0x69, 0x90, 0xff][..]));
+    // and so is a target
+    let path = format!("/v1/models?{long}{}", "x".repeat(200));
+    let head = block(&[(":method", "GET"), (":scheme", "http"), (":authority", "localhost"), (":path", &path)]);
+    client.send(&frame(HEADERS, HEADS | END_STREAM, 3, &head));
+    let answer = client.until(|frame| frame.stream == 3).pop().unwrap();
+    // 414
+    assert_eq!((answer.kind, &answer.payload[..5]), (HEADERS, &[0x48, 0x83, 0x68, 0x2d, 0x7f][..]));
 }
 
 #[cfg(target_os = "linux")]

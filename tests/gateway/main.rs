@@ -7,6 +7,7 @@ mod explain;
 mod failures;
 mod floods;
 mod frames;
+mod framings;
 mod keep_alive;
 mod leaving;
 mod log;

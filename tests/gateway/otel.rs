@@ -66,6 +66,25 @@ impl Collector {
     fn endpoint(&self) -> String {
         format!("http://{}", self.address)
     }
+
+    /// The spans so far.
+    fn spans(&self) -> Vec<Span> {
+        let mut spans = Vec::new();
+        for (head, body) in self.exports.lock().unwrap().iter() {
+            assert!(
+                head.starts_with("post /v1/traces ") && head.contains("content-type: application/x-protobuf"),
+                "{head}"
+            );
+            let plain = String::from_utf8_lossy(body);
+            assert!(!plain.contains("Hn4Rt8Jp") && !plain.contains("3fQz7Lk9"), "a key was exported: {plain}");
+            for resource in ExportTraceServiceRequest::decode(&body[..]).unwrap().resource_spans {
+                let service = resource.resource.unwrap().attributes;
+                assert_eq!(text(&service)["service.name"], "tower-openrouter");
+                spans.extend(resource.scope_spans.into_iter().flat_map(|scope| scope.spans));
+            }
+        }
+        spans
+    }
 }
 
 fn text(attributes: &[KeyValue]) -> BTreeMap<&str, String> {
@@ -107,21 +126,7 @@ fn a_collector_gets_one_span_for_the_request_and_one_for_each_attempt() {
     }
     gateway.signal("TERM");
     gateway.ended();
-    let exports = collector.exports.lock().unwrap();
-    let mut spans: Vec<Span> = Vec::new();
-    for (head, body) in exports.iter() {
-        assert!(
-            head.starts_with("post /v1/traces ") && head.contains("content-type: application/x-protobuf"),
-            "{head}"
-        );
-        let plain = String::from_utf8_lossy(body);
-        assert!(!plain.contains("Hn4Rt8Jp") && !plain.contains("3fQz7Lk9"), "a key was exported: {plain}");
-        for resource in ExportTraceServiceRequest::decode(&body[..]).unwrap().resource_spans {
-            let service = resource.resource.unwrap().attributes;
-            assert_eq!(text(&service)["service.name"], "tower-openrouter");
-            spans.extend(resource.scope_spans.into_iter().flat_map(|scope| scope.spans));
-        }
-    }
+    let spans = collector.spans();
     let parents: Vec<_> = spans.iter().filter(|span| span.parent_span_id.is_empty()).collect();
     let attempts: Vec<_> = spans.iter().filter(|span| !span.parent_span_id.is_empty()).collect();
     assert_eq!((parents.len(), attempts.len()), (requests, requests + 1), "{spans:#?}");
@@ -159,6 +164,43 @@ fn a_collector_gets_one_span_for_the_request_and_one_for_each_attempt() {
     ] {
         assert_eq!(outcomes[1].get(attribute).map(String::as_str), Some(value), "{attribute}");
     }
+}
+
+#[test]
+fn a_request_is_part_of_its_callers_trace_unless_that_is_left_out() {
+    let upstream = Upstream::fine();
+    let collector = Collector::start(true);
+    let mut gateway = Gateway::start(
+        &["--upstream", &upstream.base()],
+        &[("OPENROUTER_API_KEY", "sk-or-v1-3fQz7Lk9WcVb2N"), ("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.endpoint())],
+    );
+    let (trace, span) = ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7");
+    for (id, headers) in [
+        ("part", format!("traceparent: 00-{trace}-{span}-01\r\ntracestate: vendor=its-own\r\n")),
+        ("left-out", format!("traceparent: 00-{trace}-{span}-00\r\n")),
+        ("malformed", format!("traceparent: 00-{}-{span}-01\r\n", trace.to_uppercase())),
+        ("none", String::new()),
+    ] {
+        assert_eq!(gateway.chat(&format!("x-request-id: {id}\r\n{headers}")).status, 200);
+    }
+    gateway.signal("TERM");
+    gateway.ended();
+    let spans = collector.spans();
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let requests = spans.iter().filter(|span| span.name == "chat");
+    let requests: BTreeMap<_, _> = requests.map(|span| (text(&span.attributes)["request_id"].clone(), span)).collect();
+    assert_eq!(requests.keys().collect::<Vec<_>>(), ["malformed", "none", "part"], "{spans:#?}");
+    let part = requests["part"];
+    assert_eq!((hex(&part.trace_id), hex(&part.parent_span_id)), (trace.to_owned(), span.to_owned()));
+    assert_eq!(part.trace_state, "vendor=its-own");
+    for own in ["malformed", "none"] {
+        assert!(requests[own].parent_span_id.is_empty() && hex(&requests[own].trace_id) != trace, "{own}");
+    }
+    for attempt in spans.iter().filter(|span| span.name != "chat") {
+        let parent = requests.values().find(|parent| parent.span_id == attempt.parent_span_id).unwrap();
+        assert_eq!((&parent.trace_id, &parent.trace_state), (&attempt.trace_id, &attempt.trace_state));
+    }
+    assert_eq!(spans.len(), 6, "each of three has an attempt");
 }
 
 #[test]

@@ -1,13 +1,15 @@
 //! R99 in bulk: whatever happens to a request, no part of a key shows anywhere.
 //!
-//! The full run, which takes some minutes:
+//! The full run, which takes some ten minutes:
 //!
 //! ```text
 //! CANARY_REQUESTS=100000 cargo test --test observe canary -- --nocapture
 //! ```
 
+mod mix;
+
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     env, fmt,
     io::{self, Write},
     sync::{
@@ -17,24 +19,36 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use http::Request;
-use http_body_util::{BodyExt, Full};
+use futures_util::future::join_all;
+use http_body_util::BodyExt;
 use metrics_exporter_prometheus::PrometheusBuilder;
 use tokio::time::{sleep, timeout};
-use tower::{Layer, Service, ServiceExt};
+use tower::{Layer, ServiceExt};
 use tower_openrouter::{
-    AccountPoller, ApiKey, Balancer, ExplainLayer, HedgeLayer, ObserveLayer, OpenRouter,
-    explain::Trace,
-    observe,
+    AccountPoller, ApiKey, Balancer, BufferLayer, ExplainLayer, HedgeLayer, ObserveLayer, OpenRouter, TimeoutsLayer,
+    breaker::BreakerState,
+    explain::{Explain, Trace},
+    observe::{self, Observe},
+    outcome::Cause,
     select::{CreditLimit, Pool},
-    simulator::{Fault, Scenario, Simulator, What},
+    simulator::Simulator,
+    stack::BalancerHandle,
 };
 use tracing_subscriber::{filter::LevelFilter, fmt::format::FmtSpan};
+
+use crate::prometheus::Page;
 
 /// So many characters in a row of what is private in a key give it away.
 const RUN: usize = 8;
 const REQUESTS: usize = 2_000;
+/// One in so many requests is struck by a fault.
+const STRUCK: usize = 4;
+/// What rests for everybody has to be waited for.
+const REST: Duration = Duration::from_secs(60);
+/// After so many requests many come at once.
+const BURST: usize = 200;
+/// What no request here can meet: only a pool tells the first, and only a connection has the second.
+const UNMET: [Cause; 2] = [Cause::PlatformAuth, Cause::Connect];
 
 /// Looks through all that is written for any run of a key, plain, in hex, or in base64 at any offset.
 #[derive(Clone, Default)]
@@ -42,15 +56,16 @@ struct Watcher(Arc<Watching>);
 
 #[derive(Default)]
 struct Watching {
-    runs: HashSet<[u8; RUN]>,
-    /// Whether any run begins with these two bytes: nearly all places are done with by one look.
+    /// Of one length or, in hex, the double.
+    runs: HashSet<Box<[u8]>>,
+    /// Whether any run begins with these three bytes: nearly all places are done with by one look.
     begins: Vec<bool>,
     seen: AtomicU64,
     found: Mutex<Vec<String>>,
 }
 
-fn pair(bytes: &[u8]) -> usize {
-    usize::from(bytes[0]) << 8 | usize::from(bytes[1])
+fn triple(bytes: &[u8]) -> usize {
+    usize::from(bytes[0]) << 16 | usize::from(bytes[1]) << 8 | usize::from(bytes[2])
 }
 
 impl Watcher {
@@ -59,21 +74,27 @@ impl Watcher {
         for secret in secrets {
             let private = secret.trim_start_matches("sk-or-v1-").as_bytes();
             let hex: String = private.iter().map(|byte| format!("{byte:02x}")).collect();
-            let forms = [private.to_vec(), hex.to_uppercase().into_bytes(), hex.into_bytes()];
             let coded = (0..3).map(|offset| base64(&private[offset..]).into_bytes());
-            for form in forms.into_iter().chain(coded) {
-                runs.extend(form.windows(RUN).map(|run| <[u8; RUN]>::try_from(run).unwrap()));
+            for form in [private.to_vec()].into_iter().chain(coded) {
+                runs.extend(form.windows(RUN).map(Box::from));
+            }
+            for form in [hex.to_uppercase(), hex] {
+                runs.extend(form.as_bytes().windows(2 * RUN).map(Box::from));
             }
         }
-        let mut begins = vec![false; 1 << 16];
-        runs.iter().for_each(|run| begins[pair(run)] = true);
+        let mut begins = vec![false; 1 << 24];
+        runs.iter().for_each(|run| begins[triple(run)] = true);
         Self(Arc::new(Watching { runs, begins, ..Watching::default() }))
     }
 
     fn look(&self, bytes: &[u8]) {
         self.0.seen.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        for run in bytes.windows(RUN) {
-            if self.0.begins[pair(run)] && self.0.runs.contains(run) {
+        for (at, begin) in bytes.windows(3).enumerate() {
+            if !self.0.begins[triple(begin)] {
+                continue;
+            }
+            let run = |length| bytes.get(at..at + length).is_some_and(|run| self.0.runs.contains(run));
+            if run(RUN) || run(2 * RUN) {
                 self.0.found.lock().unwrap().push(String::from_utf8_lossy(bytes).into());
                 return;
             }
@@ -114,43 +135,69 @@ fn the_watcher_sees_what_it_looks_for() {
         &base64(format!("x{secret}").as_bytes()),
         &base64(format!("Bearer {secret}").as_bytes()),
         &base64(secret.as_bytes()),
-        "337a4c", // too short
+        "of 374c6b3957635662", // 7Lk9WcVb
+        "OF 374C6B3957635662",
+        "7Lk9WcV 374c6b39576356", // too short
     ] {
         let watcher = Watcher::new([secret.to_owned()]);
         watcher.look(shown.as_bytes());
-        assert_eq!(watcher.0.found.lock().unwrap().len(), usize::from(shown.len() > 6), "{shown}");
+        let is_long = !shown.starts_with("7Lk9WcV ");
+        assert_eq!(watcher.0.found.lock().unwrap().len(), usize::from(is_long), "{shown}");
     }
     let watcher = Watcher::new([secret.to_owned()]);
     watcher.look(b"sk-or-v1- and 64-bit, tower_openrouter::spans");
     assert!(watcher.0.found.lock().unwrap().is_empty());
 }
 
-fn chat(body: String) -> Request<Full<Bytes>> {
-    Request::post("/v1/chat/completions").header("content-type", "application/json").body(Full::from(body)).unwrap()
+type Watched = Explain<Observe<Balancer<mix::Body>>>;
+
+/// Sends a request and looks at all of its answer, unless the caller leaves before, and says so.
+async fn one(service: Watched, number: usize, watcher: &Watcher) {
+    let patience = Duration::from_millis(if number.is_multiple_of(13) { 100 } else { 600_000 });
+    let Ok(Ok(answer)) = timeout(patience, service.oneshot(mix::request(number))).await else { return };
+    watcher.look_at(answer.headers());
+    let trace = answer.extensions().get::<Trace>().unwrap().clone();
+    let mut body = answer.into_body();
+    if number.is_multiple_of(29) {
+        // and leaves with the rest of it
+        drop(body.frame().await);
+    } else {
+        match body.collect().await {
+            Ok(body) => watcher.look(&body.to_bytes()),
+            Err(error) => watcher.look(format!("{error} {error:?}").as_bytes()),
+        }
+    }
+    watcher.look(&serde_json::to_vec(&trace).unwrap());
 }
 
-/// Requests of all kinds, in turn.
-fn mixed(number: usize) -> Request<Full<Bytes>> {
-    let model = ["acme/swift-1", "acme/deep-2", "acme/swift-1:free", "no/such"][number % 4];
-    let stream = number.is_multiple_of(3);
-    let messages = r#"[{"role":"user","content":"hello"}]"#;
-    let mut request = match number % 11 {
-        9 => chat("{ not json".into()),
-        10 => Request::get("/v1/models").body(Full::default()).unwrap(),
-        _ => chat(format!(r#"{{"model":"{model}","max_tokens":4,"messages":{messages},"stream":{stream}}}"#)),
-    };
-    if number.is_multiple_of(5) {
-        request.headers_mut().insert("x-balancer-explain", "1".parse().unwrap());
+/// Puts keys that were struck back into service, as an operator would.
+fn mend(balancer: &BalancerHandle) {
+    for endpoint in balancer.pool().endpoints().iter() {
+        let is_open =
+            balancer.breaker(endpoint).is_some_and(|breaker| breaker.snapshot().state != BreakerState::Closed);
+        if is_open || balancer.pool().resting(endpoint).is_some() {
+            balancer.reset(endpoint.key().name());
+        }
     }
-    request
+}
+
+/// How often each outcome of a figure came.
+fn outcomes(page: &Page, name: &str) -> BTreeMap<String, u64> {
+    let mut outcomes = BTreeMap::new();
+    for sample in page.samples().filter(|sample| sample.name == name) {
+        let [outcome, error] = ["outcome", "error_type"].map(|label| sample.labels[label].as_str());
+        let what = if error.is_empty() { outcome.to_owned() } else { format!("{outcome}: {error}") };
+        *outcomes.entry(what).or_default() += sample.value as u64;
+    }
+    outcomes
 }
 
 #[tokio::test(start_paused = true)]
 async fn r099_no_part_of_a_key_shows_in_logs_spans_metrics_figures_or_answers() {
     let count = env::var("CANARY_REQUESTS").map_or(REQUESTS, |count| count.parse().expect("a number of requests"));
-    let simulator = Simulator::new(Scenario::default()).unwrap();
+    let simulator = Simulator::new(mix::platform()).unwrap();
     let mut keys: Vec<_> = simulator.keys().into_iter().map(|key| (key.label, key.secret)).collect();
-    keys.push(("dead".into(), "sk-or-v1-Hn4Rt8Jp1MsDw6GaUy0E".into()));
+    keys.push(("dead".into(), mix::unknown()));
     let watcher = Watcher::new(keys.iter().map(|(_, secret)| secret.clone()));
     let writer = watcher.clone();
     let log = tracing_subscriber::fmt()
@@ -158,67 +205,79 @@ async fn r099_no_part_of_a_key_shows_in_logs_spans_metrics_figures_or_answers() 
         .with_span_events(FmtSpan::NEW | FmtSpan::CLOSE)
         .with_writer(move || writer.clone());
     let _log = tracing::subscriber::set_default(log.finish());
-    let recorder = PrometheusBuilder::new().build_recorder();
+    let recorder = PrometheusBuilder::new().set_buckets(&observe::BUCKETS).unwrap().build_recorder();
     let _recorder = metrics::set_default_local_recorder(&recorder);
     observe::describe();
 
-    for what in [
-        What::Unauthorized,
-        What::Reset,
-        What::Html { status: 502 },
-        What::Status { status: 429, retry_after: Some(1) },
-        What::Raw { status: 200, content_type: "application/json".into(), body: "{ cut".into() },
-    ] {
-        simulator.inject(Fault::new(what).probability(0.03)).unwrap();
-    }
     let keys = keys.into_iter().map(|(label, secret)| ApiKey::new(secret).unwrap().label(label));
     let pool = Pool::new(keys).unwrap();
     let leaf = OpenRouter::new(simulator.service());
-    let poller = tokio::spawn(AccountPoller::new(&pool, leaf.clone()).run());
+    let poller = AccountPoller::new(&pool, leaf.clone()).interval(Duration::from_secs(3600)).unwrap();
+    let poller = tokio::spawn(poller.run());
+    let [headers, first, gap] = [1, 2, 4].map(Duration::from_secs);
+    let timeouts = TimeoutsLayer::default().headers(headers).unwrap().first_output(first).unwrap().gap(gap).unwrap();
     let balancer = Balancer::builder(pool)
         .credit(CreditLimit::new())
-        .max_wait(Duration::from_secs(5))
+        .buffer(BufferLayer::new().body_limit(mix::BODY_LIMIT as u64))
+        .timeouts(timeouts)
+        .max_in_flight(2)
+        .unwrap()
+        .max_waiters(5)
+        .max_wait(Duration::from_secs(2))
         .hedge(HedgeLayer::new())
         .build(leaf);
     let handle = balancer.handle().clone();
-    let mut service = ExplainLayer::new().all().layer(ObserveLayer::new().layer(balancer));
+    let service = ExplainLayer::new().all().layer(ObserveLayer::new().layer(balancer));
     watcher.look_at(&service);
 
-    let mut statuses = std::collections::BTreeMap::<u16, usize>::new();
-    for number in 0..count {
-        let answer = service.ready().await.unwrap().call(mixed(number));
-        let patience = Duration::from_millis(if number % 13 == 0 { 100 } else { 600_000 });
-        if let Ok(Ok(answer)) = timeout(patience, answer).await {
-            *statuses.entry(answer.status().as_u16()).or_default() += 1;
-            watcher.look_at(answer.headers());
-            let trace = answer.extensions().get::<Trace>().unwrap().clone();
-            match answer.into_body().collect().await {
-                Ok(body) => watcher.look(&body.to_bytes()),
-                Err(error) => watcher.look(format!("{error} {error:?}").as_bytes()),
+    let faults = mix::faults();
+    let mut number = 0;
+    while number < count {
+        match number % STRUCK {
+            0 => simulator.inject(faults[number / STRUCK % faults.len()].clone()).unwrap(),
+            1 => {
+                simulator.clear_faults();
+                sleep(REST).await;
+                mend(&handle);
             }
-            watcher.look(&serde_json::to_vec(&trace).unwrap());
+            _ => {}
         }
-        // so that limits by the minute let most requests through, and keys that were struck come back
-        sleep(Duration::from_secs(2)).await;
-        if number.is_multiple_of(5) {
-            for endpoint in handle.pool().endpoints().iter() {
-                handle.pool().reset(endpoint.key().name());
-                if let Some(breaker) = handle.breaker(endpoint) {
-                    breaker.reset();
-                }
-            }
-        }
-        if number % 500 == 0 {
+        let at_once = if number % BURST == 2 { 40.min(count - number) } else { 1 };
+        join_all((number..number + at_once).map(|number| one(service.clone(), number, &watcher))).await;
+        if number % 500 < at_once {
             watcher.look_at(&handle);
             watcher.look(&serde_json::to_vec(&handle.snapshot()).unwrap());
             handle.record_metrics();
             watcher.look(recorder.handle().render().as_bytes());
         }
+        number += at_once;
+        sleep(Duration::from_millis(200)).await;
     }
     poller.abort();
+    handle.record_metrics();
+    let page = recorder.handle().render();
+    watcher.look(page.as_bytes());
+    let page = Page::parse(&page);
+    let requests = outcomes(&page, "tower_openrouter_requests_total");
+    let attempts = outcomes(&page, "tower_openrouter_attempts_ended_total");
     let (seen, found) = (watcher.0.seen.load(Ordering::Relaxed), watcher.0.found.lock().unwrap());
-    println!("{count} requests, {statuses:?}: {} hits in {} MB", found.len(), seen >> 20);
-    assert!(statuses.len() >= 3 && statuses[&200] > count / 3, "{statuses:?}");
-    assert!(seen > 1000 * count as u64, "nothing was logged to look into: {seen} bytes");
+    println!("requests {requests:?}\nattempts {attempts:?}");
+    println!("{count} requests: {} hits in {} MB", found.len(), seen >> 20);
     assert_eq!(found.first(), None);
+    assert!(seen > 1000 * count as u64, "nothing was logged to look into: {seen} bytes");
+    assert_eq!(requests.values().sum::<u64>(), count as u64, "each has one outcome");
+    assert!(requests["success"] > count as u64 / 3, "too few are served");
+    for cause in Cause::ALL.iter().filter(|cause| !UNMET.contains(cause)) {
+        assert!(attempts.contains_key(&format!("failed: {cause}")), "no attempt failed by {cause}");
+    }
+    for kind in [
+        "left: client_gone",
+        "refused: no_key",
+        "refused: queue_full",
+        "refused: body_too_large",
+        "refused: body_broken",
+        "refused: deadline",
+    ] {
+        assert!(requests.contains_key(kind), "no request was {kind}");
+    }
 }

@@ -1,7 +1,9 @@
-//! What the gateway is measured with: an upstream that answers at once, a bare proxy, and a load that keeps its own time.
+//! What the gateway is measured with: an upstream that answers at once, a bare proxy, a load that keeps its own time, and clients
+//! that never finish.
 
 use std::{env, io, process::ExitCode};
 
+mod dribble;
 mod load;
 mod proxy;
 mod upstream;
@@ -17,8 +19,10 @@ fn main() -> ExitCode {
         ["load", target, path, body, rate, seconds, connections] => {
             load::put(target, path, body, [rate, seconds, connections])
         }
+        ["dribble", target, path, connections, seconds] => dribble::send(target, path, connections, seconds),
         _ => Err(io::Error::other(
-            "upstream LISTEN, proxy LISTEN UPSTREAM, or load TARGET PATH BODY RATE SECONDS CONNECTIONS",
+            "upstream LISTEN, proxy LISTEN UPSTREAM, load TARGET PATH BODY RATE SECONDS CONNECTIONS, \
+             or dribble TARGET PATH CONNECTIONS SECONDS",
         )),
     };
     match outcome {

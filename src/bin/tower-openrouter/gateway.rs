@@ -153,6 +153,8 @@ async fn gateway<T: Transport>(
             Some(hear_out) => hear_out.watch(response).map(Either::Right),
         });
         let service = observe.layer(service);
+        #[cfg(feature = "otel")]
+        let service = telemetry::OfCallers::new(service);
         // above all that waits, and below what writes on heads
         Ok(app::app(settings.stream.keep_alive()?.layer(service), shared))
     };

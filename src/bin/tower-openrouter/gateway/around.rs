@@ -1,4 +1,6 @@
-//! What surrounds every request: an id, a line in the log for those who debug, and somebody who catches its panic.
+//! What surrounds every request: an id, a line in the log for those who debug, and somebody who catches its panic. What is
+//! framed in two ways, or has a target too long to be one, goes no further, whatever is asked and by whom: the connection could
+//! not be used for another.
 //!
 //! Layers for each of these are to be had. Together they took a twelfth of what a request costs here: values in the extensions
 //! that nobody reads, a clock for a log that nobody writes, a box around each body.
@@ -18,7 +20,7 @@ use std::{
 
 use axum::body::Body;
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header::CONNECTION};
 use http_body_util::Either;
 use pin_project_lite::pin_project;
 use tokio::time::Instant;
@@ -26,10 +28,13 @@ use tower::Service;
 use tower_openrouter::answer::Shape;
 use tracing::{Level, debug, error};
 
-use super::refusal::refuse;
+use super::{headers, refusal::refuse};
 
 /// Tells requests apart; answers carry it.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The longest target, in bytes: nginx's, and far longer than any endpoint's. A head may be twice as long.
+const LONGEST_TARGET: usize = 8192;
 
 /// Gives a request an id unless its client has given it one, and answers with it unless the upstream has.
 #[derive(Debug, Clone)]
@@ -60,9 +65,12 @@ where
             uri: request.uri().clone(),
             since: Instant::now(),
         });
-        let state = match catch_unwind(AssertUnwindSafe(|| self.0.call(request))) {
-            Ok(future) => State::Running { future },
-            Err(panic) => State::Panicked { response: Some(panicked(&*panic)) },
+        let state = match refused(&request) {
+            Some(response) => State::Answered { response: Some(response) },
+            None => match catch_unwind(AssertUnwindSafe(|| self.0.call(request))) {
+                Ok(future) => State::Running { future },
+                Err(panic) => State::Answered { response: Some(panicked(&*panic)) },
+            },
         };
         AroundFuture { state, id: Some(id), traced }
     }
@@ -94,7 +102,7 @@ pin_project! {
             #[pin]
             future: F,
         },
-        Panicked {
+        Answered {
             response: Option<Response<Body>>,
         },
     }
@@ -116,7 +124,7 @@ where
                 },
                 Err(panic) => panicked(&*panic).map(Either::Right),
             },
-            StateProj::Panicked { response } => response.take().expect("polled after it was ready").map(Either::Right),
+            StateProj::Answered { response } => response.take().expect("polled after it was ready").map(Either::Right),
         };
         if let Some(Traced { method, uri, since }) = this.traced.take() {
             let (status, took) = (response.status().as_u16(), since.elapsed());
@@ -134,6 +142,27 @@ impl<F> fmt::Debug for AroundFuture<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AroundFuture").field("id", &self.id).finish_non_exhaustive()
     }
+}
+
+fn is_too_long(target: &Uri) -> bool {
+    let length = |part: Option<&str>| part.map_or(0, str::len);
+    let path = length(target.path_and_query().map(|path| path.as_str()));
+    path + length(target.authority().map(|authority| authority.as_str())) > LONGEST_TARGET
+}
+
+fn refused<B>(request: &Request<B>) -> Option<Response<Body>> {
+    let (status, message) = if !headers::framing_is_plain(request.headers()) {
+        (StatusCode::NOT_IMPLEMENTED, "the only Transfer-Encoding is chunked".to_owned())
+    } else if is_too_long(request.uri()) {
+        let message = format!("the target is longer than {LONGEST_TARGET} bytes: what is asked belongs into the body");
+        (StatusCode::URI_TOO_LONG, message)
+    } else {
+        return None;
+    };
+    let mut response = refuse(Shape::of_path(request.uri().path()), status, &message);
+    // where the next request would begin is a matter of opinion
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    Some(response)
 }
 
 fn panicked(panic: &(dyn Any + Send)) -> Response<Body> {

@@ -6,10 +6,15 @@
 //! [`RATE`] bytes. Counted is the time spent waiting for the client; that the upstream reads slowly is no fault of its.
 //!
 //! Trailers are headers that come late. Nobody uses them in a request to this API, and no list of what must not pass would
-//! be looked through for them.
+//! be looked through for them. Nor does hyper look at each of their lines: behind an LF alone, where another reader sees the
+//! end of the request, it takes anything for trailers. So after chunks that did not end without any the connection ends too.
 
 use std::{
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -34,6 +39,17 @@ pin_project! {
         // for the client, before the wait that is on
         waited: Duration,
         wait: Wait,
+        end: Option<CleanEnd>,
+    }
+}
+
+/// Whether a body has ended without trailers. Clones are the same.
+#[derive(Debug, Clone, Default)]
+pub(super) struct CleanEnd(Arc<AtomicBool>);
+
+impl CleanEnd {
+    pub(super) fn has_come(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
     }
 }
 
@@ -49,7 +65,12 @@ enum Wait {
 impl<B> Intake<B> {
     /// A body that may take `grace`, and one second more for each [`RATE`] bytes.
     pub(super) fn new(body: B, grace: Duration) -> Self {
-        Self { body, grace, bytes: 0, waited: Duration::ZERO, wait: Wait::Not }
+        Self { body, grace, bytes: 0, waited: Duration::ZERO, wait: Wait::Not, end: None }
+    }
+
+    /// The same, telling of its end.
+    pub(super) fn telling(self, end: Option<CleanEnd>) -> Self {
+        Self { end, ..self }
     }
 }
 
@@ -78,12 +99,16 @@ where
                         *this.wait = Wait::Once;
                     }
                     let Some(frame) = frame.transpose().map_err(Into::<BoxError>::into)? else {
+                        if let Some(end) = this.end {
+                            end.0.store(true, Ordering::Relaxed);
+                        }
                         return Poll::Ready(None);
                     };
                     if let Ok(data) = frame.into_data() {
                         *this.bytes += data.len() as u64;
                         return Poll::Ready(Some(Ok(Frame::data(data))));
                     }
+                    *this.end = None;
                 }
                 Poll::Pending => {
                     let alarm = match this.wait {

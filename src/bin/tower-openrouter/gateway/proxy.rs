@@ -11,10 +11,7 @@ use std::{
 
 use axum::body::Body;
 use bytes::Bytes;
-use http::{
-    HeaderName, HeaderValue, Method, Request, Response, StatusCode,
-    header::{CONNECTION, CONTENT_TYPE},
-};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_TYPE};
 use http_body_util::Either;
 use pin_project_lite::pin_project;
 use tower::{BoxError, Service};
@@ -89,12 +86,6 @@ where
         let shape = Shape::of_path(request.uri().path());
         if !self.shared.access.allows(request.headers()) {
             let response = refuse(shape, StatusCode::UNAUTHORIZED, "Missing or wrong access token");
-            return ProxyFuture::Refused { response: Some(response) };
-        }
-        if !headers::framing_is_plain(request.headers()) {
-            let mut response = refuse(shape, StatusCode::NOT_IMPLEMENTED, "the only Transfer-Encoding is chunked");
-            // where the next request would begin is a matter of opinion
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             return ProxyFuture::Refused { response: Some(response) };
         }
         let priority = match request.headers().get(&PRIORITY) {

@@ -3,6 +3,9 @@
 //! axum's own `serve` sets no header timeout, so that a client that never finishes its request's head holds a connection for
 //! ever; here hyper is used directly. What a connection may cost is bounded by hyper's own limits: 100 headers, 200 streams of
 //! HTTP/2 at once, 1 MiB of their bodies unread, 20 streams that were reset before anybody looked at them.
+//!
+//! A head that does not fit is answered with 431, whatever part of it is too long, since hyper gives up before it has all of it;
+//! its own 414 needs a buffer of 64 KiB for each connection. A target too long that fits is answered with 414 further inside.
 
 use std::{
     convert::Infallible,
@@ -19,7 +22,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, Version, header::CONNECTION};
+use http_body::Body as _;
 use hyper::{
     body::Incoming,
     rt::{Executor, Sleep, Timer},
@@ -38,7 +42,7 @@ use tokio::{
 use tower::{BoxError, Service, ServiceExt};
 use tracing::{debug, warn};
 
-use super::intake::Intake;
+use super::intake::{CleanEnd, Intake};
 
 /// What is kept of an answer for a client that does not read, and the longest request head, which is Node's; hyper's default of 400 KiB would
 /// be taken for each such client.
@@ -105,7 +109,16 @@ impl Server {
             let (asked, grace) = (asked.clone(), self.header_timeout);
             move |request: Request<Incoming>| {
                 asked.store(true, Ordering::Relaxed);
-                app().oneshot(request.map(|body| Intake::new(body, grace)))
+                let in_chunks = request.version() < Version::HTTP_2 && request.body().size_hint().exact().is_none();
+                let end = in_chunks.then(CleanEnd::default);
+                let answer = app().oneshot(request.map(|body| Intake::new(body, grace).telling(end.clone())));
+                async move {
+                    let mut answer = answer.await?;
+                    if end.is_some_and(|end| !end.has_come()) {
+                        answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                    }
+                    Ok::<_, Infallible>(answer)
+                }
             }
         });
         let mut builder = auto::Builder::new(streams.clone());

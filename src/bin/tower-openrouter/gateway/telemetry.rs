@@ -9,7 +9,12 @@ use tracing_subscriber::EnvFilter;
 use super::log::OneLine;
 
 #[cfg(feature = "otel")]
+mod callers;
+#[cfg(feature = "otel")]
 mod export;
+
+#[cfg(feature = "otel")]
+pub(super) use callers::OfCallers;
 
 /// The variables that name a collector: for spans, and for everything.
 const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];

@@ -9,10 +9,10 @@ use std::{env, error::Error, fmt, pin::Pin, time::Duration};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full, Limited};
-use opentelemetry::trace::TracerProvider;
+use opentelemetry::{global::set_text_map_propagator, trace::TracerProvider};
 use opentelemetry_http::{HttpClient, HttpError};
 use opentelemetry_otlp::{SpanExporter, WithHttpConfig};
-use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
+use opentelemetry_sdk::{Resource, propagation::TraceContextPropagator, trace::SdkTracerProvider};
 use tokio::{
     runtime::{Handle, Runtime},
     time::timeout,
@@ -59,6 +59,7 @@ impl Export {
         let to = OneLine::default();
         let lines = log::layer().with_writer(to).with_ansi(to.colours).with_filter(filter);
         tracing_subscriber::registry().with(spans).with(lines).init();
+        set_text_map_propagator(TraceContextPropagator::new());
         Ok(Self(provider))
     }
 
