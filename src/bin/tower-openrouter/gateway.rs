@@ -68,7 +68,7 @@ use stack::Stack;
 use telemetry::Telemetry;
 use traces::Traces;
 
-/// How long cut connections have to pass their last words on.
+/// How long connections have to pass their last words on.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// What the gateway would run with when it is given this configuration file and this base URL, and who would answer.
@@ -107,8 +107,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<(), Box<dyn Error>> {
         }
     });
     telemetry.stop(&runtime);
-    // a name look-up that hangs must not hold up the end
-    runtime.shutdown_background();
+    // what is being written is written; a name look-up that hangs must not hold up the end for longer
+    runtime.shutdown_timeout(LAST_WORDS);
     outcome
 }
 
