@@ -196,9 +196,9 @@ async fn who_waits_for_a_key_that_is_isolated_is_refused_when_no_other_comes_bac
 async fn reset_closes_the_breaker_too() {
     let world = World::new();
     world.served(3).await;
-    world.simulator.inject(Fault::new(What::Status { status: 500, retry_after: None }).key("a").times(2)).unwrap();
-    // the first is laid to nobody until peers have done better
-    world.served(6).await;
+    world.simulator.inject(Fault::new(What::Status { status: 500, retry_after: None }).key("a").times(3)).unwrap();
+    // the first are laid to nobody until the peers have done better for a while
+    world.served(9).await;
     let key = world.pool().endpoints()[0].clone();
     let state = || world.balancer.handle().breaker(&key).unwrap().snapshot().state;
     assert!(matches!(state(), BreakerState::Open { .. }), "{:?}", state());
