@@ -96,7 +96,7 @@
 //! | 25 | 500 and other 5xx | `ServerError` | pool | if hinted | back-off |
 //! | 26 | 502, 503, 529 | `ProviderUnavailable` | pool | if hinted | back-off |
 //! | 26 | 503 before any provider was tried | `NoProvider` | request | none | never |
-//! | 27 | 520 to 530, and 502 in HTML | `EdgeError` | egress | 1 s | back-off |
+//! | 27 | 520 to 530, and 502 in HTML | `EdgeError` | egress | if hinted | back-off |
 //! | 28 | no connection; or it broke | `Connect`; `Reset` | egress | none | back-off; unclear |
 //! | 29 | silence beyond a limit of our own: to the head | `HeadersTimeout` | pool | none | unclear |
 //! | 29 | to the first output | `FirstOutputTimeout` | pool | none | a stream once, else unclear |

@@ -172,9 +172,9 @@ fn rows() -> Vec<Row> {
         ("26 zero", 503, after("0"), e1(503, "m", "null"), ProviderUnavailable, Pool, None, Backoff),
         ("26", 529, none(), r#"{"type":"error","error":{"type":"overloaded_error","message":"m"}}"#.into(), ProviderUnavailable, Pool, None, Backoff),
         ("26 attempt 0", 503, none(), r#"{"error":{"code":503,"message":"no provider meets routing"},"openrouter_metadata":{"attempt":0}}"#.into(), NoProvider, Request, None, Never),
-        ("27", 520, ray(), html.clone(), EdgeError, Egress, guess(1), Backoff),
-        ("27", 530, none(), String::new(), EdgeError, Egress, guess(1), Backoff),
-        ("27", 502, ray(), html, EdgeError, Egress, guess(1), Backoff),
+        ("27", 520, ray(), html.clone(), EdgeError, Egress, None, Backoff),
+        ("27", 530, none(), String::new(), EdgeError, Egress, None, Backoff),
+        ("27", 502, ray(), html, EdgeError, Egress, None, Backoff),
         // redirects are not followed
         ("3xx", 302, none(), String::new(), BadRequest, Request, None, Never),
     ]

@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 
 /// SHA-256 of the JSON of the runs below. It changes only with what the stacks decide, how the simulator answers, or what is
 /// written about it; a change that means none of these has broken the promise.
-const GOLDEN: &str = "0312f1008838b975507e48233d568626db409dab4684cdba9e9e0553caa71e5d";
+const GOLDEN: &str = "39c29473ea35750e8b9163b8ca7acfb3ab21ab42d611bd7d011d1e03aed6d621";
 
 /// The hash of what the command writes with so many jobs, in a folder and an environment of its own.
 fn written(name: &str, jobs: &str, environment: &[(&str, &str)]) -> String {

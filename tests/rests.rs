@@ -50,6 +50,19 @@ fn a_dead_key_does_not_turn_a_short_incident_into_an_outage() {
 }
 
 #[test]
+fn stray_faults_of_providers_and_the_edge_cost_a_retry_each_and_rest_nobody() {
+    let strays = r#"
+        { probability = 0.03, what = { kind = "provider_fails", status = 503 } },
+        { probability = 0.02, what = { kind = "html", status = 502 } }"#;
+    let run = ran(&world(60.0, "", strays));
+    let waits: Vec<_> = run.sent.windows(2).map(|two| two[1].at.saturating_sub(two[0].at)).collect();
+    let longest = waits.iter().max().unwrap();
+    assert!(*longest < Duration::from_millis(500), "nothing was sent for {longest:?}");
+    let served = run.samples.iter().filter(|sample| sample.ending == Ending::Served).count();
+    assert!(served * 1_000 >= run.samples.len() * 998, "{served} of {} were served", run.samples.len());
+}
+
+#[test]
 fn those_who_wait_for_a_failing_upstream_send_a_scout_and_come_as_soon_as_it_is_back() {
     let run = ran(&world(50.0, "", r#"{ at_s = 30, for_s = 20, what = { kind = "status", status = 503 } }"#));
     let served = run.samples.iter().filter(|sample| sample.ending == Ending::Served).count();

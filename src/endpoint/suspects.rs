@@ -30,6 +30,9 @@ const WINDOW: u64 = BUCKETS as u64 * BUCKET;
 const ROUTES: usize = 64;
 /// Endpoints remembered of a route: more evidence than any verdict needs.
 const ENDPOINTS: usize = 128;
+/// So many faults of a route without a success between them are no chance: with one fault in ten that is one in a hundred
+/// thousand, while of a route that is down they are the first.
+const IN_A_ROW: u32 = 8;
 
 /// The pool's memory of suspect faults.
 #[derive(Debug, Default)]
@@ -42,11 +45,11 @@ pub struct Suspects {
 /// Whom a suspect fault is laid to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Blame {
-    /// The endpoint, for this many faults: the present one, and those held back until a peer had spoken.
+    /// The endpoint, for this many faults: the present one, and those held back until the peers had spoken.
     Endpoint(u32),
     /// The upstream pool.
     Pool,
-    /// Nobody yet: no peer has spoken, or no peer could take over.
+    /// Nobody yet: the peers have said too little, or none could take over.
     Nobody,
 }
 
@@ -69,6 +72,8 @@ impl Route {
 struct Seen {
     endpoints: Vec<Luck>,
     last_fault: u64,
+    /// Faults of all endpoints since the last success of any.
+    in_a_row: u32,
 }
 
 /// How one endpoint fared on one route.
@@ -80,7 +85,7 @@ struct Luck {
     newest: u64,
     /// Whether its last word was a fault.
     failed_last: bool,
-    /// Faults laid to nobody because no peer had spoken.
+    /// Faults laid to nobody because the peers had said too little.
     held: u32,
 }
 
@@ -90,13 +95,31 @@ struct Counts {
     successes: u32,
 }
 
+impl std::ops::AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        self.faults = self.faults.saturating_add(other.faults);
+        self.successes = self.successes.saturating_add(other.successes);
+    }
+}
+
 impl Counts {
     fn any(self) -> bool {
         self.faults > 0 || self.successes > 0
     }
 
+    fn total(self) -> f64 {
+        f64::from(self.faults) + f64::from(self.successes)
+    }
+
     fn fault_share(self) -> f64 {
-        f64::from(self.faults) / (f64::from(self.faults) + f64::from(self.successes)).max(1.0)
+        f64::from(self.faults) / self.total().max(1.0)
+    }
+
+    /// Whether these are more faults than whoever fares as `peers` do has by chance: beyond three standard deviations of a rate
+    /// that is judged from half a fault and half a success more than were seen (Jeffreys' rule), for a few say little.
+    fn differ_from(self, peers: Self) -> bool {
+        let expected = (f64::from(peers.faults) + 0.5) / (peers.total() + 1.0) * self.total();
+        f64::from(self.faults) > expected + 3.0 * expected.sqrt()
     }
 }
 
@@ -122,10 +145,9 @@ impl Luck {
         let index = (now / BUCKET).max(self.newest);
         let kept = BUCKETS.saturating_sub((index - self.newest) as usize);
         let newest_first = (0..kept).map(|back| &self.tally[(self.newest as usize + BUCKETS - back) % BUCKETS]);
-        newest_first.fold(Counts::default(), |sum, counts| Counts {
-            faults: sum.faults.saturating_add(counts.faults),
-            successes: sum.successes.saturating_add(counts.successes),
-        })
+        let mut sum = Counts::default();
+        newest_first.for_each(|counts| sum += *counts);
+        sum
     }
 
     /// Whether it could take over.
@@ -165,8 +187,9 @@ impl Suspects {
     /// fails alike when its share of faults is at least half of this endpoint's, so that a peer's stray fault does not
     /// shield a dead key, and a low rate of faults on all keys is not laid to any. (With "half" alone a pool of two keys
     /// could never tell its one bad key: one of two is half.) *The endpoint*, when a peer that could take over succeeded in
-    /// the same minute; so the last usable endpoint is never blamed. *Nobody* otherwise; such faults are held back and
-    /// count as soon as a peer succeeds.
+    /// the same minute, so that the last usable endpoint is never blamed, and when it has more faults than it had by chance at
+    /// the rate of those peers: three faults a minute are nothing where one request in ten fails. *Nobody* otherwise; such
+    /// faults are held back, and count as soon as the peers have spoken for long enough.
     pub fn fault(&self, endpoint: &Endpoint, route: Route, now: Instant) -> Blame {
         let mut routes = self.lock();
         if endpoint.is_removed() {
@@ -184,6 +207,7 @@ impl Suspects {
         }
         let seen = routes.entry(route).or_default();
         seen.last_fault = seen.last_fault.max(nanos);
+        seen.in_a_row = seen.in_a_row.saturating_add(1);
         let own = seen.find_or_add(endpoint);
         let bucket = own.bucket(nanos);
         bucket.faults = bucket.faults.saturating_add(1);
@@ -191,22 +215,27 @@ impl Suspects {
         let counts = own.counts(nanos);
 
         let (mut with_traffic, mut failing, mut spoken, mut replaceable) = (1_usize, 1_usize, false, false);
+        let mut peers = Counts::default();
         for peer in seen.endpoints.iter().filter(|peer| peer.id != endpoint.id()) {
             let theirs = peer.counts(nanos);
             with_traffic += usize::from(theirs.any());
-            failing += usize::from(theirs.faults > 0 && theirs.fault_share() * 2.0 >= counts.fault_share());
             spoken |= theirs.successes > 0;
             replaceable = replaceable || theirs.successes > 0 && peer.is_usable(now);
+            if theirs.faults > 0 && theirs.fault_share() * 2.0 >= counts.fault_share() {
+                failing += 1;
+            } else {
+                peers += theirs;
+            }
         }
         let blame_pool = failing >= 2 && failing * 2 >= with_traffic;
         let own = seen.find_or_add(endpoint);
         if blame_pool {
             own.held = 0;
             Blame::Pool
-        } else if !spoken {
-            own.held = own.held.saturating_add(1);
+        } else if spoken && !replaceable {
             Blame::Nobody
-        } else if !replaceable {
+        } else if !spoken || !counts.differ_from(peers) {
+            own.held = own.held.saturating_add(1);
             Blame::Nobody
         } else {
             let held = std::mem::take(&mut own.held).min(counts.faults.saturating_sub(1));
@@ -231,6 +260,7 @@ impl Suspects {
             routes.remove(&route);
             return;
         }
+        seen.in_a_row = 0;
         let has_room = seen.endpoints.len() < ENDPOINTS;
         if endpoint.is_removed() || !has_room && seen.find(endpoint).is_none() {
             return;
@@ -241,8 +271,8 @@ impl Suspects {
         luck.failed_last = false;
     }
 
-    /// Whether the pool behind `route` fails now: a fault was the last word of at least two endpoints, and of at least half
-    /// of those with traffic in the last minute.
+    /// Whether the pool behind `route` fails now: nothing has succeeded for some faults, and one was the last word of at least
+    /// two endpoints, and of at least half of those with traffic in the last minute.
     pub fn pool_failing(&self, route: Route, now: Instant) -> bool {
         if !self.watching() {
             return false;
@@ -251,7 +281,9 @@ impl Suspects {
         self.lock().get(&route).is_some_and(|seen| {
             let endpoints = seen.endpoints.iter();
             let failing = endpoints.clone().filter(|luck| luck.failed_last && luck.counts(nanos).faults > 0).count();
-            failing >= 2 && failing * 2 >= endpoints.filter(|luck| luck.counts(nanos).any()).count()
+            seen.in_a_row >= IN_A_ROW
+                && failing >= 2
+                && failing * 2 >= endpoints.filter(|luck| luck.counts(nanos).any()).count()
         })
     }
 
@@ -290,12 +322,16 @@ mod tests {
         endpoint.suspects().success(endpoint, route, now);
     }
 
+    fn successes(endpoint: &Endpoint, route: Route, now: Instant, count: u32) {
+        (0..count).for_each(|_| success(endpoint, route, now));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_key_that_alone_fails_is_blamed_with_what_was_held_back() {
         let (keys, route, now) = pool(2);
         assert_eq!(fault(&keys[0], route, now), Blame::Nobody);
         assert_eq!(fault(&keys[0], route, now), Blame::Nobody);
-        success(&keys[1], route, now);
+        successes(&keys[1], route, now, 2);
         assert_eq!(fault(&keys[0], route, now), Blame::Endpoint(3));
         assert_eq!(fault(&keys[0], route, now), Blame::Endpoint(1));
         assert!(!keys[0].suspects().pool_failing(route, now));
@@ -308,10 +344,35 @@ mod tests {
         assert!(!keys[0].suspects().pool_failing(route, now));
         assert_eq!(fault(&keys[1], route, now), Blame::Pool);
         success(&keys[2], route, now);
-        assert_eq!(fault(&keys[0], route, now), Blame::Pool);
+        for _ in 1..IN_A_ROW {
+            assert_eq!(fault(&keys[0], route, now), Blame::Pool);
+            assert!(!keys[0].suspects().pool_failing(route, now), "so few in a row may be chance");
+        }
+        fault(&keys[0], route, now);
         assert!(keys[0].suspects().pool_failing(route, now));
         success(&keys[0], route, now);
-        assert!(!keys[0].suspects().pool_failing(route, now), "its last word is a success");
+        assert!(!keys[0].suspects().pool_failing(route, now), "something succeeds");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_key_that_fails_often_is_not_the_pool() {
+        let (keys, route, now) = pool(3);
+        success(&keys[1], route, now);
+        (0..100).for_each(|_| _ = fault(&keys[0], route, now));
+        assert!(!keys[0].suspects().pool_failing(route, now));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_few_faults_among_few_answers_are_chance_where_the_peers_fail_too() {
+        let (keys, route, now) = pool(4);
+        for peer in &keys[1..] {
+            fault(peer, route, now);
+            successes(peer, route, now, 19);
+        }
+        successes(&keys[0], route, now, 12);
+        let blamed = |_| matches!(fault(&keys[0], route, now), Blame::Endpoint(_));
+        assert_eq!([1, 2, 3].map(blamed), [false; 3], "3 of 15, where 3 of 60 fail");
+        assert_eq!((4..=20).map(blamed).next_back(), Some(true), "20 of 32");
     }
 
     #[tokio::test(start_paused = true)]
@@ -319,10 +380,8 @@ mod tests {
         let (keys, route, now) = pool(2);
         fault(&keys[0], route, now);
         fault(&keys[1], route, now);
-        for _ in 0..10 {
-            success(&keys[1], route, now);
-        }
-        assert_eq!(fault(&keys[0], route, now), Blame::Endpoint(2));
+        successes(&keys[1], route, now, 30);
+        assert!((0..3).any(|_| matches!(fault(&keys[0], route, now), Blame::Endpoint(_))));
     }
 
     #[tokio::test(start_paused = true)]
@@ -338,14 +397,14 @@ mod tests {
                 }
             }
         }
-        assert!(blamed <= 2, "only until the peers' own faults are seen: {blamed}");
+        assert_eq!(blamed, 0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_last_usable_endpoint_is_not_blamed() {
         let (keys, route, now) = pool(2);
         fault(&keys[0], route, now);
-        success(&keys[1], route, now);
+        successes(&keys[1], route, now, 20);
         keys[1].set_shut_until(Some(now + Duration::from_secs(5)));
         assert_eq!(fault(&keys[0], route, now), Blame::Nobody);
         keys[1].set_shut_until(None);
@@ -369,8 +428,7 @@ mod tests {
         let (keys, route, now) = pool(2);
         let suspects = keys[0].suspects();
         assert!(!suspects.watching());
-        fault(&keys[0], route, now);
-        fault(&keys[1], route, now);
+        (0..IN_A_ROW).for_each(|n| _ = fault(&keys[n as usize % 2], route, now));
         assert!(suspects.watching() && suspects.pool_failing(route, now));
         let later = now + Duration::from_secs(70);
         assert!(!suspects.pool_failing(route, later));

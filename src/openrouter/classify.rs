@@ -280,7 +280,7 @@ impl Case<'_> {
     }
 
     fn edge_error(&self) -> Fault {
-        Fault::new(Cause::EdgeError, Scope::Egress).rest(self.rest(SECOND)).retry(Retry::Backoff)
+        self.hinted(Fault::new(Cause::EdgeError, Scope::Egress).retry(Retry::Backoff))
     }
 
     /// Whether this is the edge's own page rather than an answer of the API. An empty body with no sign of the edge is not.

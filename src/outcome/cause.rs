@@ -176,6 +176,7 @@ impl Cause {
                 | Self::UpstreamTimeout
                 | Self::ServerError
                 | Self::ProviderUnavailable
+                | Self::EdgeError
                 | Self::Connect
                 | Self::Reset
                 | Self::Timeout
