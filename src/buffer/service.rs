@@ -103,9 +103,14 @@ where
 
 /// The least bytes the body says to have.
 fn declared<B: Body>(request: &Request<B>) -> u64 {
+    let hint = request.body().size_hint();
+    // a body that knows its length has it from that header
+    if let Some(exact) = hint.exact() {
+        return exact;
+    }
     let header = request.headers().get(CONTENT_LENGTH);
     let header = header.and_then(|value| value.to_str().ok()?.parse().ok()).unwrap_or(0);
-    request.body().size_hint().lower().max(header)
+    hint.lower().max(header)
 }
 
 pin_project! {

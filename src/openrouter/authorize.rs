@@ -17,7 +17,8 @@ use tower_service::Service;
 use super::base::Base;
 use crate::key::ApiKey;
 
-const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+/// Where else credentials stand.
+static OTHERS: [HeaderName; 3] = [COOKIE, PROXY_AUTHORIZATION, HeaderName::from_static("x-api-key")];
 
 /// The base URL of the key a request carries. Only the leaf reads it, and nobody outside can put one in.
 #[derive(Debug, Clone)]
@@ -100,7 +101,8 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> S::Future {
         let headers = request.headers_mut();
-        for name in [COOKIE, PROXY_AUTHORIZATION, API_KEY] {
+        // to compare the few names there are costs less than to look for each that might be there
+        while let Some(name) = headers.keys().find(|name| OTHERS.contains(name)).cloned() {
             headers.remove(name);
         }
         headers.insert(AUTHORIZATION, self.with.authorization.clone());

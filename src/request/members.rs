@@ -19,11 +19,14 @@ pub(super) fn find<'a, const N: usize>(text: &'a [u8], names: [&str; N]) -> Opti
         let name = rest.spaces().string()?;
         rest.token(b':')?;
         let value = rest.spaces().value()?;
-        let is = |wanted: &str| match name.contains(&b'\\') {
-            false => name[1..name.len() - 1] == *wanted.as_bytes(),
-            true => serde_json::from_slice::<String>(name).is_ok_and(|name| name == wanted),
+        let plain = &name[1..name.len() - 1];
+        let at = match plain.contains(&b'\\') {
+            false => names.iter().position(|wanted| plain == wanted.as_bytes()),
+            true => serde_json::from_slice(name)
+                .ok()
+                .and_then(|name: String| names.iter().position(|wanted| name == *wanted)),
         };
-        if let Some(at) = names.iter().position(|wanted| is(wanted)) {
+        if let Some(at) = at {
             if std::mem::replace(&mut seen[at], true) {
                 return None;
             }

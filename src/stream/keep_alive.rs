@@ -187,6 +187,11 @@ impl Asked {
     fn is_stream(&self) -> bool {
         self.accepts || self.context.asks().stream
     }
+
+    /// Whether all of the request is here, and asks for none: the usual one, which needs no timer.
+    fn is_no_stream(&self) -> bool {
+        self.context.body().is_some() && !self.is_stream()
+    }
 }
 
 impl<S, B, ResB> Service<Request<B>> for KeepAlive<S>

@@ -1,6 +1,7 @@
 use std::{
     collections::HashMap,
     fmt,
+    hash::{BuildHasherDefault, Hasher},
     sync::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
@@ -66,10 +67,30 @@ struct Inner {
 
 #[derive(Default)]
 struct Known {
-    paces: HashMap<EndpointId, Arc<Paces>>,
+    paces: HashMap<EndpointId, Arc<Paces>, BuildHasherDefault<Spread>>,
     /// How many there may be before those of keys that are gone are looked for: a count of ours, since that at which a map
     /// grows differs from process to process once something was taken out of it.
     room: usize,
+}
+
+/// Hashes ids, which are numbers we have counted ourselves: they need only be spread. Each request looks three times, and a hash
+/// that withstands numbers somebody has chosen would be half of that.
+#[derive(Default)]
+struct Spread(u64);
+
+impl Hasher for Spread {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        // by the golden ratio, after Knuth
+        self.0 = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 /// What paces one endpoint, in part or in whole together with others.

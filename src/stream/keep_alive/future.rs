@@ -77,6 +77,9 @@ where
             *slot = None;
             return Poll::Ready(answer.map(|response| response.map(KeepAliveBody::flowing)));
         }
+        if watched.timer.is_none() && watched.asked.is_no_stream() {
+            return Poll::Pending;
+        }
         let times = watched.asked.times;
         let timer =
             watched.timer.get_or_insert_with(|| Box::pin(sleep_until(clock::after(Instant::now(), times.after))));

@@ -96,7 +96,7 @@ pin_project! {
     pub(super) struct Waiting {
         #[pin]
         timer: Alarm,
-        // the phase it is set for, once that has had its first silence
+        // the phase it is set for, where nothing more can come nearer: from its beginning, or from the first silence in output
         set: Option<Phase>,
         started: Instant,
         // since when there has been nothing to read but what says nothing
@@ -137,7 +137,7 @@ impl Waiting {
         if *this.set == Some(phase) && this.timer.is_set_for(cx) {
             return Poll::Pending;
         }
-        *this.set = this.since.is_some().then_some(phase);
+        *this.set = (phase != Phase::Output || this.since.is_some()).then_some(phase);
         let (until, limit) = limits.next(phase, *this.started, *this.since);
         // one that rings too early is set anew then, and not at each frame that puts its limit off
         if until < this.timer.deadline() {
