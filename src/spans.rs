@@ -22,8 +22,9 @@ pub(crate) fn wanted(span: Span) -> Wanted {
     (!span.is_disabled()).then(|| Box::new(span))
 }
 
-/// The span of one attempt on the key of this label.
-pub(crate) fn attempt(key: &str, path: &str, context: Option<&RequestContext>) -> Wanted {
+/// The span of one attempt on the key of the label that `key` gives, who is asked only if anybody is interested: with
+/// thousands of keys no cache holds a label.
+pub(crate) fn attempt<'a>(key: impl Fn() -> &'a str, path: &str, context: Option<&RequestContext>) -> Wanted {
     let span = wanted(tracing::debug_span!(
         target: TARGET,
         "attempt",
@@ -40,7 +41,7 @@ pub(crate) fn attempt(key: &str, path: &str, context: Option<&RequestContext>) -
         "server.port" = Empty,
         "http.response.status_code" = Empty,
         "error.type" = Empty,
-        key,
+        key = key(),
         outcome = Empty,
         scope = Empty,
         rest_ms = Empty,

@@ -100,7 +100,7 @@ async fn r019_ten_thousand_keys_take_at_most_4_kib_each_and_8_with_history() {
     ask(&mut service).await;
     let fresh = grown(heap.change()) / KEYS;
     drop(service);
-    // a tenth of them will do here: the histograms come with the eighth success
+    // a tenth of them will do here: the histograms come with the fourth success
     let heap = Region::new(HEAP);
     let mut service = stack(pool(KEYS / 10));
     for _ in 0..8 * KEYS / 10 {

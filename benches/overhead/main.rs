@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use criterion::Criterion;
 use exchange::Asking;
 use measure::Measured;
-use subjects::{BARE, MANY, TOWERS, WHOLE, subjects};
+use subjects::{BARE, FEW_BOXES, MANY, MANY_BOXES, TOWERS, WHOLE, subjects};
 
 /// The most the whole stack with three keys may cost, as a share of what tower's own parts cost.
 const MOST_OF_TOWERS: f64 = 0.4;
@@ -62,6 +62,11 @@ fn main() -> ExitCode {
     println!("- changes told to who never reads, of changes told to nobody: {}\n", reading::changes(&asking, rounds));
 
     let (whole, many, towers) = (measured.above(WHOLE), measured.above(MANY), measured.above(TOWERS));
+    let floor = measured.above(MANY_BOXES) - measured.above(FEW_BOXES);
+    println!(
+        "10,000 keys cost {:.0} ns more than 3 keys; 10,000 boxed services {floor:.0} ns more than 3",
+        many - whole
+    );
     let mut held = true;
     for (what, ratio, most) in [
         ("3 keys, of tower's own parts", whole / towers, MOST_OF_TOWERS),

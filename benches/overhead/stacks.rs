@@ -1,6 +1,12 @@
 //! The stacks that are compared.
 
-use std::{convert::Infallible, future, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    future,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -15,6 +21,7 @@ use tower::{
     limit::ConcurrencyLimitLayer as TowerLimitLayer,
     load::{CompleteOnResponse, PeakEwma},
     retry::{Policy, RetryLayer as TowerRetryLayer},
+    util::BoxService,
 };
 use tower_openrouter::{
     ApiKey, Balancer, Endpoint, KeySelectLayer, OpenRouter, endpoint_fn,
@@ -73,6 +80,36 @@ pub(crate) fn towers()
         .layer(BufferLayer::new(1024))
         .service(Balance::new(ServiceList::new::<Asked>([endpoint(), endpoint(), endpoint()])))
 }
+
+/// So many services of one owner each, boxed, called in turn: the least that can go to one of many.
+pub(crate) fn in_turn(
+    services: usize,
+) -> impl Service<Asked, Response = Response<Full<Bytes>>, Error = Infallible, Future: Send> {
+    InTurn { services: (0..services).map(|_| BoxService::new(Leaf::new())).collect(), next: 0 }
+}
+
+struct InTurn {
+    services: Vec<BoxService<Asked, Response<Full<Bytes>>, Infallible>>,
+    next: usize,
+}
+
+impl Service<Asked> for InTurn {
+    type Response = Response<Full<Bytes>>;
+    type Error = Infallible;
+    type Future = <BoxService<Asked, Response<Full<Bytes>>, Infallible> as Service<Asked>>::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.next = (self.next + STRIDE) % self.services.len();
+        self.services[self.next].poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Asked) -> Self::Future {
+        self.services[self.next].call(request)
+    }
+}
+
+/// Prime, so that it meets all, and the memory next to the last is not the memory of the next.
+const STRIDE: usize = 7_919;
 
 /// A retry policy as users write it.
 #[derive(Clone)]

@@ -15,6 +15,8 @@ use crate::{
 pub(crate) const BARE: &str = "bare call";
 pub(crate) const WHOLE: &str = "whole stack, 3 keys";
 pub(crate) const MANY: &str = "whole stack, 10,000 keys";
+pub(crate) const FEW_BOXES: &str = "3 boxed services in turn";
+pub(crate) const MANY_BOXES: &str = "10,000 boxed services in turn";
 pub(crate) const TOWERS: &str = "tower: retry + buffer + p2c of 3 + limit";
 
 /// All of them, the bare call first.
@@ -30,6 +32,8 @@ pub(crate) fn subjects() -> Vec<Box<dyn Subject>> {
         subject("tower-resilience: retry + bulkhead + breaker, no choice", |_| resilience::stack()),
         subject(WHOLE, |_| stacks::ours(3)),
         subject(MANY, |_| stacks::ours(10_000)),
+        subject(FEW_BOXES, |_| stacks::in_turn(3)),
+        subject(MANY_BOXES, |_| stacks::in_turn(10_000)),
         subject("whole stack, boxed, 3 keys", |_| stacks::boxed(3)),
         subject("whole stack, 3 keys, explain off", |_| ExplainLayer::new().layer(stacks::ours(3))),
         subject("whole stack, 3 keys, explained", |_| ExplainLayer::new().all().layer(stacks::ours(3))),

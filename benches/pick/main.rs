@@ -6,6 +6,8 @@
 //!
 //! The keys are warm: each has served before, as in a pool that has run for a while. Time is wall time, so it holds what
 //! 10,000 keys do to caches. A proposal of three nanoseconds cannot hide that, and its ratio is shown and not judged.
+//!
+//! `-- --only NAME KEYS TURNS` only runs so many turns of 448 requests through a selector with one of them, for a profiler.
 
 #![allow(unreachable_pub, reason = "the module of a bench is its own")]
 
@@ -14,7 +16,7 @@ mod subject;
 use std::{alloc::System, process::ExitCode};
 
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
-use subject::{Subject, subject};
+use subject::{Make, subject};
 use tower_openrouter::endpoint::Money;
 use tower_openrouter::select::{
     Candidates, LeastInFlight, MostCredit, PeakEwma, PriorityTiers, Rendezvous, Rng, RoundRobin, SmoothWeighted,
@@ -31,7 +33,7 @@ const MOST: f64 = 1.2;
 /// Which session a request says it belongs to.
 const NO_SESSION: fn(u64) -> Option<String> = |_| None;
 
-fn subjects(keys: usize) -> Vec<Box<dyn Subject>> {
+fn subjects(keys: usize) -> Vec<(&'static str, Make)> {
     let equal: fn(usize) -> f64 = |_| 1.0;
     let first = |_: &Candidates<'_>, turn: usize, _: &mut Rng| turn;
     vec![
@@ -73,16 +75,26 @@ fn subjects(keys: usize) -> Vec<Box<dyn Subject>> {
 const GROWING: [&str; 1] = ["Rendezvous, a session"];
 
 fn main() -> ExitCode {
-    let rounds = if std::env::args().any(|argument| argument == "--quick") { 60 } else { 1_000 };
+    let arguments: Vec<_> = std::env::args().collect();
+    if let Some(only) = arguments.iter().position(|argument| argument == "--only") {
+        let [name, keys, turns] = &arguments[only + 1..] else { panic!("give a name, the keys and the turns") };
+        let [keys, turns] = [keys, turns].map(|number| number.parse().expect("keys and turns are numbers"));
+        let (_, make) = subjects(keys).into_iter().find(|(other, _)| other == name).expect("a name of the table");
+        let mut subject = make();
+        for _ in 0..turns {
+            subject.select();
+        }
+        return ExitCode::SUCCESS;
+    }
+    let rounds = if arguments.iter().any(|argument| argument == "--quick") { 60 } else { 1_000 };
     let mut held = true;
     println!(
         "| ns, median | proposal: 3 | 100 | 10,000 keys | ratio | selection: 3 | 100 | 10,000 keys | ratio | allocations |"
     );
     println!("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
     let mut sizes = KEYS.map(|keys| subjects(keys).into_iter());
-    while let [Some(few), Some(some), Some(many)] = sizes.each_mut().map(Iterator::next) {
-        let mut sizes = [few, some, many];
-        let name = sizes[0].name();
+    while let [Some((name, few)), Some((_, some)), Some((_, many))] = sizes.each_mut().map(Iterator::next) {
+        let mut sizes = [few(), some(), many()];
         let allocations: usize = sizes.iter_mut().map(|subject| subject.allocations(HEAP)).sum();
         let (proposals, selections) = subject::medians(&mut sizes, rounds);
         let (proposal, selection) = (proposals[2] / proposals[0], selections[2] / selections[0]);

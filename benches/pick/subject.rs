@@ -28,8 +28,10 @@ use tower_openrouter::{
 /// Proposals or requests of one turn: few enough that most turns end before the scheduler interrupts them.
 const TURN: u32 = 500;
 
+/// Makes a pick's subject when it is its turn, so that only what is measured is in memory.
+pub(crate) type Make = Box<dyn FnOnce() -> Box<dyn Subject>>;
+
 pub(crate) trait Subject {
-    fn name(&self) -> &'static str;
     /// How many times so many proposals ask for memory.
     fn allocations(&mut self, heap: &'static StatsAlloc<System>) -> usize;
     /// Nanoseconds for a proposal.
@@ -39,7 +41,6 @@ pub(crate) trait Subject {
 }
 
 struct Measured<P: Pick + Clone> {
-    name: &'static str,
     pick: P,
     pool: Pool,
     prepared: Option<Prepared>,
@@ -56,43 +57,49 @@ pub(crate) fn subject<P: Pick>(
     weight: fn(usize) -> f64,
     session: fn(u64) -> Option<String>,
     pick: P,
-) -> Box<dyn Subject> {
-    let key = |index| {
-        let key = ApiKey::new(format!("sk-or-v1-{index:064}")).expect("the secret is visible ASCII");
-        key.weight(weight(index)).expect("weights are positive")
-    };
-    let pool = Pool::new((0..keys).map(key)).expect("there are keys");
-    let now = Instant::now();
-    for endpoint in pool.endpoints().iter() {
-        let (figures, span) = (endpoint.figures(), Duration::from_millis(300));
-        figures.start();
-        figures.first_byte(span, now);
-        figures.leave();
-        figures.succeed(span, span);
-        let left = Spendable::Money(Money::from_usd(10.0));
-        endpoint.credit().report_key(KeyReport { left, ..KeyReport::default() }, now);
-    }
-    let contexts = (0..64).map(|number| {
-        let context = RequestContext::new();
-        if let Some(session) = session(number) {
-            context.set_body(format!(r#"{{"session_id":"{session}"}}"#).into());
+) -> (&'static str, Make) {
+    (name, Box::new(move || Box::new(Measured::new(keys, weight, session, pick))))
+}
+
+impl<P: Pick> Measured<std::sync::Arc<P>> {
+    fn new(keys: usize, weight: fn(usize) -> f64, session: fn(u64) -> Option<String>, pick: P) -> Self {
+        let key = |index| {
+            let key = ApiKey::new(format!("sk-or-v1-{index:064}")).expect("the secret is visible ASCII");
+            key.weight(weight(index)).expect("weights are positive")
+        };
+        let pool = Pool::new((0..keys).map(key)).expect("there are keys");
+        let now = Instant::now();
+        for endpoint in pool.endpoints().iter() {
+            let (figures, span) = (endpoint.figures(), Duration::from_millis(300));
+            figures.start();
+            figures.first_byte(span, now);
+            figures.leave();
+            figures.succeed(span, span);
+            let left = Spendable::Money(Money::from_usd(10.0));
+            endpoint.credit().report_key(KeyReport { left, ..KeyReport::default() }, now);
         }
-        context.asks();
-        context
-    });
-    let pick = std::sync::Arc::new(pick);
-    let service =
-        KeySelectLayer::new(pool.clone(), endpoint_fn(|_: &Endpoint| Identity::new())).pick(pick.clone()).layer(Leaf);
-    Box::new(Measured {
-        name,
-        prepared: pick.prepare(&pool.endpoints()),
-        pick,
-        pool,
-        rng: Rng::with_seed(7),
-        contexts: contexts.collect(),
-        service,
-        runtime: Builder::new_current_thread().enable_time().build().expect("a runtime starts"),
-    })
+        let contexts = (0..64).map(|number| {
+            let context = RequestContext::new();
+            if let Some(session) = session(number) {
+                context.set_body(format!(r#"{{"session_id":"{session}"}}"#).into());
+            }
+            context.asks();
+            context
+        });
+        let pick = std::sync::Arc::new(pick);
+        let service = KeySelectLayer::new(pool.clone(), endpoint_fn(|_: &Endpoint| Identity::new()))
+            .pick(pick.clone())
+            .layer(Leaf);
+        Self {
+            prepared: pick.prepare(&pool.endpoints()),
+            pick,
+            pool,
+            rng: Rng::with_seed(7),
+            contexts: contexts.collect(),
+            service,
+            runtime: Builder::new_current_thread().enable_time().build().expect("a runtime starts"),
+        }
+    }
 }
 
 impl<P: Pick + Clone> Measured<P> {
@@ -128,10 +135,6 @@ impl<P: Pick + Clone> Measured<P> {
 }
 
 impl<P: Pick + Clone> Subject for Measured<P> {
-    fn name(&self) -> &'static str {
-        self.name
-    }
-
     fn allocations(&mut self, heap: &'static StatsAlloc<System>) -> usize {
         self.proposals(1);
         let region = Region::new(heap);

@@ -26,25 +26,14 @@ use crate::{
 /// [succeeds](Self::succeed), [fails](Self::fail), is [refused](Self::refuse) by a layer of our own, or its caller
 /// [leaves](Self::cancel). Each way has its own times, so that none falsifies another.
 ///
-/// Without history it takes 160 bytes; the two histograms, 3.6 KiB together, are made at the eighth success, and what is
-/// counted of failures at the first that does not end well.
-// what picks read comes first, then what every success writes; an endpoint sees to it that the two lie in one line of the
-// cache each
+/// Without history it takes 152 bytes, 80 of them beside those of the other keys; the two histograms, 3.6 KiB together,
+/// are made at the fourth success, and what is counted of failures at the first that does not end well.
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct Figures {
     place: Place,
-    started: AtomicU64,
-    succeeded: AtomicU64,
-    prompt_tokens: AtomicU64,
-    penalty: Penalty,
     latency: OnceLock<Box<Latency>>,
-    completion_tokens: AtomicU64,
-    cost_nano_usd: AtomicU64,
-    /// Of the successes, to the first byte and to the end.
-    micros: [AtomicU64; 2],
-    /// The latest successes, not yet in the histograms: so the eight of them need those, which no cache holds, but once.
-    latest: [AtomicU32; LATEST],
+    penalty: Penalty,
     troubles: OnceLock<Box<Troubles>>,
 }
 
@@ -94,7 +83,7 @@ impl Figures {
 
     /// An attempt starts.
     pub fn start(&self) {
-        self.started.fetch_add(1, Ordering::Relaxed);
+        self.place.tally().started.fetch_add(1, Ordering::Relaxed);
         self.place.load().in_flight.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -110,19 +99,14 @@ impl Figures {
 
     /// An attempt ended well.
     pub fn succeed(&self, first_byte: Duration, total: Duration) {
-        let spans = [first_byte, total].map(|span| micros(span).min((1 << MAX_VALUE_POWER) - 1));
-        for (sum, span) in self.micros.iter().zip(spans) {
+        let (tally, spans) = (self.place.tally(), [first_byte, total].map(|span| micros(span).min(LONGEST)));
+        for (sum, span) in tally.micros.iter().zip(spans) {
             sum.fetch_add(span, Ordering::Relaxed);
         }
-        let at = self.succeeded.fetch_add(1, Ordering::Release) as usize % LATEST;
-        let late = self.latest[at].swap(sample(spans.map(bucket)), Ordering::Relaxed);
-        if at == LATEST - 1 || late != 0 {
+        tally.succeeded.fetch_add(1, Ordering::Release);
+        if let Some(latest) = tally.latest.keep(spans.map(bucket)) {
             let latency = self.latency.get_or_init(Box::default);
-            // one that came here after the last round of eight was taken out
-            latency.count(late);
-            if at == LATEST - 1 {
-                self.latest.iter().for_each(|latest| latency.count(latest.swap(0, Ordering::Relaxed)));
-            }
+            latest.for_each(|buckets| latency.count(buckets));
         }
     }
 
@@ -165,15 +149,17 @@ impl Figures {
 
     /// An answer reported what it used.
     pub fn spend(&self, usage: &Usage) {
-        self.prompt_tokens.fetch_add(usage.prompt_tokens, Ordering::Relaxed);
-        self.completion_tokens.fetch_add(usage.completion_tokens, Ordering::Relaxed);
+        let tally = self.place.tally();
+        tally.prompt_tokens.fetch_add(usage.prompt_tokens, Ordering::Relaxed);
+        tally.completion_tokens.fetch_add(usage.completion_tokens, Ordering::Relaxed);
         // a cast from f64 saturates, so no answer can overflow it
-        self.cost_nano_usd.fetch_add((usage.cost.max(0.0) * 1e9) as u64, Ordering::Relaxed);
+        tally.cost_nano_usd.fetch_add((usage.cost.max(0.0) * 1e9) as u64, Ordering::Relaxed);
     }
 
-    /// Has the memory fetched that a success writes to.
-    pub(super) fn fetch(&self) {
-        black_box((self.completion_tokens.load(Ordering::Relaxed), self.latest[0].load(Ordering::Relaxed)));
+    /// Has the memory fetched that an attempt writes to: with thousands of keys no cache holds it, and a write that counts
+    /// waits for its line before anything else can be asked for.
+    pub(crate) fn fetch(&self) {
+        black_box(self.place.tally().started.load(Ordering::Relaxed));
     }
 
     /// Requests in flight now, bodies included.
@@ -200,12 +186,12 @@ impl Figures {
 
     /// Attempts started.
     pub fn started(&self) -> u64 {
-        self.started.load(Ordering::Relaxed)
+        self.place.tally().started.load(Ordering::Relaxed)
     }
 
     /// Attempts that ended well.
     pub fn succeeded(&self) -> u64 {
-        self.succeeded.load(Ordering::Acquire)
+        self.place.tally().succeeded.load(Ordering::Acquire)
     }
 
     fn troubles(&self) -> &Troubles {
@@ -240,7 +226,7 @@ impl Figures {
     /// From start to the first byte of real output, all successes added up: the difference between two readings, by that of
     /// [`succeeded`](Self::succeeded), is the mean in between.
     pub fn summed_first_byte(&self) -> Duration {
-        Duration::from_micros(self.micros[0].load(Ordering::Relaxed))
+        Duration::from_micros(self.place.tally().micros[0].load(Ordering::Relaxed))
     }
 
     /// Mean time a failed attempt took.
@@ -261,10 +247,11 @@ impl Figures {
 
     /// Tokens and money used, summed.
     pub fn usage(&self) -> Usage {
+        let tally = self.place.tally();
         Usage {
-            prompt_tokens: self.prompt_tokens.load(Ordering::Relaxed),
-            completion_tokens: self.completion_tokens.load(Ordering::Relaxed),
-            cost: self.cost_nano_usd.load(Ordering::Relaxed) as f64 / 1e9,
+            prompt_tokens: tally.prompt_tokens.load(Ordering::Relaxed),
+            completion_tokens: tally.completion_tokens.load(Ordering::Relaxed),
+            cost: tally.cost_nano_usd.load(Ordering::Relaxed) as f64 / 1e9,
         }
     }
 
@@ -280,22 +267,15 @@ impl Figures {
                 all.store(counted.load(Ordering::Relaxed), Ordering::Relaxed);
             }
         }
-        self.latest.iter().for_each(|latest| all.count(latest.load(Ordering::Relaxed)));
+        let tally = self.place.tally();
+        tally.latest.read().for_each(|buckets| all.count(buckets));
         Some(
             [0, 1].map(|which| Times {
-                sum: self.micros[which].load(Ordering::Relaxed),
+                sum: tally.micros[which].load(Ordering::Relaxed),
                 histogram: all.histogram(which),
             }),
         )
     }
-}
-
-/// How many successes wait to be put into the histograms.
-const LATEST: usize = 8;
-
-/// The buckets of a success in one word, from 1 on: 0 is none.
-fn sample([first_byte, total]: [usize; 2]) -> u32 {
-    ((first_byte as u32) << 16 | total as u32) + 1
 }
 
 /// Times of successes: to the first byte and to the end, in microseconds, in log-linear buckets 6 % wide, up to an hour.
@@ -309,12 +289,14 @@ struct Latency([[AtomicU32; 2]; BUCKETS]);
 const GROUPING_POWER: u8 = 4;
 /// Values up to 2^32 µs, 71 minutes; longer ones count as that.
 const MAX_VALUE_POWER: u8 = 32;
+/// The same in microseconds.
+const LONGEST: u64 = (1 << MAX_VALUE_POWER) - 1;
 /// As many as `histogram` has for these powers, whose order of buckets this is.
-const BUCKETS: usize = ((MAX_VALUE_POWER - GROUPING_POWER + 1) as usize) << GROUPING_POWER;
+pub(super) const BUCKETS: usize = ((MAX_VALUE_POWER - GROUPING_POWER + 1) as usize) << GROUPING_POWER;
 
 /// The bucket of a value: its own where there is one for each, else by its highest bit and the four bits below that.
 fn bucket(value: u64) -> usize {
-    let value = value.min((1 << MAX_VALUE_POWER) - 1);
+    let value = value.min(LONGEST);
     let coarse = value.max(1).ilog2().saturating_sub(u32::from(GROUPING_POWER));
     ((coarse as usize) << GROUPING_POWER) + (value >> coarse) as usize
 }
@@ -326,11 +308,10 @@ impl Default for Latency {
 }
 
 impl Latency {
-    /// Counts a [`sample`].
-    fn count(&self, sample: u32) {
-        let Some(buckets) = sample.checked_sub(1) else { return };
-        for (which, bucket) in [buckets >> 16, buckets & 0xFFFF].into_iter().enumerate() {
-            self.0[bucket as usize][which].fetch_add(1, Ordering::Relaxed);
+    /// Counts a success by its buckets.
+    fn count(&self, buckets: [usize; 2]) {
+        for (which, bucket) in buckets.into_iter().enumerate() {
+            self.0[bucket][which].fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -364,12 +345,16 @@ fn micros(span: Duration) -> u64 {
 mod tests {
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{
+        super::{loads::Load, tally::Tally},
+        *,
+    };
 
     #[test]
     fn figures_stay_small() {
-        assert!(size_of::<Figures>() <= 160, "without history: {}", size_of::<Figures>());
-        assert!(size_of::<Figures>() + size_of::<Latency>() <= 5120, "with history: {}", size_of::<Latency>());
+        let figures = size_of::<Figures>() + size_of::<Load>() + size_of::<Tally>();
+        assert!(figures <= 160, "without history: {figures}");
+        assert!(figures + size_of::<Latency>() <= 5120, "with history: {}", size_of::<Latency>());
     }
 
     #[test]

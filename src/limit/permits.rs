@@ -8,6 +8,7 @@
 use std::{
     collections::VecDeque,
     mem,
+    num::NonZeroU64,
     ops::{Deref, DerefMut},
     task::{Context, Poll, Waker},
 };
@@ -297,7 +298,8 @@ impl Drop for Ticket {
 #[derive(Debug)]
 pub(crate) struct Watch {
     permits: Permits,
-    id: Option<u64>,
+    /// Small, since every instance carries one.
+    id: Option<NonZeroU64>,
 }
 
 impl Watch {
@@ -327,12 +329,12 @@ impl Watch {
 
     fn poll(&mut self, cx: &mut Context<'_>, admit: impl FnOnce(&mut State) -> bool) -> Poll<()> {
         let mut state = self.permits.0.lock();
-        let old = self.id.take().and_then(|id| state.remove_watcher(id));
+        let old = self.id.take().and_then(|id| state.remove_watcher(id.get()));
         let admitted = admit(&mut state);
         if !admitted {
             let id = state.id();
             state.watchers.push(Waiter { id, waker: cx.waker().clone() });
-            self.id = Some(id);
+            self.id = NonZeroU64::new(id);
         }
         drop(state);
         drop(old);
@@ -350,7 +352,7 @@ impl Clone for Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         if let Some(id) = self.id {
-            let gone = self.permits.0.lock().remove_watcher(id);
+            let gone = self.permits.0.lock().remove_watcher(id.get());
             drop(gone);
         }
     }

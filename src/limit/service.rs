@@ -5,6 +5,7 @@ use std::{
     future::Future,
     mem,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -30,7 +31,8 @@ use crate::{
 #[derive(Debug)]
 pub struct ConcurrencyLimit<S> {
     inner: S,
-    when_full: WhenFull,
+    /// What else than not to be ready; shared, so that the many who are just not ready carry nothing of it.
+    when_full: Option<Arc<WhenFull>>,
     watch: Watch,
     /// Taken when this instance became ready, for its next call.
     permit: Option<Permit>,
@@ -38,6 +40,7 @@ pub struct ConcurrencyLimit<S> {
 
 impl<S> ConcurrencyLimit<S> {
     pub(super) fn new(inner: S, permits: Permits, when_full: WhenFull) -> Self {
+        let when_full = (!matches!(when_full, WhenFull::NotReady)).then(|| Arc::new(when_full));
         Self { inner, when_full, watch: Watch::new(permits), permit: None }
     }
 
@@ -58,7 +61,7 @@ impl<S: Clone> ConcurrencyLimit<S> {
 impl<S: Clone> Clone for ConcurrencyLimit<S> {
     /// The clone shares the cap; a permit this instance holds stays with it.
     fn clone(&self) -> Self {
-        Self { inner: self.inner.clone(), when_full: self.when_full, watch: self.watch.clone(), permit: None }
+        Self { inner: self.inner.clone(), when_full: self.when_full.clone(), watch: self.watch.clone(), permit: None }
     }
 }
 
@@ -73,7 +76,7 @@ where
     type Future = LimitFuture<S, B>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        if !matches!(self.when_full, WhenFull::NotReady) {
+        if self.when_full.is_some() {
             return self.inner.poll_ready(cx).map_err(Into::into);
         }
         if self.permit.is_none() {
@@ -105,7 +108,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let (max_waiters, max_wait) = self.when_full.patience();
+        let (max_waiters, max_wait) = self.when_full.as_deref().map_or((0, Duration::ZERO), |full| full.patience());
         let entered = match self.permit.take() {
             Some(permit) => Enqueued::Granted(permit),
             None => self.watch.permits().enqueue(max_waiters),
@@ -122,8 +125,8 @@ where
             },
             Enqueued::Full => {
                 drop(self.take_ready());
-                let refusal = match self.when_full {
-                    WhenFull::Wait { .. } => {
+                let refusal = match self.when_full.as_deref() {
+                    Some(WhenFull::Wait { .. }) => {
                         let detail = format!("all places are taken and {max_waiters} requests wait already");
                         Rejected::new(Why::QueueFull, detail)
                     }

@@ -60,6 +60,8 @@ where
     type Future = LoadMonitorFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        // together with what the layers below look at
+        self.monitored.place.figures().fetch();
         self.inner.poll_ready(cx).map_err(Into::into)
     }
 
@@ -179,7 +181,7 @@ impl Exchange {
     fn start<B>(monitored: Monitored, request: &Request<B>) -> Self {
         let context = RequestContext::get(request.extensions());
         let span = match &monitored.place {
-            Place::Endpoint(endpoint) => spans::attempt(endpoint.key().name(), request.uri().path(), context),
+            Place::Endpoint(endpoint) => spans::attempt(|| endpoint.key().name(), request.uri().path(), context),
             Place::Own(_) => None,
         };
         monitored.place.figures().start();

@@ -16,7 +16,7 @@ use super::{
     claims::Claims,
     explain::{Findings, Searched},
     filter::{self, Filter, Fit},
-    lanes::{Lane, Lanes, Snapshot},
+    lanes::{Lane, Lanes, Listed, Snapshot},
     order::{self, Asked, Turn},
     pick::{Candidates, Pick},
     pool::Pool,
@@ -68,7 +68,7 @@ impl<S: Send + Sync, P: Pick> Selection for Shared<S, P> {
         let earlier = request.ledger().current().to_vec();
         let all_out = matches!(scope, Scope::Request | Scope::Pool | Scope::Egress);
         !all_out
-            && self.lanes.current(now).lanes.iter().any(|lane| {
+            && self.lanes.current(now).lanes().any(|lane| {
                 matches!(self.prospect(&lane.endpoint, &earlier, request, now), Prospect::Now)
                     && earlier.iter().all(|attempt| attempt.endpoint != lane.endpoint)
             })
@@ -309,8 +309,8 @@ impl<S: Send + Sync + 'static, P: Pick> Search<'_, S, P> {
         let prepared = snapshot.prepared.get_or_init(|| pick.prepare(&snapshot.endpoints));
         let candidates = Candidates::new(&snapshot.endpoints, self.request, headers, self.now).with(prepared.as_ref());
         order::find(pick, &candidates, &mut fastrand::Rng::new(), |index, turn| {
-            let lane = &snapshot.lanes[index];
-            snapshot.endpoints[index].fetch();
+            let Listed { endpoint, lane } = &snapshot.listed[index];
+            endpoint.fetch();
             if turn != Turn::Last && self.second_choice(lane) {
                 return Asked::Later;
             }

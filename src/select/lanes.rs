@@ -67,7 +67,7 @@ impl<S: Clone> Lane<S> {
 /// The endpoints that nothing holds back for everybody, as of one moment.
 pub(super) struct Snapshot<S> {
     pub(super) endpoints: Box<[Endpoint]>,
-    pub(super) lanes: Box<[Arc<Lane<S>>]>,
+    pub(super) listed: Box<[Listed<S>]>,
     /// Those that something holds back.
     pub(super) out: Box<[Arc<Lane<S>>]>,
     /// What the pick made of the endpoints, by the first who asked it: outside the lock, since a pick is foreign code.
@@ -77,6 +77,20 @@ pub(super) struct Snapshot<S> {
     version: u64,
     /// When the first of those who are out comes back.
     next_return: u64,
+}
+
+/// An endpoint in use: the two pointers that an attempt follows side by side, so that it need not look for the one behind the
+/// other, nor in two places.
+pub(super) struct Listed<S> {
+    pub(super) endpoint: Endpoint,
+    pub(super) lane: Arc<Lane<S>>,
+}
+
+impl<S> Snapshot<S> {
+    /// Of the endpoints, in their order.
+    pub(super) fn lanes(&self) -> impl Iterator<Item = &Arc<Lane<S>>> {
+        self.listed.iter().map(|listed| &listed.lane)
+    }
 }
 
 /// The stacks of a pool's endpoints, and the snapshot of those in use.
@@ -91,7 +105,7 @@ impl<S> Lanes<S> {
     pub(super) fn new(pool: Pool, make: Box<dyn Fn(&Endpoint) -> S + Send + Sync>, ejection: Ejection) -> Self {
         let stale = Snapshot {
             endpoints: Box::default(),
-            lanes: Box::default(),
+            listed: Box::default(),
             out: Box::default(),
             prepared: OnceLock::new(),
             _forced: Box::default(),
@@ -195,8 +209,9 @@ impl<S> Lanes<S> {
             gone.sort_unstable_by_key(|lane| lane.endpoint.id());
         }
         let endpoints = lanes.iter().map(|lane| lane.endpoint.clone()).collect();
-        let (lanes, out, prepared) = (lanes.into(), out.into(), OnceLock::new());
-        Snapshot { endpoints, lanes, out, prepared, _forced: forced, version, next_return }
+        let listed = lanes.into_iter().map(|lane| Listed { endpoint: lane.endpoint.clone(), lane }).collect();
+        let (out, prepared) = (out.into(), OnceLock::new());
+        Snapshot { endpoints, listed, out, prepared, _forced: forced, version, next_return }
     }
 }
 

@@ -106,6 +106,7 @@ fn ruled_out(earlier: &[Attempt], endpoint: &Endpoint) -> bool {
 /// itself while others are proven.
 pub(in crate::select) fn is_second_choice(earlier: &[Attempt], warm: bool, endpoint: &Endpoint) -> bool {
     let figures = endpoint.figures();
-    let cold = warm && !figures.has_history() && figures.in_flight() > 0;
+    // in this order, since what is in flight lies nearer
+    let cold = warm && figures.in_flight() > 0 && !figures.has_history();
     cold || earlier.iter().any(|attempt| attempt.endpoint == *endpoint)
 }

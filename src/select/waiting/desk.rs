@@ -263,7 +263,7 @@ impl<S: Send + Sync + 'static, P: Pick> Shared<S, P> {
         }
         let Some(account) = lane.endpoint.account() else { return };
         let snapshot = self.lanes.current(Instant::now());
-        for other in &snapshot.lanes {
+        for other in snapshot.lanes() {
             if other.endpoint != lane.endpoint
                 && other.endpoint.account() == Some(account)
                 && self.settle(other, false, None)
@@ -276,7 +276,7 @@ impl<S: Send + Sync + 'static, P: Pick> Shared<S, P> {
     /// Looks at every endpoint anew, and at who hopes for one that is gone.
     pub(super) fn settle_all(&self, now: Instant) {
         let snapshot = self.lanes.current(now);
-        for lane in snapshot.lanes.iter().chain(&snapshot.out) {
+        for lane in snapshot.lanes().chain(&snapshot.out) {
             self.settle(lane, false, None);
         }
         let mut state = self.room.lock();

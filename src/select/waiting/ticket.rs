@@ -91,7 +91,7 @@ impl<S: Send + Sync + 'static, P: Pick> Ticket<S, P> {
         let shared = &*self.shared;
         let snapshot = shared.lanes.current(now);
         let mut outlook = Outlook::default();
-        for lane in &snapshot.lanes {
+        for lane in snapshot.lanes() {
             match shared.prospect(&lane.endpoint, &earlier, request, now) {
                 Prospect::Never => {}
                 Prospect::Full => outlook.is_busy(&lane.endpoint),
