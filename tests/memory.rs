@@ -178,8 +178,8 @@ async fn r084_a_snapshot_takes_a_few_pieces_of_the_heap_for_each_key_however_man
     }
     println!("a snapshot, for each key: allocations, bytes, bytes that it keeps: {each:?}");
     for (allocations, bytes, kept) in each {
-        assert!(allocations <= 10, "{allocations} allocations a key");
-        assert!(bytes <= 16 * 1024, "{bytes} bytes a key");
+        assert!(allocations <= 16, "{allocations} allocations a key");
+        assert!(bytes <= 6 * 1024, "{bytes} bytes a key");
         assert!(kept <= 2 * 1024, "{kept} bytes a key are kept");
     }
 }

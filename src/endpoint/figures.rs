@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use histogram::Histogram;
+use histogram::{Config, SparseHistogram};
 use tokio::time::Instant;
 
 use super::{
@@ -260,21 +260,62 @@ impl Figures {
         if self.succeeded() == 0 {
             return None;
         }
-        let all = Latency::default();
+        let mut filled = [Filled::new(), Filled::new()];
         // in this order, so that none is counted twice; one that is on its way from here to there is missed this time
         if let Some(latency) = self.latency.get() {
-            for (all, counted) in all.0.iter().flatten().zip(latency.0.iter().flatten()) {
-                all.store(counted.load(Ordering::Relaxed), Ordering::Relaxed);
+            for (bucket, pair) in (0..).zip(&latency.0) {
+                for (filled, count) in filled.iter_mut().zip(pair) {
+                    filled.push(bucket, count.load(Ordering::Relaxed));
+                }
             }
         }
         let tally = self.place.tally();
-        tally.latest.read().for_each(|buckets| all.count(buckets));
-        Some(
-            [0, 1].map(|which| Times {
-                sum: tally.micros[which].load(Ordering::Relaxed),
-                histogram: all.histogram(which),
-            }),
-        )
+        for buckets in tally.latest.read() {
+            for (filled, bucket) in filled.iter_mut().zip(buckets) {
+                filled.add(bucket as u32);
+            }
+        }
+        let sums = [0, 1].map(|which| tally.micros[which].load(Ordering::Relaxed));
+        let [first_byte, total] = filled.map(Filled::histogram);
+        Some([Times { sum: sums[0], histogram: first_byte }, Times { sum: sums[1], histogram: total }])
+    }
+}
+
+/// The buckets that hold anything, from low to high: a tenth of all, or less.
+struct Filled {
+    buckets: Vec<u32>,
+    counts: Vec<u64>,
+}
+
+impl Filled {
+    fn new() -> Self {
+        let room = BUCKETS / 16;
+        Self { buckets: Vec::with_capacity(room), counts: Vec::with_capacity(room) }
+    }
+
+    /// Appends a higher bucket.
+    fn push(&mut self, bucket: u32, count: u32) {
+        if count > 0 {
+            self.buckets.push(bucket);
+            self.counts.push(count.into());
+        }
+    }
+
+    /// Counts one more.
+    fn add(&mut self, bucket: u32) {
+        match self.buckets.binary_search(&bucket) {
+            Ok(at) => self.counts[at] += 1,
+            Err(at) => {
+                self.buckets.insert(at, bucket);
+                self.counts.insert(at, 1);
+            }
+        }
+    }
+
+    fn histogram(self) -> SparseHistogram {
+        Config::new(GROUPING_POWER, MAX_VALUE_POWER)
+            .and_then(|config| SparseHistogram::from_parts(config, self.buckets, self.counts))
+            .expect("these are its buckets, in order")
     }
 }
 
@@ -314,18 +355,13 @@ impl Latency {
             self.0[bucket][which].fetch_add(1, Ordering::Relaxed);
         }
     }
-
-    fn histogram(&self, which: usize) -> Histogram {
-        let counts = self.0.iter().map(|pair| u64::from(pair[which].load(Ordering::Relaxed))).collect();
-        Histogram::from_buckets(GROUPING_POWER, MAX_VALUE_POWER, counts).expect("as many as it has")
-    }
 }
 
 /// A copy of many times, in microseconds.
 #[derive(Debug, Clone)]
 pub(crate) struct Times {
     pub(crate) sum: u64,
-    pub(crate) histogram: Histogram,
+    pub(crate) histogram: SparseHistogram,
 }
 
 impl Times {
@@ -333,7 +369,9 @@ impl Times {
     pub(crate) fn merge(&mut self, other: &Self) {
         self.sum = self.sum.saturating_add(other.sum);
         // all are made alike, and no count comes near overflow
-        let _ = self.histogram.checked_add_assign(&other.histogram);
+        if let Ok(sum) = self.histogram.checked_add(&other.histogram) {
+            self.histogram = sum;
+        }
     }
 }
 
@@ -343,6 +381,7 @@ fn micros(span: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use histogram::Histogram;
     use proptest::prelude::*;
 
     use super::{
@@ -371,13 +410,15 @@ mod tests {
         #[test]
         fn each_time_falls_into_the_bucket_that_reads_it(bits in 0..=32u32, value: u64) {
             let value = (value & ((1 << bits) - 1)).min((1 << MAX_VALUE_POWER) - 1);
-            let mut theirs = Histogram::new(GROUPING_POWER, MAX_VALUE_POWER).unwrap();
-            theirs.increment(value).unwrap();
-            let ours = Figures::default();
-            ours.succeed(Duration::ZERO, Duration::from_micros(value));
-            let [first_byte, total] = ours.times().unwrap();
-            prop_assert_eq!(total.histogram.as_slice(), theirs.as_slice());
-            prop_assert_eq!((total.sum, first_byte.sum), (value, 0));
+            let (mut theirs, ours) = (Histogram::new(GROUPING_POWER, MAX_VALUE_POWER).unwrap(), Figures::default());
+            // past the successes that wait for their place
+            for times in 1..=6 {
+                theirs.increment(value).unwrap();
+                ours.succeed(Duration::ZERO, Duration::from_micros(value));
+                let [first_byte, total] = ours.times().unwrap();
+                prop_assert_eq!(total.histogram, SparseHistogram::from(&theirs));
+                prop_assert_eq!((total.sum, first_byte.sum), (times * value, 0));
+            }
         }
     }
 }

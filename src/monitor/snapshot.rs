@@ -236,10 +236,10 @@ fn ratio(part: u64, whole: u64) -> f64 {
 
 impl Spread {
     fn of(times: &Times) -> Option<Self> {
-        let mut found = [const { None }; 3];
-        times.histogram.quantile_buckets_into(&[0.5, 0.95, 0.99], &mut found).ok()?;
-        let [p50, p95, p99] = found.map(|bucket| bucket.map(|bucket| (bucket.start() + bucket.end()) as f64 / 2e3));
-        let count: u64 = times.histogram.as_slice().iter().sum();
+        let found = times.histogram.quantiles(&[0.5, 0.95, 0.99]).ok()??;
+        let mut middles = found.entries().values().map(|bucket| (bucket.start() + bucket.end()) as f64 / 2e3);
+        let [p50, p95, p99] = std::array::from_fn(|_| middles.next());
+        let count = found.total_count();
         Some(Self { mean: times.sum as f64 / count.max(1) as f64 / 1e3, p50: p50?, p95: p95?, p99: p99? })
     }
 }
