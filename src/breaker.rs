@@ -12,9 +12,9 @@
 //!   commit: the first real output, or a failure before it; a healthy stream is counted when it starts, not when it ends.
 //! - **They blame the key for everything.** A status is not a verdict. What counts is what the [`Outcome`] says: a fault of
 //!   the key that asks for no rest counts against it. A fault that asks for a rest is the cooldowns' business, and only
-//!   keeps a half-open breaker shut. A *suspect* fault (5xx, timeout, reset) counts while other endpoints of the pool
-//!   succeed on the same route; see [`Suspects`](crate::endpoint::Suspects). Anything else, a cancelled request above all,
-//!   says nothing.
+//!   keeps a half-open breaker shut. A *suspect* fault (5xx, timeout, reset) counts where the pool's other endpoints
+//!   fare better on the same route, and by more than chance; see [`Suspects`](crate::endpoint::Suspects). Anything else, a
+//!   cancelled request above all, says nothing.
 //!
 //! An open breaker is `Pending`, which is what any balancer understands, and wakes whoever waits when it lets go. It needs no
 //! task and polls nothing meanwhile. Outside a balancer, where waiting a minute is no answer,
