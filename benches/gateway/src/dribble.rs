@@ -15,7 +15,7 @@ use tokio::{
     time::{sleep, sleep_until, timeout},
 };
 
-/// Between two bytes of one client; the clients' first ones are spread over it.
+/// Between two bytes of one client.
 const EVERY: Duration = Duration::from_secs(1);
 
 /// How many connections were closed, and how long the longest one lasted.
@@ -25,20 +25,23 @@ struct Closed {
     longest: Duration,
 }
 
-pub(crate) fn send(target: &str, path: &str, count: &str, seconds: &str) -> io::Result<()> {
-    let (Ok(count), Ok(seconds)) = (count.parse::<u32>(), seconds.parse::<f64>()) else {
-        return Err(io::Error::other("CONNECTIONS and SECONDS are numbers"));
+/// `within` is over when all of them have come, one after the other: all at once they would also be closed all at once.
+pub(crate) fn send(target: &str, path: &str, count: &str, [within, seconds]: [&str; 2]) -> io::Result<()> {
+    let (Ok(count), Ok(within), Ok(seconds)) = (count.parse::<u32>(), within.parse::<f64>(), seconds.parse::<f64>())
+    else {
+        return Err(io::Error::other("CONNECTIONS, WITHIN and SECONDS are numbers"));
     };
+    let within = Duration::from_secs_f64(within);
     let head = format!("POST {path} HTTP/1.1\r\nhost: {target}\r\ncontent-type: application/json\r\nx-long: ");
     let body = format!("POST {path} HTTP/1.1\r\nhost: {target}\r\ncontent-length: 100000\r\n\r\n{{");
     let (beginnings, target) = (Rc::new([head, body]), Rc::<str>::from(target));
     let closed = Rc::<RefCell<Closed>>::default();
-    let ends = Instant::now() + EVERY + Duration::from_secs_f64(seconds);
+    let ends = Instant::now() + within + Duration::from_secs_f64(seconds);
     LocalSet::new().block_on(&crate::runtime()?, async {
         for number in 0..count {
             let (beginnings, target, closed) = (beginnings.clone(), target.clone(), closed.clone());
             tokio::task::spawn_local(async move {
-                sleep(EVERY * number / count).await;
+                sleep(within * number / count).await;
                 loop {
                     let begun = Instant::now();
                     // what was refused or reset is tried again, as soon as another would be
@@ -51,7 +54,7 @@ pub(crate) fn send(target: &str, path: &str, count: &str, seconds: &str) -> io::
                 }
             });
         }
-        sleep(EVERY).await;
+        sleep(within).await;
         println!("open");
         sleep_until(ends.into()).await;
     });

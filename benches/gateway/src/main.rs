@@ -19,10 +19,12 @@ fn main() -> ExitCode {
         ["load", target, path, body, rate, seconds, connections] => {
             load::put(target, path, body, [rate, seconds, connections])
         }
-        ["dribble", target, path, connections, seconds] => dribble::send(target, path, connections, seconds),
+        ["dribble", target, path, connections, within, seconds] => {
+            dribble::send(target, path, connections, [within, seconds])
+        }
         _ => Err(io::Error::other(
             "upstream LISTEN, proxy LISTEN UPSTREAM, load TARGET PATH BODY RATE SECONDS CONNECTIONS, \
-             or dribble TARGET PATH CONNECTIONS SECONDS",
+             or dribble TARGET PATH CONNECTIONS WITHIN SECONDS",
         )),
     };
     match outcome {
