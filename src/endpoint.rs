@@ -30,7 +30,7 @@ pub use admin::AdminState;
 pub use credit::{Budget, Credit, FreeRequests, KeyReport, Money, Price, Prices, Spendable};
 pub(crate) use credit::{Fits, Paid};
 pub use figures::Figures;
-pub(crate) use figures::Times;
+pub(crate) use figures::{Summed, Times};
 pub(crate) use loads::Loads;
 pub use suspects::{Blame, Route, Suspects};
 

@@ -3,7 +3,7 @@
 //! `cargo bench --bench overhead` runs criterion over each of them, then measures them in turns, prints a table, and fails
 //! when the whole stack costs more than it may: with three keys at most 0.4 times what tower's own parts cost, and with
 //! 10,000 keys at most 1.2 times what it costs with three. `-- --quick` leaves criterion out; `-- --only NAME REQUESTS` only
-//! runs so many requests through one of them, for a profiler.
+//! runs so many requests through one of them, for a profiler, or with `"a snapshot of keys: 20"` reads so many of these.
 
 #![allow(unreachable_pub, reason = "the modules of a bench are its own")]
 
@@ -22,6 +22,8 @@ use exchange::Asking;
 use measure::Measured;
 use subjects::{BARE, FEW_BOXES, MANY, MANY_BOXES, TOWERS, WHOLE, subjects};
 
+/// What reads the figures of so many keys, to `--only`.
+const SNAPSHOT: &str = "a snapshot of keys: ";
 /// The most the whole stack with three keys may cost, as a share of what tower's own parts cost.
 const MOST_OF_TOWERS: f64 = 0.4;
 /// The most the whole stack with 10,000 keys may cost, as a multiple of what it costs with three.
@@ -33,8 +35,13 @@ fn main() -> ExitCode {
     let (asking, mut subjects) = (Asking::new(), subjects());
     if let Some(only) = arguments.iter().position(|argument| argument == "--only") {
         let [name, requests] = &arguments[only + 1..] else { panic!("give a name and a number of requests") };
+        let times = requests.parse().expect("a number of requests");
+        if let Some(keys) = name.strip_prefix(SNAPSHOT) {
+            reading::only(keys.parse().expect("a number of keys"), &asking, times);
+            return ExitCode::SUCCESS;
+        }
         let subject = subjects.iter_mut().find(|subject| subject.name() == name).expect("a name of the table");
-        subject.run(&asking, requests.parse().expect("a number of requests"));
+        subject.run(&asking, times);
         return ExitCode::SUCCESS;
     }
     if !quick {
@@ -49,7 +56,7 @@ fn main() -> ExitCode {
     let measured = Measured::of(&mut subjects, &asking, if quick { 400 } else { 4_000 });
     measured.print(BARE);
 
-    let rounds = if quick { 9 } else { 49 };
+    let rounds = if quick { 31 } else { 49 };
     println!("two threads that share a stack, time of a request, of one thread's alone:");
     println!("- whole stack, 3 keys: {:.2}", contention::of(|| stacks::ours(3), &asking, rounds));
     println!("- {TOWERS}: {:.2}", contention::of(stacks::towers, &asking, rounds));

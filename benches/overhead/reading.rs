@@ -48,6 +48,23 @@ pub(crate) fn changes(asking: &Asking, rounds: usize) -> Paid {
     })
 }
 
+/// Reads so many snapshots of keys that have served.
+pub(crate) fn only(keys: usize, asking: &Asking, times: u32) {
+    let runtime = Builder::new_current_thread().enable_time().build().expect("a runtime starts");
+    let builder = Balancer::builder(pool(keys));
+    let handle = builder.handle();
+    let mut service = builder.service(OpenRouter::new(Leaf::new()));
+    runtime.block_on(async {
+        // histograms begin with a key's eighth success
+        for _ in 0..20 * keys {
+            ask(&mut service, asking).await;
+        }
+    });
+    for _ in 0..times {
+        drop(std::hint::black_box(handle.snapshot()));
+    }
+}
+
 fn beside(
     keys: usize,
     asking: &Asking,

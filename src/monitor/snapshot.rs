@@ -1,11 +1,12 @@
 use std::collections::BTreeMap;
 
+use histogram::SampleQuantiles;
 use serde::Serialize;
 use serde_json::Value;
 use tokio::time::Instant;
 
 use super::credit::CreditSnapshot;
-use crate::endpoint::{Endpoint, Figures, Times};
+use crate::endpoint::{Endpoint, Figures, Summed, Times};
 
 /// What was measured up to one moment, to be serialised: each endpoint, all together, and what else is put in.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -87,26 +88,31 @@ impl Snapshot {
     /// Reads these endpoints: a few microseconds and allocations for each, and no lock that a request waits for but, where
     /// money is counted, each purse's for as long as it takes to read a number.
     pub fn of<'a>(endpoints: impl IntoIterator<Item = &'a Endpoint>) -> Self {
-        let (mut all, now) = (Reading::default(), Instant::now());
+        let (mut all, mut times_of_all, now) = (Reading::default(), None, Instant::now());
         // one after the other, so that the histograms, which are larger than all the rest, are held of one key at a time
         let mut endpoints: Vec<_> = endpoints
             .into_iter()
             .map(|endpoint| {
-                let reading = Reading::of(endpoint.figures());
+                let (reading, times) = (Reading::of(endpoint.figures()), endpoint.figures().times());
                 all.merge(&reading);
+                if let Some(times) = &times {
+                    let all = times_of_all.get_or_insert_with(<[Summed; 2]>::default);
+                    all.iter_mut().zip(times).for_each(|(all, times)| all.add(times));
+                }
                 EndpointSnapshot {
                     key: endpoint.key().name().into(),
                     account: endpoint.account().map(Into::into),
                     share: 0.0,
                     credit: endpoint.counted_credit().map(|credit| CreditSnapshot::of(credit, now)),
-                    measures: reading.measures(),
+                    measures: reading.measures(spreads(&times)),
                 }
             })
             .collect();
         for endpoint in &mut endpoints {
             endpoint.share = ratio(endpoint.measures.attempts, all.started);
         }
-        Self { endpoints, total: all.measures(), parts: BTreeMap::new() }
+        let spreads = times_of_all.map_or([None, None], |all| all.map(|all| Spread::of(all.sum, &all.histogram)));
+        Self { endpoints, total: all.measures(spreads), parts: BTreeMap::new() }
     }
 
     /// Adds what another stage reports under `name`, such as the retry layer's statistics; what cannot be written as JSON
@@ -121,7 +127,7 @@ impl Snapshot {
 impl Measures {
     /// Reads these figures.
     pub fn of(figures: &Figures) -> Self {
-        Reading::of(figures).measures()
+        Reading::of(figures).measures(spreads(&figures.times()))
     }
 }
 
@@ -134,8 +140,6 @@ struct Reading {
     failed: Timed,
     causes: BTreeMap<&'static str, u64>,
     started: u64,
-    first_byte: Option<Times>,
-    total: Option<Times>,
     prompt_tokens: u64,
     completion_tokens: u64,
     cost: f64,
@@ -167,8 +171,7 @@ impl Reading {
     fn of(figures: &Figures) -> Self {
         let causes = figures.failed_by_name();
         let failed = causes.values().sum();
-        let (times, usage) = (figures.times(), figures.usage());
-        let [first_byte, total] = times.map_or([None, None], |times| times.map(Some));
+        let usage = figures.usage();
         Self {
             succeeded: figures.succeeded(),
             cancelled: Timed::new(figures.cancelled(), figures.mean_cancelled_time()),
@@ -177,8 +180,6 @@ impl Reading {
             causes,
             // after all ends, so that each end's start is among them
             started: figures.started(),
-            first_byte,
-            total,
             prompt_tokens: usage.prompt_tokens,
             completion_tokens: usage.completion_tokens,
             cost: usage.cost,
@@ -194,14 +195,12 @@ impl Reading {
             *self.causes.entry(cause).or_default() += count;
         }
         self.started += other.started;
-        merge(&mut self.first_byte, &other.first_byte);
-        merge(&mut self.total, &other.total);
         self.prompt_tokens += other.prompt_tokens;
         self.completion_tokens += other.completion_tokens;
         self.cost += other.cost;
     }
 
-    fn measures(&self) -> Measures {
+    fn measures(&self, [first_byte_ms, total_ms]: [Option<Spread>; 2]) -> Measures {
         let mut outcomes = self.causes.clone();
         let ways =
             [("complete", self.succeeded), ("refused", self.refused.count), ("client_gone", self.cancelled.count)];
@@ -211,8 +210,8 @@ impl Reading {
             in_flight: self.started.saturating_sub(outcomes.values().sum()),
             outcomes,
             error_share: ratio(self.failed.count, self.failed.count + self.succeeded),
-            first_byte_ms: self.first_byte.as_ref().and_then(Spread::of),
-            total_ms: self.total.as_ref().and_then(Spread::of),
+            first_byte_ms,
+            total_ms,
             fault_mean_ms: self.failed.mean(),
             client_gone_mean_ms: self.cancelled.mean(),
             refused_mean_ms: self.refused.mean(),
@@ -223,11 +222,9 @@ impl Reading {
     }
 }
 
-fn merge(all: &mut Option<Times>, more: &Option<Times>) {
-    match (all, more) {
-        (Some(all), Some(more)) => all.merge(more),
-        (all, more) => *all = all.take().or_else(|| more.clone()),
-    }
+fn spreads(times: &Option<[Times; 2]>) -> [Option<Spread>; 2] {
+    let of = |times: &Times| Spread::of(times.sum, &times.histogram);
+    times.as_ref().map_or([None, None], |times| times.each_ref().map(of))
 }
 
 fn ratio(part: u64, whole: u64) -> f64 {
@@ -235,11 +232,12 @@ fn ratio(part: u64, whole: u64) -> f64 {
 }
 
 impl Spread {
-    fn of(times: &Times) -> Option<Self> {
-        let found = times.histogram.quantiles(&[0.5, 0.95, 0.99]).ok()??;
+    /// Of microseconds and their sum.
+    fn of(sum: u64, times: &impl SampleQuantiles) -> Option<Self> {
+        let found = times.quantiles(&[0.5, 0.95, 0.99]).ok()??;
         let mut middles = found.entries().values().map(|bucket| (bucket.start() + bucket.end()) as f64 / 2e3);
         let [p50, p95, p99] = std::array::from_fn(|_| middles.next());
         let count = found.total_count();
-        Some(Self { mean: times.sum as f64 / count.max(1) as f64 / 1e3, p50: p50?, p95: p95?, p99: p99? })
+        Some(Self { mean: sum as f64 / count.max(1) as f64 / 1e3, p50: p50?, p95: p95?, p99: p99? })
     }
 }
