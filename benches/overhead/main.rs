@@ -62,7 +62,7 @@ fn main() -> ExitCode {
     println!("- {TOWERS}: {:.2}", contention::of(stacks::towers, &asking, rounds));
     println!("- tower-resilience's: {:.2}\n", contention::of(resilience::stack, &asking, rounds));
 
-    println!("a thread beside that looks on, time of a request, of one while nobody does:");
+    println!("a thread beside that looks on, time of a request, of one while it looks at something else:");
     for keys in [20, 1_000] {
         println!("- a snapshot of {keys} keys: {}", reading::snapshots(keys, &asking, rounds));
     }

@@ -2,6 +2,7 @@
 //! never reads, a thousand times a second.
 
 use std::{
+    hint::black_box,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     thread,
     time::{Duration, Instant},
@@ -28,9 +29,11 @@ pub(crate) struct Paid {
     each: Duration,
 }
 
-/// Reads a snapshot of so many keys, or nothing.
+/// Reads a snapshot of so many keys, or of as many that serve nobody: a core at work slows the other one whatever it does.
 pub(crate) fn snapshots(keys: usize, asking: &Asking, rounds: usize) -> Paid {
-    beside(keys, asking, rounds, |_| (), |handle| drop(std::hint::black_box(handle.snapshot())))
+    let others = served(keys, asking);
+    let read = |handle: &BalancerHandle| drop(black_box(handle.snapshot()));
+    beside(keys, asking, rounds, |_| read(&others), read)
 }
 
 /// Has a key drained and put back with an observer that never reads, or with none.
@@ -50,19 +53,25 @@ pub(crate) fn changes(asking: &Asking, rounds: usize) -> Paid {
 
 /// Reads so many snapshots of keys that have served.
 pub(crate) fn only(keys: usize, asking: &Asking, times: u32) {
+    let handle = served(keys, asking);
+    for _ in 0..times {
+        drop(black_box(handle.snapshot()));
+    }
+}
+
+/// Keys with a history.
+fn served(keys: usize, asking: &Asking) -> BalancerHandle {
     let runtime = Builder::new_current_thread().enable_time().build().expect("a runtime starts");
     let builder = Balancer::builder(pool(keys));
     let handle = builder.handle();
     let mut service = builder.service(OpenRouter::new(Leaf::new()));
     runtime.block_on(async {
-        // histograms begin with a key's eighth success
+        // histograms begin with a key's fourth success
         for _ in 0..20 * keys {
             ask(&mut service, asking).await;
         }
     });
-    for _ in 0..times {
-        drop(std::hint::black_box(handle.snapshot()));
-    }
+    handle
 }
 
 fn beside(
@@ -105,7 +114,7 @@ fn beside(
             (mean, spans[REQUESTS * 99 / 100], onlooker.join().expect("it does not panic"))
         })
     };
-    // histograms begin with a key's eighth success
+    // histograms begin with a key's fourth success
     for _ in 0..8 * keys.div_ceil(REQUESTS) + 2 {
         round(&mut quiet);
     }
