@@ -63,6 +63,7 @@ fn main() -> ExitCode {
     println!("- tower-resilience's: {:.2}\n", contention::of(resilience::stack, &asking, rounds));
 
     println!("a thread beside that looks on, time of a request, of one while it looks at something else:");
+    println!("- one counter of each of 20 keys: {}", reading::counters(20, &asking, rounds));
     for keys in [20, 1_000] {
         println!("- a snapshot of {keys} keys: {}", reading::snapshots(keys, &asking, rounds));
     }

@@ -29,11 +29,24 @@ pub(crate) struct Paid {
     each: Duration,
 }
 
-/// Reads a snapshot of so many keys, or of as many that serve nobody: a core at work slows the other one whatever it does.
+/// Reads a snapshot of so many keys.
 pub(crate) fn snapshots(keys: usize, asking: &Asking, rounds: usize) -> Paid {
+    reads(keys, asking, rounds, |handle| drop(black_box(handle.snapshot())))
+}
+
+/// Reads one counter of each of so many keys: what a request has to fetch back from whoever looks at all.
+pub(crate) fn counters(keys: usize, asking: &Asking, rounds: usize) -> Paid {
+    reads(keys, asking, rounds, |handle| {
+        for endpoint in handle.pool().endpoints().iter() {
+            black_box(endpoint.figures().started());
+        }
+    })
+}
+
+/// Reads them, or those of as many keys that serve nobody: a core at work slows the other one whatever it does.
+fn reads(keys: usize, asking: &Asking, rounds: usize, read: impl Fn(&BalancerHandle) + Send + Copy) -> Paid {
     let others = served(keys, asking);
-    let read = |handle: &BalancerHandle| drop(black_box(handle.snapshot()));
-    beside(keys, asking, rounds, |_| read(&others), read)
+    beside(keys, asking, rounds, move |_| read(&others), read)
 }
 
 /// Has a key drained and put back with an observer that never reads, or with none.
