@@ -3,14 +3,15 @@ use std::{
     hint::black_box,
     sync::{
         OnceLock,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use histogram::{Config, Histogram, SparseHistogram};
 use tokio::time::Instant;
 
+use self::latency::{LONGEST, Latency, bucket};
+pub(crate) use self::latency::{Summed, Times};
 use super::{
     loads::Place,
     penalty::{self, Penalty},
@@ -19,6 +20,8 @@ use crate::{
     clock,
     outcome::{Cause, CauseCounts, Fault, Scope, Usage},
 };
+
+pub(super) mod latency;
 
 /// What is measured on one endpoint. The monitor writes it, picks and snapshots read it.
 ///
@@ -32,9 +35,7 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct Figures {
     place: Place,
-    latency: OnceLock<Box<Latency>>,
-    // a bit for each line of the histograms that holds anything: of 58, most keys fill a few, and only these are read
-    filled: AtomicU64,
+    latency: Latency,
     penalty: Penalty,
     troubles: OnceLock<Box<Troubles>>,
 }
@@ -107,12 +108,7 @@ impl Figures {
         }
         tally.succeeded.fetch_add(1, Ordering::Release);
         if let Some(latest) = tally.latest.keep(spans.map(bucket)) {
-            let latency = self.latency.get_or_init(Box::default);
-            let lines = latest.fold(0, |lines, buckets| lines | latency.count(buckets));
-            // almost always they are known
-            if self.filled.load(Ordering::Relaxed) & lines != lines {
-                self.filled.fetch_or(lines, Ordering::Relaxed);
-            }
+            self.latency.count(latest);
         }
     }
 
@@ -263,147 +259,8 @@ impl Figures {
 
     /// Times of the successes, to the first byte and to the end; `None` before the first.
     pub(crate) fn times(&self) -> Option<[Times; 2]> {
-        if self.succeeded() == 0 {
-            return None;
-        }
-        let [mut first_byte, mut total] = [Filled::new(), Filled::new()];
-        // in this order, so that none is counted twice; one that is on its way from here to there is missed this time
-        if let Some(latency) = self.latency.get() {
-            let mut lines = self.filled.load(Ordering::Relaxed);
-            while lines != 0 {
-                let start = lines.trailing_zeros() as usize * LINE;
-                for (bucket, pair) in (start as u32..).zip(&latency.0[start..start + LINE]) {
-                    first_byte.push(bucket, pair[0].load(Ordering::Relaxed));
-                    total.push(bucket, pair[1].load(Ordering::Relaxed));
-                }
-                lines &= lines - 1;
-            }
-        }
-        let tally = self.place.tally();
-        for buckets in tally.latest.read() {
-            first_byte.add(buckets[0] as u32);
-            total.add(buckets[1] as u32);
-        }
-        let sums = [0, 1].map(|which| tally.micros[which].load(Ordering::Relaxed));
-        let [first_byte, total] = [first_byte, total].map(Filled::histogram);
-        Some([Times { sum: sums[0], histogram: first_byte }, Times { sum: sums[1], histogram: total }])
+        (self.succeeded() > 0).then(|| self.latency.read(self.place.tally()))
     }
-}
-
-/// The buckets that hold anything, from low to high: a tenth of all, or less.
-struct Filled {
-    buckets: Vec<u32>,
-    counts: Vec<u64>,
-}
-
-impl Filled {
-    fn new() -> Self {
-        let room = BUCKETS / 16;
-        Self { buckets: Vec::with_capacity(room), counts: Vec::with_capacity(room) }
-    }
-
-    /// Appends a higher bucket.
-    fn push(&mut self, bucket: u32, count: u32) {
-        if count > 0 {
-            self.buckets.push(bucket);
-            self.counts.push(count.into());
-        }
-    }
-
-    /// Counts one more.
-    fn add(&mut self, bucket: u32) {
-        match self.buckets.binary_search(&bucket) {
-            Ok(at) => self.counts[at] += 1,
-            Err(at) => {
-                self.buckets.insert(at, bucket);
-                self.counts.insert(at, 1);
-            }
-        }
-    }
-
-    fn histogram(self) -> SparseHistogram {
-        SparseHistogram::from_parts(config(), self.buckets, self.counts).expect("these are its buckets, in order")
-    }
-}
-
-/// Times of successes: to the first byte and to the end, in microseconds, in log-linear buckets 6 % wide, up to an hour.
-///
-/// The two lie side by side, bucket by bucket, in one allocation: an answer in one piece falls into both buckets of a pair,
-/// and with thousands of keys each place that is touched is one that no cache holds.
-#[derive(Debug)]
-#[repr(align(64))]
-struct Latency([[AtomicU32; 2]; BUCKETS]);
-
-/// The buckets of a line of the cache, which is what a reader has to fetch.
-const LINE: usize = 64 / size_of::<[AtomicU32; 2]>();
-const _: () = assert!(BUCKETS.is_multiple_of(LINE) && BUCKETS / LINE <= u64::BITS as usize);
-
-/// 2^4 buckets to each power of two.
-const GROUPING_POWER: u8 = 4;
-/// Values up to 2^32 µs, 71 minutes; longer ones count as that.
-const MAX_VALUE_POWER: u8 = 32;
-/// The same in microseconds.
-const LONGEST: u64 = (1 << MAX_VALUE_POWER) - 1;
-/// As many as `histogram` has for these powers, whose order of buckets this is.
-pub(super) const BUCKETS: usize = ((MAX_VALUE_POWER - GROUPING_POWER + 1) as usize) << GROUPING_POWER;
-
-/// The bucket of a value: its own where there is one for each, else by its highest bit and the four bits below that.
-fn bucket(value: u64) -> usize {
-    let value = value.min(LONGEST);
-    let coarse = value.max(1).ilog2().saturating_sub(u32::from(GROUPING_POWER));
-    ((coarse as usize) << GROUPING_POWER) + (value >> coarse) as usize
-}
-
-impl Default for Latency {
-    fn default() -> Self {
-        Self(std::array::from_fn(|_| Default::default()))
-    }
-}
-
-impl Latency {
-    /// Counts a success by its buckets, and says by a bit for each which lines they are in.
-    fn count(&self, buckets: [usize; 2]) -> u64 {
-        for (which, bucket) in buckets.into_iter().enumerate() {
-            self.0[bucket][which].fetch_add(1, Ordering::Relaxed);
-        }
-        buckets.into_iter().fold(0, |lines, bucket| lines | 1 << (bucket / LINE))
-    }
-}
-
-/// A copy of many times, in microseconds.
-#[derive(Debug, Clone)]
-pub(crate) struct Times {
-    pub(crate) sum: u64,
-    pub(crate) histogram: SparseHistogram,
-}
-
-/// The times of many endpoints.
-#[derive(Debug)]
-pub(crate) struct Summed {
-    pub(crate) sum: u64,
-    pub(crate) histogram: Histogram,
-}
-
-impl Summed {
-    /// Adds those of an endpoint.
-    pub(crate) fn add(&mut self, times: &Times) {
-        self.sum = self.sum.saturating_add(times.sum);
-        let counts = self.histogram.as_mut_slice();
-        for (bucket, count) in times.histogram.index().iter().zip(times.histogram.count()) {
-            // no count comes near overflow
-            counts[*bucket as usize] += count;
-        }
-    }
-}
-
-impl Default for Summed {
-    fn default() -> Self {
-        Self { sum: 0, histogram: Histogram::with_config(&config()) }
-    }
-}
-
-fn config() -> Config {
-    Config::new(GROUPING_POWER, MAX_VALUE_POWER).expect("these powers are possible")
 }
 
 fn micros(span: Duration) -> u64 {
@@ -412,10 +269,12 @@ fn micros(span: Duration) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use histogram::{Histogram, SparseHistogram};
     use proptest::prelude::*;
 
     use super::{
         super::{loads::Load, tally::Tally},
+        latency::{GROUPING_POWER, MAX_VALUE_POWER},
         *,
     };
 
@@ -423,7 +282,8 @@ mod tests {
     fn figures_stay_small() {
         let figures = size_of::<Figures>() + size_of::<Load>() + size_of::<Tally>();
         assert!(figures <= 160, "without history: {figures}");
-        assert!(figures + size_of::<Latency>() <= 5120, "with history: {}", size_of::<Latency>());
+        let buckets = 8 * latency::BUCKETS;
+        assert!(figures + buckets <= 5120, "with history: {buckets} more");
     }
 
     #[test]

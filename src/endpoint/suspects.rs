@@ -12,20 +12,19 @@ use std::{
     collections::HashMap,
     hash::{DefaultHasher, Hash, Hasher},
     sync::{
-        Mutex, MutexGuard, PoisonError, Weak,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
 
 use tokio::time::Instant;
 
-use super::{Endpoint, EndpointId, Inner};
+use self::luck::{Counts, Luck, WINDOW};
+use super::{Endpoint, EndpointId};
 use crate::{clock, request::RequestContext};
 
-/// Six buckets of ten seconds: the minute in which the default breaker counts.
-const BUCKETS: usize = 6;
-const BUCKET: u64 = 10_000_000_000;
-const WINDOW: u64 = BUCKETS as u64 * BUCKET;
+mod luck;
+
 /// Routes remembered; a new one takes the place of the one whose last fault is oldest.
 const ROUTES: usize = 64;
 /// Endpoints remembered of a route: more evidence than any verdict needs.
@@ -74,86 +73,6 @@ struct Seen {
     last_fault: u64,
     /// Faults of all endpoints since the last success of any.
     in_a_row: u32,
-}
-
-/// How one endpoint fared on one route.
-#[derive(Debug)]
-struct Luck {
-    id: EndpointId,
-    endpoint: Weak<Inner>,
-    tally: [Counts; BUCKETS],
-    newest: u64,
-    /// Whether its last word was a fault.
-    failed_last: bool,
-    /// Faults laid to nobody because the peers had said too little.
-    held: u32,
-}
-
-#[derive(Debug, Clone, Copy, Default)]
-struct Counts {
-    faults: u32,
-    successes: u32,
-}
-
-impl std::ops::AddAssign for Counts {
-    fn add_assign(&mut self, other: Self) {
-        self.faults = self.faults.saturating_add(other.faults);
-        self.successes = self.successes.saturating_add(other.successes);
-    }
-}
-
-impl Counts {
-    fn any(self) -> bool {
-        self.faults > 0 || self.successes > 0
-    }
-
-    fn total(self) -> f64 {
-        f64::from(self.faults) + f64::from(self.successes)
-    }
-
-    fn fault_share(self) -> f64 {
-        f64::from(self.faults) / self.total().max(1.0)
-    }
-
-    /// Whether these are more faults than whoever fares as `peers` do has by chance: beyond three standard deviations of a rate
-    /// that is judged from half a fault and half a success more than were seen (Jeffreys' rule), for a few say little.
-    fn differ_from(self, peers: Self) -> bool {
-        let expected = (f64::from(peers.faults) + 0.5) / (peers.total() + 1.0) * self.total();
-        f64::from(self.faults) > expected + 3.0 * expected.sqrt()
-    }
-}
-
-impl Luck {
-    fn new(endpoint: &Endpoint) -> Self {
-        let tally = [Counts::default(); BUCKETS];
-        let weak = std::sync::Arc::downgrade(&endpoint.0);
-        Self { id: endpoint.id(), endpoint: weak, tally, newest: 0, failed_last: false, held: 0 }
-    }
-
-    /// The counts of the present bucket.
-    fn bucket(&mut self, now: u64) -> &mut Counts {
-        let index = (now / BUCKET).max(self.newest);
-        for stale in (self.newest + 1..=index).rev().take(BUCKETS) {
-            self.tally[stale as usize % BUCKETS] = Counts::default();
-        }
-        self.newest = index;
-        &mut self.tally[index as usize % BUCKETS]
-    }
-
-    /// What the window holds.
-    fn counts(&self, now: u64) -> Counts {
-        let index = (now / BUCKET).max(self.newest);
-        let kept = BUCKETS.saturating_sub((index - self.newest) as usize);
-        let newest_first = (0..kept).map(|back| &self.tally[(self.newest as usize + BUCKETS - back) % BUCKETS]);
-        let mut sum = Counts::default();
-        newest_first.for_each(|counts| sum += *counts);
-        sum
-    }
-
-    /// Whether it could take over.
-    fn is_usable(&self, now: Instant) -> bool {
-        self.endpoint.upgrade().map(Endpoint).is_some_and(|peer| peer.is_in_service() && peer.shut_until(now).is_none())
-    }
 }
 
 impl Seen {

@@ -6,7 +6,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::figures::BUCKETS;
+use super::figures::latency::BUCKETS;
 
 /// One endpoint's.
 #[derive(Debug, Default)]
