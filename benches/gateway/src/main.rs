@@ -1,8 +1,9 @@
-//! What the gateway is measured with: an upstream that answers at once, a bare proxy, a load that keeps its own time, and clients
+//! What the gateway is measured with: an upstream that answers at once, two bare proxies, a load that keeps its own time, and clients
 //! that never finish.
 
 use std::{env, io, process::ExitCode};
 
+mod axum_proxy;
 mod dribble;
 mod load;
 mod proxy;
@@ -16,6 +17,7 @@ fn main() -> ExitCode {
     let outcome = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["upstream", listen] => upstream::serve(listen),
         ["proxy", listen, upstream] => proxy::serve(listen, upstream),
+        ["axum-proxy", listen, upstream] => axum_proxy::serve(listen, upstream),
         ["load", target, path, body, rate, seconds, connections] => {
             load::put(target, path, body, [rate, seconds, connections])
         }
@@ -23,7 +25,7 @@ fn main() -> ExitCode {
             dribble::send(target, path, connections, [within, seconds])
         }
         _ => Err(io::Error::other(
-            "upstream LISTEN, proxy LISTEN UPSTREAM, load TARGET PATH BODY RATE SECONDS CONNECTIONS, \
+            "upstream LISTEN, proxy LISTEN UPSTREAM, axum-proxy LISTEN UPSTREAM, load TARGET PATH BODY RATE SECONDS CONNECTIONS, \
              or dribble TARGET PATH CONNECTIONS WITHIN SECONDS",
         )),
     };
