@@ -242,6 +242,7 @@ async fn r099_no_part_of_a_key_shows_in_logs_spans_metrics_figures_or_answers() 
             }
             _ => {}
         }
+        // more than the keys, each with one, and the line take together
         let at_once = if number % BURST == 2 { 40.min(count - number) } else { 1 };
         join_all((number..number + at_once).map(|number| one(service.clone(), number, &watcher))).await;
         if number % 500 < at_once {

@@ -14,10 +14,9 @@ use hyper::{
 };
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
-    rt::{TokioExecutor, TokioIo},
+    rt::TokioIo,
     service::TowerToHyperService,
 };
-use tokio::net::TcpListener;
 use tower_http::{
     catch_panic::CatchPanicLayer,
     limit::RequestBodyLimitLayer,
@@ -26,6 +25,8 @@ use tower_http::{
     timeout::TimeoutLayer,
     trace::TraceLayer,
 };
+
+use crate::proxy;
 
 #[derive(Clone)]
 struct Upstream {
@@ -45,31 +46,18 @@ async fn pass(State(upstream): State<Upstream>, mut headers: HeaderMap, body: By
 
 pub(crate) fn serve(listen: &str, upstream: &str) -> io::Result<()> {
     const PATH: &str = "/api/v1/chat/completions";
-    crate::runtime()?.block_on(async {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        let state = Upstream {
-            client: Client::builder(TokioExecutor::new()).build(connector),
-            uri: format!("http://{upstream}{PATH}").parse().map_err(io::Error::other)?,
-            key: HeaderValue::from_static("Bearer sk-or-v1-bench-1"),
-        };
-        let app = Router::new()
-            .route(PATH, post(pass))
-            .with_state(state)
-            .layer(RequestBodyLimitLayer::new(1 << 20))
-            .layer(TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, Duration::from_secs(600)))
-            .layer(CatchPanicLayer::new())
-            .layer(PropagateRequestIdLayer::x_request_id())
-            .layer(TraceLayer::new_for_http())
-            .layer(SetSensitiveRequestHeadersLayer::new([AUTHORIZATION]))
-            .layer(SetRequestIdLayer::x_request_id(MakeRequestUuid));
-        let listener = TcpListener::bind(listen).await?;
-        loop {
-            let (stream, _) = listener.accept().await?;
-            stream.set_nodelay(true)?;
-            // that a connection ends is its client's doing
-            let service = TowerToHyperService::new(app.clone());
-            tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
-        }
+    let uri = format!("http://{upstream}{PATH}").parse().map_err(io::Error::other)?;
+    let app = Router::new()
+        .route(PATH, post(pass))
+        .with_state(Upstream { client: proxy::client(), uri, key: HeaderValue::from_static(proxy::KEY) })
+        .layer(RequestBodyLimitLayer::new(1 << 20))
+        .layer(TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, Duration::from_secs(600)))
+        .layer(CatchPanicLayer::new())
+        .layer(PropagateRequestIdLayer::x_request_id())
+        .layer(TraceLayer::new_for_http())
+        .layer(SetSensitiveRequestHeadersLayer::new([AUTHORIZATION]))
+        .layer(SetRequestIdLayer::x_request_id(MakeRequestUuid));
+    crate::serve(listen, |stream| {
+        http1::Builder::new().serve_connection(TokioIo::new(stream), TowerToHyperService::new(app.clone()))
     })
 }

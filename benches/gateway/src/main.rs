@@ -1,7 +1,9 @@
 //! What the gateway is measured with: an upstream that answers at once, two bare proxies, a load that keeps its own time, and clients
 //! that never finish.
 
-use std::{env, io, process::ExitCode};
+use std::{env, future::Future, io, process::ExitCode};
+
+use tokio::net::{TcpListener, TcpStream};
 
 mod axum_proxy;
 mod dribble;
@@ -40,4 +42,20 @@ fn main() -> ExitCode {
 
 fn runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+/// Serves each connection by a task of its own, all of them on this thread.
+fn serve<F>(listen: &str, connection: impl Fn(TcpStream) -> F) -> io::Result<()>
+where
+    F: Future<Output: Send> + Send + 'static,
+{
+    runtime()?.block_on(async {
+        let listener = TcpListener::bind(listen).await?;
+        loop {
+            let (stream, _) = listener.accept().await?;
+            stream.set_nodelay(true)?;
+            // that a connection ends is its client's doing
+            tokio::spawn(connection(stream));
+        }
+    })
 }

@@ -16,7 +16,9 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::{TokioExecutor, TokioIo},
 };
-use tokio::net::TcpListener;
+
+/// In place of the client's.
+pub(crate) const KEY: &str = "Bearer sk-or-v1-bench-1";
 
 struct Proxy {
     client: Client<HttpConnector, Full<Bytes>>,
@@ -37,26 +39,22 @@ impl Proxy {
     }
 }
 
+/// What both proxies ask the upstream with.
+pub(crate) fn client() -> Client<HttpConnector, Full<Bytes>> {
+    let mut connector = HttpConnector::new();
+    connector.set_nodelay(true);
+    Client::builder(TokioExecutor::new()).build(connector)
+}
+
 pub(crate) fn serve(listen: &str, upstream: &str) -> io::Result<()> {
-    crate::runtime()?.block_on(async {
-        let mut connector = HttpConnector::new();
-        connector.set_nodelay(true);
-        let proxy = Arc::new(Proxy {
-            client: Client::builder(TokioExecutor::new()).build(connector),
-            upstream: upstream.parse().map_err(io::Error::other)?,
-            key: HeaderValue::from_static("Bearer sk-or-v1-bench-1"),
-        });
-        let listener = TcpListener::bind(listen).await?;
-        loop {
-            let (stream, _) = listener.accept().await?;
-            stream.set_nodelay(true)?;
+    let upstream = upstream.parse().map_err(io::Error::other)?;
+    let proxy = Arc::new(Proxy { client: client(), upstream, key: HeaderValue::from_static(KEY) });
+    crate::serve(listen, |stream| {
+        let proxy = proxy.clone();
+        let service = service_fn(move |request| {
             let proxy = proxy.clone();
-            let service = service_fn(move |request| {
-                let proxy = proxy.clone();
-                async move { proxy.pass(request).await }
-            });
-            // that a connection ends is its client's doing
-            tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
-        }
+            async move { proxy.pass(request).await }
+        });
+        http1::Builder::new().serve_connection(TokioIo::new(stream), service)
     })
 }

@@ -5,7 +5,7 @@ use std::io;
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
 };
 
 /// The events of a stream, the end marker and the usage not counted.
@@ -52,15 +52,7 @@ impl Answers {
 
 pub(crate) fn serve(listen: &str) -> io::Result<()> {
     let answers: &Answers = Box::leak(Box::new(Answers::new()));
-    crate::runtime()?.block_on(async {
-        let listener = TcpListener::bind(listen).await?;
-        loop {
-            let (stream, _) = listener.accept().await?;
-            stream.set_nodelay(true)?;
-            // that a connection ends is its client's doing
-            tokio::spawn(connection(stream, answers));
-        }
-    })
+    crate::serve(listen, |stream| connection(stream, answers))
 }
 
 async fn connection(mut stream: TcpStream, answers: &Answers) -> io::Result<()> {

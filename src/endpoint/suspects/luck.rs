@@ -13,6 +13,7 @@ use super::super::{Endpoint, EndpointId, Inner};
 const BUCKETS: usize = 6;
 const BUCKET: u64 = 10_000_000_000;
 pub(super) const WINDOW: u64 = BUCKETS as u64 * BUCKET;
+
 /// How one endpoint fared on one route.
 #[derive(Debug)]
 pub(super) struct Luck {

@@ -8,8 +8,8 @@ use crate::endpoint::{Endpoint, Spendable};
 /// Compared is what may still be spent: the least of the key's cap, its workspace's budget and its account's balance, less
 /// what is set aside for requests that run, which a [`CreditLimit`](crate::select::CreditLimit) does. A key without any cap
 /// comes first; one of which nothing is known comes after those that are known to have something, and before those that are
-/// known to have nothing. Two at random, not the richest of all: the time it takes is the same with ten thousand keys, a crowd
-/// of requests does not run to one key before the first of them is booked, and the poorest of the pool still gets nothing,
+/// known to have nothing. Two at random, not the richest of all: no more books are read with ten thousand keys, a crowd of
+/// requests does not run to one key before the first of them is booked, and the poorest of the pool still gets nothing,
 /// so they even out all the same. When both are refused, the others follow, the richest first.
 ///
 /// ```
